@@ -1,0 +1,120 @@
+"""The core's own method, objective and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning_ft.method import Method
+from lightning_ft.objective import Objective
+from lightning_ft.task import Task
+from lightning_ft.types import Conversation, Example, LossOutput, LossTerm, Message, Text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lightning_ft.types import Batch
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """All weights train."""
+
+    name: ClassVar[str] = "full"
+    default: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = True
+
+    def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
+        """The model itself, everything trainable."""
+        model.requires_grad_(True)
+        return model
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """The model itself: there is nothing beside the base weights."""
+        return model
+
+
+@dataclass(frozen=True)
+class SFT(Objective):
+    """Negative log-likelihood of the supervised tokens, `-sum_t w_t log p(y_t | y_<t, x) / sum_t w_t`."""
+
+    name: ClassVar[str] = "sft"
+    default: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
+        """One term, counted in supervised tokens."""
+        from lightning_ft.engine.loss import token_loss
+
+        total, count = token_loss(model, batch)
+        return LossOutput({"nll": LossTerm(total, count)})
+
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "bot": "assistant",
+         "system": "system", "tool": "tool", "observation": "tool", "function": "tool"}  # fmt: skip
+"""Spellings of roles in public files, and the template's word for them."""
+
+
+def message(turn: Any, *, role_key: str = "role", content_key: str = "content") -> Message:
+    """A checked message from one turn of a row.
+
+    Raises:
+        ValueError: the turn is no object, or role or content is missing or of a wrong type.
+    """
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"expected each turn to be an object with '{role_key}' and '{content_key}', got {type(turn).__name__}")
+    role, content = turn.get(role_key), turn.get(content_key)
+    if role not in ROLES:
+        raise ValueError(f"expected '{role_key}' to be one of {', '.join(ROLES)}, got {role!r}")
+    if content is None and turn.get("tool_calls"):
+        content = ""
+    if not isinstance(content, str):
+        raise ValueError(f"expected '{content_key}' to be text, got {type(content).__name__}")
+    weight = turn.get("weight")
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0):
+        raise ValueError(f"expected 'weight' to be a number of at least 0, got {weight!r}")
+    extra = {k: v for k, v in turn.items() if k not in {role_key, content_key, "weight"}}
+    return Message(ROLES[role], content, None if weight is None else float(weight), extra)
+
+
+@dataclass(frozen=True)
+class Messages(Task):
+    """Conversations as `{"messages": [{"role", "content"}, ...]}`."""
+
+    name: ClassVar[str] = "messages"
+    precedence: ClassVar[int] = -10
+    columns_help: ClassVar[str] = "messages"
+
+    @classmethod
+    def matches(cls, columns: frozenset[str]) -> bool:
+        """Rows with a `messages` column."""
+        return "messages" in columns
+
+    def format(self, row: Mapping[str, Any]) -> Example:
+        """The conversation of a row."""
+        turns = row.get("messages")
+        if not isinstance(turns, list) or not turns:
+            raise ValueError(f"expected 'messages' to be a list of turns, got {type(turns).__name__}")
+        meta = {k: v for k, v in row.items() if k not in {"messages", "tools"}}
+        return Conversation(tuple(message(turn) for turn in turns), tuple(row.get("tools") or ()), meta)
+
+
+@dataclass(frozen=True)
+class RawText(Task):
+    """Plain text as `{"text": ...}`; every token is trained."""
+
+    name: ClassVar[str] = "text"
+    precedence: ClassVar[int] = -10
+    columns_help: ClassVar[str] = "text"
+
+    @classmethod
+    def matches(cls, columns: frozenset[str]) -> bool:
+        """Rows with a `text` column and no label."""
+        return "text" in columns and not columns & {"label", "category", "intent"}
+
+    def format(self, row: Mapping[str, Any]) -> Example:
+        """The text of a row."""
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise ValueError(f"expected 'text' to be text, got {type(text).__name__}")
+        return Text(text, {k: v for k, v in row.items() if k != "text"})

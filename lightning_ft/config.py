@@ -1,0 +1,197 @@
+"""`TrainingConfig`: the everyday options, one name each in flags, YAML, presets, search spaces and Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lightning_ft.errors import UsageError, did_you_mean
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+OnError = Literal["fail", "skip"]
+Packing = Literal["auto", "on", "off"]
+Schedule = Literal["linear", "cosine", "constant"]
+POSITIVE = (
+    "epochs", "accumulate", "log_every", "max_new_tokens", "batch_size", "batch_tokens", "max_steps", "max_length",
+    "learning_rate", "eval_every", "early_stopping",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "warmup", "weight_decay", "max_grad_norm", "save_every", "keep_best", "workers", "max_lost", "verdict_rows", "seed",
+)  # fmt: skip
+PLUGGABLE = ("method", "task", "objective", "optimizer")
+"""Options that name a registered class: a name, `{name: ..., option: ...}`, or (in Python) an instance."""
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """Everything that decides a run. Checked on construction; `as_dict` is what `config.yaml` holds."""
+
+    model: str
+    """Folder, hub id, run folder or adapter of the model to fine-tune; `embedded` is the small model that is shipped."""
+    data: list[str]
+    """Training files, globs or folders; a `split` column (train, validation, test) is followed where there is one."""
+    val_data: list[str] | None = None
+    """Files for the validation loss; None: split off `data`."""
+    test_data: list[str] | None = None
+    """Files for the verdict; None: split off `data`."""
+    split: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    """Shares of train, validation and test where the data say nothing."""
+    task: Any = "auto"
+    """What a row is; auto: by its columns."""
+    template: str = "auto"
+    """Chat template: auto (the tokenizer's own, else alpaca), chat, alpaca, tags, or a Jinja file."""
+    method: Any = None
+    """What trains; None: the method that declares itself the default, else full."""
+    objective: Any = None
+    """What is minimised; None: the likelihood of the answers (sft)."""
+    metrics: list[str] | None = None
+    """Metrics of the verdict beside loss, perplexity and token accuracy; None: those of the task."""
+    optimizer: Any = "AdamW"
+    """Optimiser class by name."""
+    epochs: float = 3.0
+    """Passes over the training rows; a part of an epoch is allowed."""
+    max_steps: int | None = None
+    """Optimiser steps after which training ends, if earlier than `epochs`; None: no such limit."""
+    batch_size: int | None = None
+    """Rows per rank and micro-batch; None with `batch_tokens` None: 16 rows per step in micro-batches that fit."""
+    batch_tokens: int | None = None
+    """Most tokens (padding included) of a micro-batch; with `batch_size` None this also sets the rows per step."""
+    accumulate: int = 1
+    """Micro-batches per rank and optimiser step."""
+    learning_rate: float | None = None
+    """Peak learning rate; None: 2e-4 where adapters train, 2e-5 where base weights do."""
+    lr_scheduler: Schedule = "cosine"
+    """Decay after the warm-up, to zero for linear and cosine."""
+    warmup: float = 0.03
+    """Warm-up: a share of all steps if below 1, else a number of steps."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    max_length: int | None = None
+    """Longest row in tokens; None: the model's context, at most 2048."""
+    packing: Packing = "auto"
+    """Several documents in one row without padding: on, off, or auto (on where a GPU has the kernel for it)."""
+    eval_every: int | None = None
+    """Steps between validations; None: 10 in a run, at most one an epoch."""
+    save_every: int | None = None
+    """Steps between checkpoints; None: with every validation. 0: none."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    keep_best: int = 1
+    """How many checkpoints are kept beside the newest, best first."""
+    monitor: str = "val_loss"
+    """What `keep_best`, `best_model` and `early_stopping` look at (lower is better)."""
+    early_stopping: int | None = None
+    """Validations without improvement after which training stops; None: never."""
+    precision: Precision = "auto"
+    """auto: bf16 where the hardware computes it fast, else fp32."""
+    strategy: str = "auto"
+    """auto, ddp, or any strategy name that Lightning knows."""
+    devices: int | str = "auto"
+    """How many processes or which GPUs; auto: one CPU process, or every GPU."""
+    workers: int = 0
+    """Processes that collate batches in the background."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: int = 0
+    """Decides the order of rows, the split, dropout and new weights."""
+    name: str | None = None
+    """Name of the run folder under runs/; None: <task>_<data>_<n>."""
+    output: str | None = None
+    """The run folder to write; None: runs/<name>."""
+    resume: str | None = None
+    """auto, a run folder or a checkpoint: go on where it stopped."""
+    on_error: OnError = "fail"
+    """Unreadable rows: fail lists them and stops; skip allows 1 % into a quarantine file."""
+    max_lost: float = 0.05
+    """Largest share of rows that `max_length` may cut or empty before the run refuses to start."""
+    verdict_rows: int = 200
+    """Test rows that base and tuned model answer for the verdict; 0: no verdict."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens, in the verdict and in samples."""
+    preflight: bool = True
+    """Run the longest batch, an evaluation and a save before training starts."""
+    from_scratch: bool = False
+    """Start from random weights of the model's config instead of its weights (pretraining)."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run the model repository's own Python code; needs `revision`, and is never taken from a config file."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of Lightning's Trainer."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "val_data", "test_data", "metrics"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, [value])
+        for f in dataclasses.fields(self):
+            _check_choice(f.name, getattr(self, f.name))
+        for name in POSITIVE:
+            _check_number(name, getattr(self, name), above=0)
+        for name in NOT_NEGATIVE:
+            _check_number(name, getattr(self, name), least=0)
+        if not self.data:
+            raise UsageError("Expected --data to name at least one file; got none.")
+        if len(self.split) not in (2, 3) or min(self.split) < 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
+            raise UsageError(f"Expected --split to be 2 or 3 shares that add up to 1, as [0.8,0.1,0.1]; got {self.split}.")
+        if self.trust_remote_code and not self.revision:
+            raise UsageError("Expected --revision with --trust_remote_code, to pin the code that runs; got none.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML; instances of methods, tasks ... become `{name, option: value}`."""
+        out: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            out[f.name] = describe(value) if f.name in PLUGGABLE else value
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """The checked config; an unknown key is refused with a suggestion."""
+        known = option_names()
+        for key in values:
+            if key not in known:
+                hint = did_you_mean(key, known)
+                raise UsageError(f"Expected one of the options of `lightning-ft fit --help`, got '{key}'.{hint}")
+        for key in ("model", "data"):
+            if not values.get(key):
+                raise UsageError(f"Expected --{key}, got nothing; type `lightning-ft fit --model PATH_OR_HUB_ID --data FILE`.")
+        return cls(**values)
+
+
+def option_names() -> tuple[str, ...]:
+    """Names of all everyday options."""
+    return tuple(f.name for f in dataclasses.fields(TrainingConfig))
+
+
+def describe(value: Any) -> Any:
+    """A method, task, objective or optimiser choice as plain values: `{name, option: value ...}`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"name": getattr(value, "name", type(value).__name__), **dataclasses.asdict(value)}
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _check_choice(name: str, value: Any) -> None:
+    choices: dict[str, tuple[str, ...]] = {
+        "precision": get_args(Precision), "on_error": get_args(OnError),
+        "packing": get_args(Packing), "lr_scheduler": get_args(Schedule),
+    }  # fmt: skip
+    if name in choices and value not in choices[name]:
+        hint = did_you_mean(str(value), choices[name])
+        raise UsageError(f"Expected --{name} to be one of {', '.join(choices[name])}; got '{value}'.{hint}")
+
+
+def _check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise UsageError(f"Expected --{name} to be a number; got {value!r}.")
+    if above is not None and value <= above:
+        raise UsageError(f"Expected --{name} to be above {above}; got {value}.")
+    if least is not None and value < least:
+        raise UsageError(f"Expected --{name} to be at least {least}; got {value}.")

@@ -1,0 +1,58 @@
+"""Errors for people: one sentence each, and the exit code that the command line gives for it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class LightningFTError(Exception):
+    """Base of everything that is reported as one sentence instead of a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(LightningFTError, ValueError):
+    """Wrong flags, wrong config, wrong input (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(UsageError):
+    """A data file that cannot be used; the message begins with `file:line`."""
+
+
+class PluginError(UsageError):
+    """A plugin that cannot be loaded or breaks the contract."""
+
+
+class NotMergeableError(UsageError):
+    """The method's weights cannot be folded into the base weights."""
+
+
+class TrainingError(LightningFTError):
+    """The run itself failed: NaN, lost rank, disk full (exit code 1)."""
+
+
+class CheckFailedError(LightningFTError):
+    """A check that was asked for said no (exit code 3)."""
+
+    exit_code = 3
+
+
+class RunInterruptedError(LightningFTError):
+    """A signal stopped the run after a checkpoint was saved (exit code 128 + signal)."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` (with a leading space) for the nearest known name, or an empty string."""
+    options = {option.lower(): option for option in known}
+    close = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.6)
+    return f" Did you mean '{options[close[0]]}'?" if close else ""

@@ -1,0 +1,56 @@
+"""The plugin API, whole.
+
+A plugin is a module with any of these functions, decorated with `hookimpl` and found by an entry point in the group
+`lightning_ft`. Hooks return classes, never instances, and always an iterable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.optim import Optimizer
+
+    from lightning_ft.backbone import Backbone, BackboneSpec
+    from lightning_ft.method import Method
+    from lightning_ft.metric import Metric
+    from lightning_ft.objective import Objective
+    from lightning_ft.task import Task
+
+hookspec = pluggy.HookspecMarker("lightning_ft")
+hookimpl = pluggy.HookimplMarker("lightning_ft")
+"""Marks a plugin's hook functions."""
+
+
+@hookspec
+def register_methods() -> Iterable[type[Method]]:
+    """Return fine-tuning methods."""
+
+
+@hookspec
+def register_objectives() -> Iterable[type[Objective]]:
+    """Return training objectives."""
+
+
+@hookspec
+def register_tasks() -> Iterable[type[Task]]:
+    """Return tasks."""
+
+
+@hookspec
+def register_metrics() -> Iterable[type[Metric]]:
+    """Return metrics."""
+
+
+@hookspec
+def register_optimizers() -> Iterable[type[Optimizer]]:
+    """Return optimisers; the class's name is what users type."""
+
+
+@hookspec(firstresult=True)
+def load_backbone(spec: BackboneSpec) -> Backbone | None:
+    """Return the model and tokenizer that `spec` describes, or None to let the next plugin try."""

@@ -1,0 +1,85 @@
+"""The contract of a fine-tuning method: what it adds to a model, what of it trains, what is saved."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning_ft.errors import NotMergeableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to make a pretrained model trainable.
+
+    Subclasses are frozen dataclasses: every field is an option (`--method.rank 32`), with its docstring beneath it
+    and its range checked in `__post_init__`. An instance holds no state: the model it returned from `attach` does.
+    """
+
+    name: ClassVar[str]
+    """What users type, case-insensitively."""
+    default: ClassVar[bool] = False
+    """Whether this method is taken when none is named (one installed method may say so)."""
+    can_pack: ClassVar[bool] = True
+    """False where documents of a packed row would see each other (prompt learning)."""
+    can_checkpoint: ClassVar[bool] = True
+    """False where activation checkpointing changes the result or fails (prefix tuning)."""
+    trains_base: ClassVar[bool] = False
+    """True where base weights themselves train, so that they are kept in float32 and saved whole."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
+        """Add the method's parameters to `model`, freeze the rest, and return the model to train."""
+
+    def trainable_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the model, by name. Default: every parameter that requires a gradient."""
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def load_trainable_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Put back what `trainable_state` returned.
+
+        Raises:
+            ValueError: a name in `state` is not a trainable parameter of the model, or the other way round.
+        """
+        own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())[:3]
+            raise ValueError(f"The checkpoint's parameters are not those of method {self.name}: {', '.join(odd)} ...")
+        for name, p in own.items():
+            p.data.copy_(state[name])
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """A plain base model with the method's change folded in.
+
+        Raises:
+            NotMergeableError: the change is no change of weights.
+        """
+        raise NotMergeableError(f"Method {self.name} cannot be merged into the base weights; serve the adapter as it is.")
+
+    @contextlib.contextmanager
+    def reference(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model as it was before training, for the length of a `with` block (DPO's reference, KL terms).
+
+        Raises:
+            NotImplementedError: the base weights themselves changed; a second copy has to be loaded.
+        """
+        raise NotImplementedError(f"Method {self.name} changes the base weights, so the model before training is gone.")
+        yield model
+
+    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]] | None:
+        """Optimiser groups of its own (`{"params": [...], "lr": ...}`), or None for the usual two (decay, no decay)."""
+        return None
+
+    def regularizer(self, model: nn.Module) -> Tensor | None:
+        """A scalar added to the loss once per optimiser step, or None."""
+        return None
+
+    def on_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - optional, does nothing by default
+        """Called after optimiser step `step` (0-based), while the gradients still exist."""

@@ -1,0 +1,72 @@
+"""The contract of a metric: sufficient statistics per row, and a value from their sum.
+
+A metric that is a function of sums over rows can be resampled exactly, so that every number in a verdict has a
+paired-bootstrap interval: draw rows, add their statistics, finish.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric as TorchMetric
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft.types import ScoredRow
+
+
+class Metric(TorchMetric):
+    """A metric over scored rows. State: one (N, K) list of statistics, concatenated over ranks by torchmetrics."""
+
+    name: ClassVar[str]
+    """What users type and read, case-insensitively."""
+    reads: ClassVar[Literal["tokens", "text"]] = "text"
+    """`tokens`: likelihoods of the given answers; `text`: answers that the model generated."""
+    higher_is_better: ClassVar[bool] = True
+    percent: ClassVar[bool] = False
+    """Whether the value is a share that tables show in per cent."""
+    full_state_update: ClassVar[bool] = False
+
+    rows: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    @abstractmethod
+    def statistics(self, row: ScoredRow) -> Sequence[float]:
+        """K numbers about one row; K is the same for every row."""
+
+    def finish(self, totals: Tensor) -> Tensor:
+        """The value from summed statistics, (..., K) -> (...). Default: first over second (a weighted mean)."""
+        return totals[..., 0] / totals[..., 1].clamp_min(1e-12)
+
+    def update(self, rows: Sequence[ScoredRow]) -> None:
+        """Add scored rows."""
+        if rows:
+            self.rows.append(torch.tensor([list(self.statistics(r)) for r in rows], dtype=torch.float64, device=self.device))
+
+    def compute(self) -> Tensor:
+        """The value over all rows so far."""
+        return self.finish(self.table().sum(0))
+
+    def table(self) -> Tensor:
+        """(N, K) float64 statistics of all rows so far, in the order they were given."""
+        rows = self.rows if isinstance(self.rows, list) else [self.rows]
+        return torch.cat(rows) if rows else torch.zeros(0, 2, dtype=torch.float64)
+
+
+class RowMetric(Metric):
+    """A metric that is the mean of a score per row; such a metric can also serve as a reward."""
+
+    @abstractmethod
+    def score(self, row: ScoredRow) -> float:
+        """The row's score."""
+
+    def statistics(self, row: ScoredRow) -> Sequence[float]:
+        """The score and a one, so that the value is the mean score."""
+        return (self.score(row), 1.0)

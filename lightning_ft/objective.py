@@ -1,0 +1,38 @@
+"""The contract of a training objective: from a model and a micro-batch to named, exactly countable loss terms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lightning_ft.types import Conversation, Example, Text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lightning_ft.types import Batch, LossOutput
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """What is minimised.
+
+    An objective returns sums, never means: the module divides once, by the total of the whole optimiser step over
+    micro-batches and ranks (`Step.totals`), so that the result does not depend on how the step was cut.
+    """
+
+    name: ClassVar[str]
+    """What users type, case-insensitively."""
+    default: ClassVar[bool] = False
+    """Whether this objective is taken when none is named."""
+    examples: ClassVar[tuple[type[Example], ...]] = (Conversation, Text)
+    """The example types that it can train on."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
+        """The loss terms of one micro-batch."""
+
+    def prepare(self, model: nn.Module, batch: Batch) -> Batch:
+        """Add to the batch what must be computed without gradient first (reference log-probabilities, rollouts)."""
+        return batch

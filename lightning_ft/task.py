@@ -1,0 +1,45 @@
+"""The contract of a task: from the user's row to an example, and which metrics judge the answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lightning_ft.types import Example
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A kind of data and how it is judged.
+
+    Subclasses are frozen dataclasses: every field is an option (`--task.system "..."`).
+    """
+
+    name: ClassVar[str]
+    """What users type, case-insensitively."""
+    precedence: ClassVar[int] = 0
+    """Where several tasks match a file's columns, the highest wins; equal ones are an error that names both."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names of the metrics that judge generated answers."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Everyday options (`epochs`, `max_length` ...) that this task sets where the user does not."""
+    columns_help: ClassVar[str] = ""
+    """The columns that the task reads, for messages: `instruction, input (optional), output`."""
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, columns: frozenset[str]) -> bool:
+        """Whether rows with these columns are of this task (`--task auto`)."""
+
+    @abstractmethod
+    def format(self, row: Mapping[str, Any]) -> Example:
+        """The example that a row stands for.
+
+        Raises:
+            ValueError: the row lacks something or holds a wrong type; the message says what was expected and what
+                came. File and line are added by the caller.
+        """

@@ -1,0 +1,220 @@
+"""The values that travel through the product: messages, examples, encoded rows, batches and losses.
+
+Nothing here imports torch at run time, so that tasks and methods can be listed without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a position that is not trained, as torch's cross entropy has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user`, `assistant` or `tool`."""
+    content: str
+    """The text of the turn."""
+    weight: float | None = None
+    """Loss weight of the turn's tokens; None: 1 for the assistant, 0 for everybody else."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys that the template may read (`tool_calls`, `name`, `input` ...)."""
+
+    @property
+    def loss_weight(self) -> float:
+        """The weight with the role's default filled in."""
+        if self.weight is not None:
+            return self.weight
+        return 1.0 if self.role == "assistant" else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that chat templates read."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in order; every assistant turn is trained unless its weight says otherwise."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the tools that the template shows to the model."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What else the row said: `references`, `split`, `source` ... Never shown to the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Raw text; every token is trained."""
+
+    text: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One prompt with a better and a worse answer."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """One prompt with one answer that was liked or not (KTO)."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    desirable: bool
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """A text with its class."""
+
+    text: str
+    label: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+Example = Conversation | Text | Preference | Unpaired | Classified
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input row and the place it was read from."""
+
+    values: Mapping[str, Any]
+    source: str
+    """The file or data set, as the user named it."""
+    line: int
+    """1-based line (or record) number in the source."""
+
+    @property
+    def id(self) -> str:
+        """`file:line`, the name of the row in every message, ledger and result file."""
+        return f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One tokenised row. Labels are NOT shifted: `labels[i]` is `input_ids[i]` where token i is trained."""
+
+    input_ids: list[int]
+    labels: list[int]
+    row: str
+    """The row's `file:line`."""
+    weight: float = 1.0
+    """Loss weight of every supervised token of the row."""
+    truncated: int = 0
+    """Tokens that `max_length` cut off."""
+
+    @property
+    def supervised(self) -> int:
+        """Number of tokens with a loss. The first token has no predecessor, so its label never counts."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+
+@dataclass(slots=True)
+class Batch:
+    """One micro-batch on one rank.
+
+    Padded: `input_ids` is (B, T), rows padded on the right. Packed: B is 1 and `documents` has the borders.
+    """
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    labels: Tensor
+    """(B, T) int64, not shifted, `IGNORE_INDEX` where nothing is trained."""
+    position_ids: Tensor
+    """(B, T) int64, restarting at 0 with each document."""
+    documents: tuple[int, ...] | None
+    """Cumulative document borders `(0, n1, n1 + n2, ..., T)` of a packed row; None for a padded batch."""
+    rows: tuple[str, ...]
+    """`file:line` of each row, in order."""
+    weights: Tensor | None = None
+    """(B, T) float32 loss weight per token; None: all 1."""
+    lengths: tuple[int, ...] = ()
+    """True length of each row."""
+    group: str | None = None
+    """Rows that belong together (a preference pair, a prompt's samples), for objectives that need it."""
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device (Lightning's transfer calls this)."""
+        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731 - three uses, one line
+        return Batch(
+            input_ids=move(self.input_ids), labels=move(self.labels), position_ids=move(self.position_ids),
+            documents=self.documents, rows=self.rows, weights=move(self.weights), lengths=self.lengths, group=self.group,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Step:
+    """All micro-batches of one optimiser step on one rank: what Lightning calls a batch."""
+
+    number: int
+    """0-based number of the optimiser step in the whole run."""
+    micro: tuple[Batch, ...]
+    totals: Mapping[str, float]
+    """Sums over ALL micro-batches and ranks of the step: `tokens` (supervised, weighted) and `rows`."""
+
+    def to(self, device: Any) -> Step:
+        """The same step on another device."""
+        return Step(self.number, tuple(batch.to(device) for batch in self.micro), self.totals)
+
+
+@dataclass(slots=True)
+class LossTerm:
+    """One named part of an objective: `weight * sum / total`, the total being that of the whole step."""
+
+    sum: Tensor
+    """Scalar: the sum over this micro-batch, with gradient."""
+    count: Tensor | float
+    """What was summed over in this micro-batch; over the step it must add up to the total named by `per`."""
+    weight: float = 1.0
+    per: Literal["tokens", "rows"] = "tokens"
+    """Which of `Step.totals` divides the sum."""
+
+
+@dataclass(slots=True)
+class LossOutput:
+    """What an objective returns for one micro-batch."""
+
+    terms: dict[str, LossTerm]
+    logs: dict[str, LossTerm] = field(default_factory=dict)
+    """Further quantities to log, averaged in the same exact way; no gradient."""
+
+
+@dataclass(slots=True)
+class ScoredRow:
+    """One held-out row after the model saw it: what every metric reads."""
+
+    row: str
+    example: Example
+    nll: float = 0.0
+    """Sum of the negative log-likelihoods (nats) of the supervised tokens."""
+    tokens: int = 0
+    """Number of supervised tokens."""
+    correct: int = 0
+    """Supervised tokens whose most likely prediction was right."""
+    utf8_bytes: int = 0
+    """Length of the supervised text in UTF-8 bytes (for bits per byte)."""
+    prompt: str | None = None
+    """The rendered prompt, where text was generated."""
+    prediction: str | None = None
+    """The generated text; None when nothing was generated."""
+    references: tuple[str, ...] = ()
+    """Accepted answers."""
