@@ -1,11 +1,12 @@
-"""From a `BackboneSpec` to a model and its tokenizer, with the checks that must come before any weight is loaded."""
+"""From a name to a model and its tokenizer, with the checks that must come before any weight is loaded."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_ft.errors import UsageError
 
@@ -13,8 +14,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lightning_ft.data.render import Template
+
 EMBEDDED = "embedded"
 """The name of the small model that is shipped with the package."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER = "adapter_config.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +35,6 @@ class BackboneSpec:
     trust_remote_code: bool = False
     from_scratch: bool = False
     """Random weights from the model's config."""
-    attention: str | None = None
-    """Name of the attention function; None: the family's default."""
     options: dict[str, Any] = field(default_factory=dict)
     """For plugins that load models in their own way (quantisation)."""
 
@@ -41,3 +45,191 @@ class Backbone:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model's parts lie."""
+
+    kind: Literal["plain", "adapter", "hub"]
+    base: str
+    """Folder or hub id of the plain model."""
+    adapter: Path | None = None
+    revision: str | None = None
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the tokenizer and its template lie: beside the adapter where it has its own."""
+        if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
+            return str(self.adapter)
+        return self.base
+
+
+def embedded_folder() -> Path:
+    """The folder of the model that is shipped."""
+    return Path(__file__).parent / "assets" / "base"
+
+
+def locate(name: str, *, revision: str | None = None) -> Location:
+    """What `--model NAME` means: `embedded`, a run folder, an adapter, a plain model folder, or a hub id.
+
+    Raises:
+        UsageError: nothing of these; the message says what was looked for.
+    """
+    if name == EMBEDDED:
+        return Location("plain", str(embedded_folder()))
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        if HUB_ID.fullmatch(name) and not folder.parent.is_dir():
+            return Location("hub", name, revision=revision)
+        raise UsageError(
+            f"Expected --model to be a model folder, a run folder, a hub id (owner/name) or 'embedded'; '{name}' is none."
+        )
+    if not folder.is_dir():
+        raise UsageError(f"Expected --model to be a folder, got the file '{name}'; type the folder that holds it.")
+    if (folder / "run.json").is_file():
+        return locate(str(_best_of_run(folder)))
+    if (folder / ADAPTER).is_file():
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise UsageError(f"Expected {folder / ADAPTER} to name its base model in 'base_model_name_or_path'; it does not.")
+        return replace(locate(base), kind="adapter", adapter=folder)
+    if (folder / "config.json").is_file():
+        return Location("plain", str(folder))
+    raise UsageError(f"Expected '{name}' to hold config.json, {ADAPTER} or run.json; it holds none, so it is no model folder.")
+
+
+def _best_of_run(folder: Path) -> Path:
+    """The model that a run offers: its final one, else its newest whole checkpoint."""
+    if (folder / "final_model").is_dir():
+        return folder / "final_model"
+    from lightning_ft.run.checkpoint import newest
+
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        raise UsageError(f"Expected run folder '{folder}' to hold final_model/ or a whole checkpoint; it holds neither.")
+    return checkpoint
+
+
+def check_folder(folder: Path, spec: BackboneSpec) -> None:
+    """Refuse a model folder that is incomplete or that would run code.
+
+    Raises:
+        UsageError: config, weights or tokenizer are missing; the config names code of its own or private kernels.
+    """
+    config = _config(folder)
+    if config.get("auto_map") and not spec.trust_remote_code:
+        raise UsageError(
+            f"'{folder}' needs Python code of its own (auto_map in config.json); read it, then type --trust_remote_code --revision COMMIT."
+        )
+    private = sorted(key for key in config if key.startswith("_") and ("implementation" in key or "kernel" in key))
+    if private:
+        raise UsageError(
+            f"'{folder}/config.json' sets the private key '{private[0]}', which can load foreign code; remove the key."
+        )
+    if not spec.from_scratch and not any((folder / name).is_file() for name in WEIGHTS):
+        found = "pickled weights only" if list(folder.glob("*.bin")) else "none"
+        raise UsageError(
+            f"Expected weights in '{folder}' ({' or '.join(WEIGHTS)}), found {found}; to start from random weights type --from_scratch true."
+        )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"Expected '{folder}' to hold config.json; it does not.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: expected JSON, got {error}.") from None
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: expected an object, got {type(config).__name__}.")
+    return config
+
+
+def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token that is not its end-of-text token wherever it has any other to offer.
+
+    Raises:
+        UsageError: the folder holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+        raise UsageError(
+            f"Expected a tokenizer in '{source}' (tokenizer.json), found none; copy the base model's tokenizer files there."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Expected a tokenizer in '{source}'; transformers says: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked by position everywhere, so the id only has to exist; eos keeps the vocabulary as it is.
+        tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token_id is not None else tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]  # AutoTokenizer is untyped
+
+
+def load_causal_lm(spec: BackboneSpec) -> Backbone:
+    """A causal language model with `AutoModelForCausalLM`, in evaluation mode.
+
+    Raises:
+        UsageError: the folder is incomplete, or the hub cannot be reached.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if Path(spec.model).is_dir():
+        check_folder(Path(spec.model), spec)
+    tokenizer = load_tokenizer(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    hub: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    try:
+        if spec.from_scratch:
+            config = AutoConfig.from_pretrained(spec.model, **hub)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code).to(spec.dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=spec.dtype or "auto", use_safetensors=True, **hub)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"Expected a causal language model in '{spec.model}'; transformers says: {_first_line(error)}"
+        ) from error
+    # Adapters note this as their base; an absolute path makes them loadable from any working folder.
+    if Path(spec.model).is_dir():
+        model.name_or_path = model.config._name_or_path = str(Path(spec.model).resolve())
+    return Backbone(model, tokenizer)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    stop_tokens: tuple[int, ...]
+
+
+def load(
+    name: str, *, dtype: torch.dtype | None = None, device: str | None = None, template: str = "auto", **hub: Any
+) -> Loaded:
+    """Model, tokenizer and template of whatever `--model` may name, on the best device, in evaluation mode."""
+    import torch
+
+    from lightning_ft.data.render import Template
+    from lightning_ft.registry import registry
+
+    where = locate(name, revision=hub.get("revision"))
+    spec = BackboneSpec(model=where.base, dtype=dtype, **hub)
+    model: Any = registry().manager.hook.load_backbone(spec=spec).model
+    if where.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(where.adapter))
+    tokenizer = load_tokenizer(where.tokenizer, revision=where.revision)
+    chosen = Template.resolve(template, tokenizer)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return Loaded(model, tokenizer, chosen, chosen.stop_tokens(tokenizer))

@@ -121,6 +121,12 @@ class Encoded:
     """Loss weight of every supervised token of the row."""
     truncated: int = 0
     """Tokens that `max_length` cut off."""
+    supervised_lost: int = 0
+    """Supervised tokens among them."""
+    roles: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """(tokens, supervised tokens) that each role contributes, where known."""
+    weights: list[float] | None = None
+    """Weight of each token on top of the row's, where turns are weighted differently; None: all 1."""
 
     @property
     def supervised(self) -> int:

@@ -1,0 +1,36 @@
+"""The held-out loss of any contestant's adapter, in plain torch and float32, with the same code for all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.setting import Setting
+
+
+def heldout_loss(setting: Setting, adapter: Path | None) -> float:
+    """Mean negative log-likelihood per answer token over the held-out rows, one row at a time."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(setting.model)
+    model = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    model.eval()
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for row in setting.encoded("heldout", tokenizer):
+            labels = torch.tensor(row["labels"][1:])
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+            total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            count += int((labels >= 0).sum())
+    return total / count
+
+
+if __name__ == "__main__":
+    chosen = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    print(json.dumps({"heldout_loss": heldout_loss(Setting.load(sys.argv[1]), chosen)}))

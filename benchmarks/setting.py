@@ -1,0 +1,155 @@
+"""The training setting of a suite: model, tokenizer and rows, built from a seed and from public data, equal for everybody.
+
+A setting folder holds `model/` (a Llama shape with seeded random weights in bfloat16, and a real byte-pair tokenizer cut
+to the vocabulary), `train.jsonl` and `heldout.jsonl` (one `{"messages": [...]}` per line) and `setting.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerFast
+
+IGNORE_INDEX = -100
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+# Nothing follows a turn's stop token, so that every framework's idea of "the answer" ends at the same token.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every contestant reads."""
+
+    folder: Path
+    options: dict[str, Any]
+    """The suite's `setting` with the numbers that were counted while it was built (`train_tokens`, `parameters` ...)."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Setting:
+        """The setting that `build` wrote to a folder."""
+        return cls(Path(folder), json.loads((Path(folder) / "setting.json").read_text(encoding="utf-8")))
+
+    @property
+    def model(self) -> str:
+        """The model folder."""
+        return str(self.folder / "model")
+
+    def rows(self, part: str) -> list[Messages]:
+        """The conversations of `train` or `heldout`."""
+        lines = (self.folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["messages"] for line in lines]
+
+    def encoded(self, part: str, tokenizer: Any) -> list[dict[str, list[int]]]:
+        """`input_ids` and `labels` of all rows, the answer with its stop token supervised, cut at `max_length`."""
+        return [encode(tokenizer, messages, self.options["max_length"]) for messages in self.rows(part)]
+
+
+def encode(tokenizer: Any, messages: Messages, max_length: int) -> dict[str, list[int]]:
+    """Token ids of prompt and answer, and labels that are `IGNORE_INDEX` on the prompt."""
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(messages, return_dict=False)[:max_length]
+    return {"input_ids": ids, "labels": ([IGNORE_INDEX] * len(prompt) + ids[len(prompt) :])[:max_length]}
+
+
+def build(options: dict[str, Any], data: Path, folder: Path) -> Setting:
+    """Write a setting folder.
+
+    Args:
+        options: the suite's `setting`.
+        data: the folder of public data sets.
+        folder: what is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = cut_tokenizer(data / options["tokenizer"], options["vocab_size"])
+    tokenizer.save_pretrained(folder / "model")
+    parameters = save_model(tokenizer, options, folder / "model")
+    rows = select_rows(tokenizer, options, data / options["data"])
+    facts: dict[str, Any] = {"parameters": parameters}
+    for part, chosen in (("train", rows[: options["train_rows"]]), ("heldout", rows[options["train_rows"] :])):
+        lines = [json.dumps({"messages": messages}, ensure_ascii=False) for messages, _ in chosen]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        facts[f"{part}_tokens"] = sum(len(encoded["input_ids"]) for _, encoded in chosen)
+        facts[f"{part}_supervised_tokens"] = sum(label != IGNORE_INDEX for _, encoded in chosen for label in encoded["labels"])
+    setting = Setting(folder, {**options, **facts})
+    (folder / "setting.json").write_text(json.dumps(setting.options, indent=1) + "\n", encoding="utf-8")
+    return setting
+
+
+def cut_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
+    """GPT-2's byte-pair tokenizer with only as many merges as fit: the ids of a merge table are its ranks.
+
+    256 bytes, `vocab_size - 256 - 4` merges and four special tokens make exactly `vocab_size`.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    whole: dict[str, int] = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    size = vocab_size - len(SPECIAL)
+    vocab = {token: i for token, i in whole.items() if i < size}
+    lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
+    merges = [(left, right) for left, right in (line.split() for line in lines if line)][: size - 256]
+    core = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    assert core.get_vocab_size() == vocab_size, core.get_vocab_size()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHAT_TEMPLATE, model_max_length=2048
+    )
+
+
+def save_model(tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], folder: Path) -> int:
+    """Write a Llama with seeded random weights in bfloat16, as most published models are stored; its size comes back."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=options["vocab_size"], max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **options["shape"],
+    )  # fmt: skip
+    torch.manual_seed(options["seed"])
+    model = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]  # nn.Module.to is overloaded oddly there
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def select_rows(tokenizer: Any, options: dict[str, Any], path: Path) -> list[tuple[Messages, dict[str, list[int]]]]:
+    """`train_rows + heldout_rows` conversations that fit into `max_length` uncut, in a seeded random order."""
+    wanted = options["train_rows"] + options["heldout_rows"]
+    conversations = list(read_rows(path))
+    random.Random(options["seed"]).shuffle(conversations)
+    rows: list[tuple[Messages, dict[str, list[int]]]] = []
+    for messages in conversations:
+        encoded = encode(tokenizer, messages, 10**9)
+        if len(encoded["input_ids"]) <= options["max_length"]:
+            rows.append((messages, encoded))
+        if len(rows) == wanted:
+            return rows
+    raise ValueError(f"Expected {wanted} rows of at most {options['max_length']} tokens in {path}, found {len(rows)}.")
+
+
+def read_rows(path: Path) -> Iterator[Messages]:
+    """The rows of an instruction file (JSON list or JSON lines; instruction, input, output or question, answer)."""
+    text = path.read_text(encoding="utf-8")
+    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    for row in rows:
+        question = "\n".join(part.strip() for part in (row.get("instruction") or row["question"], row.get("input", "")) if part)
+        answer = (row.get("output") or row.get("answer", "")).strip()
+        if question and answer:
+            yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+if __name__ == "__main__":
+    build(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,164 @@
+"""What Python users and all commands call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.backbone import Loaded, load
+from lightning_ft.config import TrainingConfig
+from lightning_ft.errors import RunInterruptedError, UsageError
+
+if TYPE_CHECKING:
+    from lightning_ft.bootstrap import Verdict
+
+__all__ = ["EvaluationResult", "Run", "TrainingConfig", "evaluate", "fit", "fit_config", "generate", "load", "run_stage"]
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    folder: Path
+    verdict: Verdict | None = None
+    """Base against tuned on the test rows; None where there are none, or none were wanted."""
+    _loaded: Loaded | None = field(default=None, repr=False)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What run.json says: versions, seeds, timings, how it ended."""
+        found: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return found
+
+    def generate(self, prompts: str | Sequence[str], **sampling: Any) -> Any:
+        """Answers of the tuned model: a text for a text, a list for a list."""
+        if self._loaded is None:
+            self._loaded = load(str(self.folder))
+        return _answers(self._loaded, prompts, **sampling)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` found."""
+
+    metrics: dict[str, float]
+    folder: Path
+    """Where results.json and predictions.jsonl lie."""
+
+
+def fit(*, model: str, data: str | Sequence[str], **options: Any) -> Run:
+    """Fine-tune a model and compare it with its base.
+
+    Args:
+        model: Folder, hub id, run folder, adapter, or `embedded`.
+        data: Files, globs or folders.
+        **options: Fields of `TrainingConfig`; `method`, `task`, `objective` and `optimizer` also take instances.
+
+    Returns:
+        The finished run: its folder, metrics, verdict, and `generate`.
+
+    Raises:
+        UsageError: wrong options or data. TrainingError: the run failed. CheckFailedError: a check said no.
+    """
+    files = [data] if isinstance(data, str) else list(data)
+    return fit_config(TrainingConfig.from_dict({"model": model, "data": files, **options}), given=frozenset(options))
+
+
+def fit_config(config: TrainingConfig, *, given: frozenset[str] = frozenset()) -> Run:
+    """Fine-tune as `config` says.
+
+    Args:
+        config: The run's options.
+        given: Options that the user set, which a task's defaults must not touch.
+    """
+    from lightning_ft.run.session import Session
+
+    session = Session(config, given)
+    status = "failed"
+    try:
+        session.build()
+        session.fit()
+        if not session.world.main:
+            return Run(session.folder.path)
+        session.finish()
+        verdict = session.verdict()
+        session.report()
+        status = "finished"
+        return Run(session.folder.path, verdict, session.loaded())
+    except (RunInterruptedError, KeyboardInterrupt):
+        status = "interrupted"
+        raise
+    finally:
+        session.close(status)
+
+
+def run_stage(config: TrainingConfig, stage: str) -> dict[str, Any]:
+    """`validate`, `test` or `predict`: the model on the split of that name (`predict`: test, with answers).
+
+    Returns:
+        The metrics, and `folder`: where results.json and predictions.jsonl lie.
+    """
+    from lightning_ft.run.stages import evaluate_split
+
+    split = "validation" if stage == "validate" else "test"
+    result = evaluate_split(config, split, generate=stage == "predict")
+    return {**result.metrics, "folder": str(result.folder)}
+
+
+def evaluate(
+    model: str, data: str | Sequence[str], *, metrics: Sequence[str] | None = None, task: Any = "auto",
+    output: str | None = None, max_rows: int | None = None, **options: Any,
+) -> EvaluationResult:  # fmt: skip
+    """Score a model on every row of some files.
+
+    Args:
+        model: Run folder, adapter, checkpoint, plain model, hub id, or `embedded`.
+        data: Files, globs or folders; all rows count, whatever their split.
+        metrics: Names; None: loss, perplexity, token accuracy and those of the task.
+        task: What a row is; auto: by its columns.
+        output: Folder to write; None: `<run>/eval_<n>` for a run folder, else runs/eval_<n>.
+        max_rows: Rows of a seeded sample; None: all.
+        **options: Fields of `TrainingConfig` (`template`, `max_length` ...) and of `Sampling` (`temperature` ...).
+    """
+    from lightning_ft.run.stages import evaluate_files
+
+    files = [data] if isinstance(data, str) else list(data)
+    return evaluate_files(model, files, metrics=metrics, task=task, output=output, max_rows=max_rows, **options)
+
+
+def generate(model: str, prompts: str | Sequence[str], **sampling: Any) -> Any:
+    """Answers to prompts, each taken as a user's turn by the model's template: a text for a text, a list for a list.
+
+    Args:
+        model: As for `evaluate`.
+        prompts: One prompt or several.
+        **sampling: Fields of `Sampling`: `max_new_tokens`, `temperature` ...
+    """
+    return _answers(load(model), prompts, **sampling)
+
+
+def _answers(loaded: Loaded, prompts: str | Sequence[str], **sampling: Any) -> Any:
+    from lightning_ft.decoding import Sampling
+    from lightning_ft.generate import generate_texts
+    from lightning_ft.types import Message
+
+    single = isinstance(prompts, str)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise UsageError("Expected at least one prompt, and none of them empty; got an empty one.")
+    rendered = [loaded.template.prompt((Message("user", text),)) for text in texts]
+    try:
+        chosen = Sampling(**sampling)
+    except TypeError as error:
+        raise UsageError(f"Expected options of Sampling (max_new_tokens, temperature ...): {error}.") from None
+    answers = generate_texts(loaded.model, loaded.tokenizer, rendered, chosen, stop_tokens=loaded.stop_tokens)
+    return answers[0] if single else answers

@@ -1,0 +1,59 @@
+"""`evaluate`: measure a model on held-out data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_ft.cli.parser import command
+from lightning_ft.cli.sampling import add_sampling, given_sampling
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a table of metrics and write the details."""
+    parser = command(
+        "evaluate",
+        "Measure a model on held-out data: likelihoods, and generated answers where a metric reads them.",
+        "example: lightning-ft evaluate runs/support_1 --data test.jsonl --metrics exact_match,rougeL",
+    )
+    parser.add_argument("model_", nargs="?", metavar="MODEL", help="run folder, adapter, model folder, hub id, or embedded")
+    parser.add_argument("--model", help="the same as MODEL")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help="files, globs or folders; every row is measured")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="default: loss, perplexity, token accuracy and those of the task"
+    )
+    parser.add_argument("--task", default="auto", help="what a row is; auto: by its columns")
+    parser.add_argument("--max_rows", type=int, metavar="N", help="measure only the first N rows")
+    parser.add_argument("--output", metavar="FOLDER", help="the folder to write; default: <run>/eval_<n>")
+    add_sampling(parser)
+    arguments = parser.parse_args(argv)
+    model = arguments.model or arguments.model_
+    for name, value in (("model", model), ("data", arguments.data)):
+        if not value:
+            raise UsageError(f"Expected --{name}, got nothing; type `lightning-ft evaluate --model RUN --data FILE`.")
+    metrics = split_names(arguments.metrics)
+
+    from lightning_ft.api import evaluate
+    from lightning_ft.cli.tables import print_metrics
+    from lightning_ft.registry import registry
+
+    for name in metrics or ():
+        registry().metrics[name]
+    result = evaluate(
+        model, arguments.data, metrics=metrics, task=arguments.task, output=arguments.output, max_rows=arguments.max_rows,
+        **given_sampling(arguments),
+    )  # fmt: skip
+    print_metrics({k: v for k, v in result.metrics.items() if isinstance(v, (int, float))})
+    if result.folder is not None:
+        print(f"Details: {result.folder}")
+    return 0
+
+
+def split_names(words: Sequence[str] | None) -> list[str] | None:
+    """`a,b c` as [a, b, c]."""
+    if words is None:
+        return None
+    return [name for word in words for name in word.split(",") if name]

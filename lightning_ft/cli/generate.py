@@ -1,0 +1,85 @@
+"""`generate`: answers to prompts from flags, a file or standard input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_ft.cli.parser import command
+from lightning_ft.cli.sampling import add_sampling, given_sampling
+from lightning_ft.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Answer prompts; one answer per prompt on standard output."""
+    parser = command(
+        "generate",
+        "Answer prompts. Prompts come from --prompt, --prompts or standard input (the whole input is one prompt).",
+        'example: lightning-ft generate runs/support_1 --prompt "Where is my parcel?"',
+    )
+    parser.add_argument("model_", nargs="?", metavar="MODEL", help="run folder, adapter, model folder, hub id, or embedded")
+    parser.add_argument("--model", help="the same as MODEL")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt (repeatable)")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help='a prompt per line, or .jsonl with {"prompt": ...}; - is standard input'
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="write predictions.jsonl there instead of printing")
+    parser.add_argument("--json", action="store_true", help='print {"prompt", "prediction"} per line')
+    add_sampling(parser)
+    arguments = parser.parse_args(argv)
+    model = arguments.model or arguments.model_
+    if not model:
+        raise UsageError("Expected --model, got nothing; type `lightning-ft generate --model RUN --prompt TEXT`.")
+    prompts = [*arguments.prompt, *(_read_prompts(arguments.prompts) if arguments.prompts else ())]
+    if not prompts and not sys.stdin.isatty():
+        text = sys.stdin.read().strip("\n")
+        prompts = [text] if text.strip() else []
+    if not prompts:
+        raise UsageError("Expected a prompt by --prompt, --prompts or standard input; got none.")
+
+    from lightning_ft.api import generate
+
+    answers = generate(model, prompts, **given_sampling(arguments))
+    lines = [json.dumps({"prompt": p, "prediction": a}, ensure_ascii=False) for p, a in zip(prompts, answers, strict=True)]
+    if arguments.output:
+        file = Path(arguments.output) / "predictions.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        print(f"{len(lines)} answers: {file}")
+    elif arguments.json:
+        print("\n".join(lines))
+    else:
+        # Between several answers an empty line; a single one is exactly what the model wrote.
+        print("\n\n".join(answers))
+    return 0
+
+
+def _read_prompts(name: str) -> list[str]:
+    """The prompts of a file.
+
+    Raises:
+        DataError: the file cannot be read, or a line of a .jsonl file has no prompt.
+    """
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: expected a text file of prompts; {error}.") from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not name.endswith(".jsonl"):
+        return [line for _, line in lines]
+    prompts = []
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{name}:{number}: expected a JSON object; {error.msg} at column {error.colno}.") from None
+        prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else row
+        if not isinstance(prompt, str):
+            raise DataError(f"{name}:{number}: expected 'prompt' to be text; got {type(prompt).__name__}.")
+        prompts.append(prompt)
+    return prompts

@@ -1,0 +1,69 @@
+"""The argument parser of the small commands; plugins' commands may use it, so that all of them err alike."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lightning_ft.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TYPES = {"int": "a whole number", "float": "a number"}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse with one-sentence `UsageError`s, suggestions, and no abbreviated flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_args(  # type: ignore[override]  # the overloads differ in the type of the namespace only
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """The arguments.
+
+        Raises:
+            UsageError: an unknown flag, a missing or a wrong value.
+        """
+        out, extra = self.parse_known_args(args, namespace)
+        if extra:
+            flag = extra[0].partition("=")[0]
+            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+            hint = did_you_mean(flag, known) if flag.startswith("-") else ""
+            raise UsageError(f"Expected an option of `{self.prog} --help`, got '{flag}'.{hint}")
+        return out
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's complaint as ours."""
+        wrong = re.fullmatch(r"argument (\S+): invalid (\w+) value: (.*)", message)
+        choice = re.fullmatch(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", message)
+        short = re.fullmatch(r"argument (\S+): expected (.*)", message)
+        missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+        if wrong:
+            text = f"Expected {wrong[1]} to be {_TYPES.get(wrong[2], wrong[2])}; got {wrong[3]}."
+        elif choice:
+            names = choice[3].replace("'", "").split(", ")
+            text = f"Expected {choice[1]} to be one of {', '.join(names)}; got {choice[2]}."
+            text += did_you_mean(choice[2].strip("'"), names)
+        elif short:
+            what = short[2].replace("one argument", "a value").replace("argument", "value")
+            text = f"Expected {what} after {short[1]}; got none."
+        elif missing:
+            text = f"Expected {missing[1]}, got nothing; `{self.prog} --help` shows the options."
+        else:
+            text = f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` shows the options."
+        raise UsageError(text)
+
+
+def command(name: str, description: str, epilog: str | None = None) -> CommandParser:
+    """The parser of `lightning-ft NAME`."""
+    return CommandParser(
+        prog=f"lightning-ft {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

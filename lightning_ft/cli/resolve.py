@@ -1,0 +1,235 @@
+"""Phase one: from argv to checked values, with names resolved by the registry and without torch or Lightning.
+
+Only optimisers and metrics are torch classes; `check_torch_names` looks them up when everything else was found right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_ft.cli.classpaths import check_class_paths
+from lightning_ft.cli.flags import Arguments, Given, Layer, file_layer, parse_flags
+from lightning_ft.cli.options import EVERYDAY_OF_OPTIMIZERS, Option, options_of
+from lightning_ft.cli.values import MismatchError, read_yaml_text
+from lightning_ft.cli.yamlfile import find_config, read_config
+from lightning_ft.config import PLUGGABLE, TrainingConfig
+from lightning_ft.errors import LightningFTError, UsageError, did_you_mean
+from lightning_ft.registry import Entry, registry
+
+NOT_INHERITED = ("model", "output", "name", "resume", "trainer", "trust_remote_code", "from_scratch")
+"""What `validate`, `test` and `predict` do not take over from the config of the run that they look at."""
+
+
+@dataclass
+class Request:
+    """What the user asked for, checked."""
+
+    values: dict[str, Any]
+    """Options of `TrainingConfig` by name, typed; the pluggable ones as `{name, option: value}`."""
+    given: frozenset[str]
+    """Names that the user set, in flags or files."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of Lightning's Trainer, not yet checked."""
+    switches: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, Entry] = field(default_factory=dict)
+    """The chosen class of each pluggable kind that could be looked up without torch."""
+
+    def config(self, trainer: Mapping[str, Any] | None = None) -> TrainingConfig:
+        """The checked config, with the Trainer's arguments as phase two left them."""
+        return TrainingConfig.from_dict({**self.values, "trainer": dict(self.trainer if trainer is None else trainer)})
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The flags of a `fit`-like command."""
+    return parse_flags(argv, options_of(TrainingConfig))
+
+
+def resolve(arguments: Arguments, *, stage: str = "fit", complete: bool = True) -> Request:
+    """Merge presets, files and flags (later wins), resolve names, check every value.
+
+    Args:
+        arguments: what `parse` returned.
+        stage: `fit`, or `validate`, `test`, `predict`, which start from the config of the run that `model` names.
+        complete: whether the model and the data must be known (not for `--help`).
+
+    Raises:
+        UsageError: the first thing that is wrong, in one sentence.
+    """
+    options = options_of(TrainingConfig)
+    layers = []
+    for name in arguments.configs:
+        config = find_config(name)
+        check_class_paths(config.values, config.path)
+        layers.append(file_layer(config, options))
+    layers.append(arguments.layer)
+    for section, values in arguments.layer.sections.items():
+        check_class_paths({section: {k: _leaves(v.value) for k, v in values.items()}}, "the flags")
+    _check_remote_code(layers)
+    if stage != "fit":
+        layers.insert(0, _run_layer(layers, options))
+    request = Request({}, frozenset(), switches=arguments.switches)
+    merged: dict[str, Given] = {}
+    for layer in layers:
+        merged |= layer.values
+    request.values = {name: given.typed(options[name].type) for name, given in merged.items()}
+    for kind in PLUGGABLE:
+        chosen = _merge_section(kind, layers)
+        if chosen is not None:
+            request.values[kind] = _pluggable(kind, chosen, request)
+    for layer in layers:
+        request.trainer |= {k: _typed_trainer(v) for k, v in layer.sections.get("trainer", {}).items()}
+    request.given = frozenset(request.values) | ({"trainer"} if request.trainer else frozenset())
+    if complete:
+        request.config()
+    return request
+
+
+def _check_remote_code(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        given = layer.values.get("trust_remote_code")
+        if given is not None and not given.text:
+            layer.values.pop("trust_remote_code")
+            if given.typed(bool) and "trust_remote_code" not in layers[-1].values:
+                raise given.error("to be false in a config file; to run the model repository's code, type --trust_remote_code.")
+
+
+def _run_layer(layers: Sequence[Layer], options: Mapping[str, Option]) -> Layer:
+    """The config of the run that `model` names, so that its split, template and task are those of the training."""
+    model = next((layer.values["model"].value for layer in reversed(layers) if "model" in layer.values), None)
+    folder = Path(str(model)) if model else None
+    for place in (folder, *folder.parents[:2]) if folder and folder.is_dir() else ():
+        if (place / "config.yaml").is_file() and (place / "run.json").is_file():
+            layer = file_layer(read_config(place / "config.yaml"), options)
+            for name in NOT_INHERITED:
+                layer.values.pop(name, None)
+                layer.sections.pop(name, None)
+            if layer.values.get("resume"):
+                layer.values.pop("resume")
+            return layer
+    return Layer()
+
+
+def _merge_section(kind: str, layers: Sequence[Layer]) -> dict[str, Given] | None:
+    """The name and options of one kind; options given for another class do not carry over."""
+    merged: dict[str, Given] | None = None
+    for layer in layers:
+        section = layer.sections.get(kind)
+        if section is None:
+            continue
+        before = _name(merged)
+        if merged is not None and "name" in section and before != _name(section):
+            merged = None
+        merged = {**(merged or {}), **section}
+    return merged
+
+
+def _name(section: Mapping[str, Given] | None) -> str | None:
+    given = (section or {}).get("name")
+    return str(given.value).lower() if given is not None and given.value is not None else None
+
+
+def _pluggable(kind: str, section: dict[str, Given], request: Request) -> Any:
+    """A name (or None, `auto`) alone where there are no options, else `{name, option: value}`."""
+    section = dict(section)
+    named = section.pop("name", None)
+    if named is not None and named.value is not None and not isinstance(named.value, str):
+        raise named.error(f"to be a name; got '{named.value}'.")
+    name = named.value if named is not None else None
+    if kind == "task" and (name or "auto").lower() == "auto":
+        if section:
+            first = next(iter(section))
+            raise section[first].error(
+                f"with the task that it belongs to, as --task NAME; got task auto, which has no '{first}'."
+            )
+        return "auto"
+    if kind == "optimizer":
+        for key in EVERYDAY_OF_OPTIMIZERS:
+            if key in section:
+                raise section[key].error(f"by its everyday name, --{EVERYDAY_OF_OPTIMIZERS[key]}.")
+        # Typed by `check_torch_names`: the classes need torch.
+        return {"name": name or "AdamW", **section}
+    if name is None and not section:
+        return None
+    entry = _entry(kind, named) if name is not None and named is not None else registry()[kind].default()
+    request.classes[kind] = entry
+    typed = _typed_options(kind, entry, section)
+    _build(kind, entry, typed, section, named)
+    return {"name": entry.name, **typed}
+
+
+def _entry(kind: str, named: Given) -> Entry:
+    try:
+        return registry()[kind][named.value]
+    except UsageError as error:
+        if named.text or not str(error).startswith("Expected"):
+            raise
+        raise UsageError(f"{named.place}: e{str(error)[1:]}") from None
+
+
+def _typed_options(kind: str, entry: Entry, section: Mapping[str, Given]) -> dict[str, Any]:
+    options = options_of(entry.cls)
+    typed = {}
+    for key, given in section.items():
+        if key not in options:
+            known = ", ".join(options) or "none"
+            hint = did_you_mean(key, options)
+            raise given.error(f"to be an option of {kind} {entry.name} ({known}); got '{key}'.{hint}")
+        typed[key] = given.typed(options[key].type)
+    return typed
+
+
+def _build(kind: str, entry: Entry, typed: Mapping[str, Any], section: Mapping[str, Given], named: Given | None) -> None:
+    """Make the instance once, for the checks of its `__post_init__`."""
+    needed = [o.name for o in options_of(entry.cls).values() if o.default is MISSING and o.name not in typed]
+    if needed:
+        raise UsageError(f"Expected --{kind}.{needed[0]} with {kind} {entry.name}; got nothing.")
+    try:
+        entry.cls(**typed)
+    except LightningFTError:
+        raise
+    except (ValueError, TypeError) as error:
+        places = ", ".join(dict.fromkeys(g.place for g in section.values())) or (named.place if named else f"--{kind}")
+        raise UsageError(f"{places}: {kind} {entry.name}: {error}") from None
+
+
+def check_torch_names(request: Request) -> None:
+    """Look up metrics and the optimiser and type its options; this imports torch.
+
+    Raises:
+        UsageError: an unknown name, or an option that the optimiser does not have.
+    """
+    for name in request.values.get("metrics") or ():
+        registry().metrics[name]
+    chosen = request.values.get("optimizer")
+    if isinstance(chosen, dict):
+        section = {k: v for k, v in chosen.items() if isinstance(v, Given)}
+        entry = registry().optimizers[chosen["name"]]
+        typed = _typed_options("optimizer", entry, section)
+        request.classes["optimizer"] = entry
+        request.values["optimizer"] = {"name": entry.name, **typed}
+
+
+def _leaves(value: Any) -> Any:
+    """A flag's value with every text in it read as YAML."""
+    if isinstance(value, Mapping):
+        return {key: _leaves(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_leaves(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_yaml_text(value)
+    except MismatchError:
+        return value
+
+
+def _typed_trainer(given: Given) -> Any:
+    return _leaves(given.value) if given.text else given.value
+
+
+def without_help(arguments: Arguments) -> Arguments:
+    """The same arguments without the request for help."""
+    return replace(arguments, switches={k: v for k, v in arguments.switches.items() if k != "help"})

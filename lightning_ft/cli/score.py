@@ -1,0 +1,142 @@
+"""`score`: measure predictions that exist already, whoever made them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.cli.evaluate import split_names
+from lightning_ft.cli.parser import command
+from lightning_ft.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft.types import ScoredRow
+
+MOST_ERRORS = 20
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a table of metrics."""
+    parser = command(
+        "score",
+        'Measure predictions: a .jsonl file of {"prediction": ..., "reference": ...} or {"prediction", "references": [...]}.',
+        "example: lightning-ft score --predictions predictions.jsonl --metrics exact_match,rougeL",
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the predictions")
+    parser.add_argument("--predictions", metavar="FILE", help="the same as FILE")
+    parser.add_argument("--metrics", nargs="+", required=True, metavar="NAME", help="metrics that read text")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
+    arguments = parser.parse_args(argv)
+    name = arguments.predictions or arguments.file
+    if not name:
+        raise UsageError("Expected --predictions, got nothing; type `lightning-ft score --predictions FILE --metrics NAME`.")
+    rows = read_predictions(name)
+    metrics = text_metrics(split_names(arguments.metrics) or [])
+
+    from lightning_ft.cli.tables import print_metrics
+    from lightning_ft.evaluate import compute
+
+    values = compute(metrics, rows)
+    if arguments.json:
+        print(json.dumps({"rows": len(rows), **values}))
+    else:
+        print(f"{len(rows)} rows of {name}")
+        print_metrics(values)
+    return 0
+
+
+def text_metrics(names: Sequence[str]) -> list[str]:
+    """The registered spelling of metrics that can be computed from text alone.
+
+    Raises:
+        UsageError: an unknown metric, or one that needs a model's likelihoods.
+    """
+    from lightning_ft.registry import registry
+
+    out = []
+    for name in names:
+        entry = registry().metrics[name]
+        if entry.cls.reads != "text":
+            raise UsageError(
+                f"Expected metrics that read text; got '{entry.name}', which needs a model's likelihoods: type "
+                "`lightning-ft evaluate --model RUN --data FILE`."
+            )
+        out.append(entry.name)
+    return out
+
+
+def read_predictions(name: str) -> list[ScoredRow]:
+    """The rows of a predictions file.
+
+    Raises:
+        DataError: it cannot be read, or rows are wrong; up to 20 are listed, each with `file:line`.
+    """
+    try:
+        lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{name}: expected a .jsonl file of predictions; {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: expected UTF-8 text; got byte {error.object[error.start]:#04x} at {error.start}.") from None
+    rows, errors = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(line, f"{name}:{number}"))
+        except ValueError as error:
+            errors.append(f"{name}:{number}: {error}.")
+    if errors:
+        more = f"\n... and {len(errors) - MOST_ERRORS} more rows." if len(errors) > MOST_ERRORS else ""
+        raise DataError("\n".join(errors[:MOST_ERRORS]) + more)
+    if not rows:
+        raise DataError(f"{name}: expected at least one row of predictions; got none.")
+    return rows
+
+
+def _row(line: str, row: str) -> ScoredRow:
+    from lightning_ft.types import Conversation, Message, ScoredRow
+
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected a JSON object; {error.msg} at column {error.colno}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object; got {type(values).__name__}")
+    prediction = values.get("prediction")
+    if not isinstance(prediction, str):
+        raise ValueError(f"expected 'prediction' to be text; got {_kind(prediction)}")
+    references = _references(values)
+    prompt = values.get("prompt")
+    turns = [Message("user", prompt)] if isinstance(prompt, str) else []
+    meta = {key: value for key, value in values.items() if key not in ("prediction", "reference", "references")}
+    example = Conversation((*turns, Message("assistant", references[0])), meta=meta)
+    return ScoredRow(
+        row=row, example=example, prompt=prompt if turns else None, prediction=prediction, references=tuple(references)
+    )
+
+
+def _references(values: dict[str, Any]) -> list[str]:
+    if "reference" in values and "references" in values:
+        raise ValueError("expected 'reference' or 'references'; got both")
+    references = values.get("references", [values["reference"]] if "reference" in values else None)
+    if isinstance(references, str):
+        references = [references]
+    if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
+        key = "references" if "references" in values else "reference"
+        raise ValueError(f"expected '{key}' to be text or a list of texts; got {_kind(values.get(key))}")
+    return references
+
+
+def _kind(value: Any) -> str:
+    words = {
+        type(None): "nothing",
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return words.get(type(value), "text")

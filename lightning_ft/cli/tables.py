@@ -1,0 +1,44 @@
+"""Tables on the terminal, in plain characters so that they can be piped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: frozenset[int] = frozenset()) -> str:
+    """Rows under a head, columns aligned.
+
+    Args:
+        head: names of the columns.
+        rows: cells as text.
+        numbers: columns that are aligned on the right.
+    """
+    cells = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = []
+    for row in cells:
+        padded = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def percent_names(names: Sequence[str]) -> frozenset[str]:
+    """Which of these metrics are shares that tables show in per cent."""
+    from lightning_ft.registry import registry
+
+    metrics = registry().metrics
+    return frozenset(name for name in names if name in metrics and metrics[name].cls.percent)
+
+
+def number(value: float, *, percent: bool = False) -> str:
+    """A metric's value: per cent with two decimals, else four decimals."""
+    return f"{100 * value:.2f} %" if percent else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_metrics(values: Mapping[str, float]) -> None:
+    """Metrics by name, as a table."""
+    shares = percent_names(list(values))
+    print(table(("metric", "value"), [(k, number(v, percent=k in shares)) for k, v in values.items()], numbers=frozenset({1})))

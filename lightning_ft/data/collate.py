@@ -1,0 +1,78 @@
+"""From encoded rows to the tensors of a micro-batch: padded on the right, or laid end to end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lightning_ft.types import IGNORE_INDEX, Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft.types import Encoded
+
+
+def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
+    """Rows under each other, padded on the right to the longest; a causal model needs no attention mask for that."""
+    lengths = tuple(len(row.input_ids) for row in rows)
+    shape = (len(rows), max(lengths))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : lengths[i]] = row.input_ids
+        labels[i, : lengths[i]] = row.labels
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(positions.copy()),
+        documents=None,
+        rows=tuple(row.row for row in rows),
+        weights=_weights(rows, shape, packed=False),
+        lengths=lengths,
+    )
+
+
+def pack(rows: Sequence[Encoded]) -> Batch:
+    """Rows end to end in one row of length `sum(lengths)`; positions restart and `documents` has the borders."""
+    lengths = tuple(len(row.input_ids) for row in rows)
+    borders = (0, *np.cumsum(lengths).tolist())
+    join = lambda parts: torch.from_numpy(np.concatenate(parts))[None]  # noqa: E731 - three uses, one line
+    return Batch(
+        input_ids=join([np.asarray(row.input_ids, dtype=np.int64) for row in rows]),
+        labels=join([np.asarray(row.labels, dtype=np.int64) for row in rows]),
+        position_ids=join([np.arange(length, dtype=np.int64) for length in lengths]),
+        documents=borders,
+        rows=tuple(row.row for row in rows),
+        weights=_weights(rows, (1, borders[-1]), packed=True),
+        lengths=lengths,
+    )
+
+
+def muted(batch: Batch) -> Batch:
+    """The batch with weight 0 everywhere: keeps a rank without rows of its own in step with the others.
+
+    The weights are zeroed rather than the labels, so that every parameter still gets a (zero) gradient.
+    """
+    batch.weights = torch.zeros(batch.input_ids.shape, dtype=torch.float32)
+    return batch
+
+
+def _weights(rows: Sequence[Encoded], shape: tuple[int, int], *, packed: bool) -> torch.Tensor | None:
+    """(B, T) loss weights, or None where all are 1."""
+    if all(row.weight == 1 and row.weights is None for row in rows):
+        return None
+    out = np.zeros(shape, dtype=np.float32)
+    start = 0
+    for i, row in enumerate(rows):
+        length = len(row.input_ids)
+        own = np.float32(row.weight) * np.asarray(1.0 if row.weights is None else row.weights, dtype=np.float32)
+        if packed:
+            out[0, start : start + length] = own
+            start += length
+        else:
+            out[i, :length] = own
+    return torch.from_numpy(out)

@@ -1,0 +1,82 @@
+"""Which task a file's columns belong to (`--task auto`)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from lightning_ft.errors import DataError, PluginError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lightning_ft.registry import Entry, Table
+    from lightning_ft.types import Row
+
+
+def columns_of(rows: Iterable[Row]) -> frozenset[str]:
+    """Columns that at least half of the rows fill.
+
+    So a single row that lacks one is found with its line when it is formatted, rather than turning the whole file into
+    another task.
+    """
+    filled: Counter[str] = Counter()
+    total = 0
+    for row in rows:
+        total += 1
+        filled.update(key for key, value in row.values.items() if value is not None)
+    return frozenset(key for key, count in filled.items() if 2 * count >= total)
+
+
+def detect_task(columns: frozenset[str], tasks: Table, source: str) -> Entry:
+    """The task with the highest precedence among those that match the columns.
+
+    Args:
+        columns: the columns of the rows, see `columns_of`.
+        tasks: all registered tasks.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: two tasks of equal precedence match.
+        DataError: none matches.
+        PluginError: a task's `matches` failed.
+    """
+    matching = [entry for name in tasks if _matches(entry := tasks[name], columns)]
+    found = ", ".join(sorted(columns)) or "none"
+    if not matching:
+        reads = "; ".join(f"{entry.name}: {entry.cls.columns_help}" for entry in map(tasks.__getitem__, tasks))
+        raise DataError(
+            f"{source}: expected the columns of a task ({reads}), got the columns {found};{_rename(columns, tasks)} rename"
+            " the columns, or name the task with --task."
+        )
+    best = max(entry.cls.precedence for entry in matching)
+    first, *others = (entry for entry in matching if entry.cls.precedence == best)
+    if others:
+        raise UsageError(
+            f"{source}: expected one task for the columns {found}, got {first.name} (plugin {first.plugin}) and"
+            f" {others[0].name} (plugin {others[0].plugin}) of equal precedence; type --task {first.name} or"
+            f" --task {others[0].name}."
+        )
+    return first
+
+
+def _matches(entry: Entry, columns: frozenset[str]) -> bool:
+    try:
+        return bool(entry.cls.matches(columns))
+    except Exception as error:
+        raise PluginError(
+            f"Expected task '{entry.name}' of plugin '{entry.plugin}' to say whether it reads the columns"
+            f" {', '.join(sorted(columns))}, got {type(error).__name__}: {error}; name the task with --task, or set"
+            f" LIGHTNING_FT_DISABLE_PLUGINS={entry.plugin}."
+        ) from error
+
+
+def _rename(columns: frozenset[str], tasks: Table) -> str:
+    """A hint for the first column that looks like a misspelt one of a task."""
+    known = {word for name in tasks for word in re.findall(r"\w{4,}", tasks[name].cls.columns_help)} - columns
+    for column in sorted(columns):
+        hint = did_you_mean(column, known)
+        if hint:
+            return f" for '{column}', did you mean {hint.removeprefix(' Did you mean ').removesuffix('?')}?"
+    return ""

@@ -1,0 +1,156 @@
+"""From examples to token ids with labels: one pass of the fast tokenizer over the text, labels by character offsets."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.data.render import Rendered, Span, adds_bos
+from lightning_ft.errors import DataError, UsageError
+from lightning_ft.types import IGNORE_INDEX, Conversation, Encoded, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft.data.render import Template
+    from lightning_ft.types import Example
+
+
+class Encoder:
+    """Turns conversations and texts into `Encoded` rows. Picklable, so that rows can be encoded in parallel.
+
+    A token is trained if its last character lies in a trained span; a token without characters goes with the next one.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template, max_length: int) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UsageError(
+                "expected a fast tokenizer (tokenizer.json), which tells the place of each token in the text, got "
+                f"{type(tokenizer).__name__}; convert it once with AutoTokenizer.from_pretrained(FOLDER, use_fast=True)"
+                ".save_pretrained(FOLDER)"
+            )
+        if max_length < 2:
+            raise UsageError(f"expected --max-length of at least 2 tokens, got {max_length}")
+        self._backend = backend
+        self._template = template
+        self._max_length = max_length
+        self._eos_id: int | None = tokenizer.eos_token_id
+        self._eos: str = tokenizer.eos_token or ""
+        self._bos_id: int | None = tokenizer.bos_token_id
+        self._first = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+        self._first_text: str = tokenizer.bos_token if self._first else ""
+
+    def encode(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
+        """One encoded row per example.
+
+        Args:
+            examples: Conversations and texts.
+            rows: `file:line` of each, for error messages and the ledger.
+
+        Raises:
+            DataError: an example cannot be rendered; the message begins with its `file:line`.
+        """
+        rendered: list[Rendered | None] = []
+        texts: list[str] = []
+        for example, row in zip(examples, rows, strict=True):
+            if isinstance(example, Text):
+                rendered.append(None)
+                texts.append(example.text)
+                continue
+            try:
+                rendered.append(self.render_example(example))
+            except UsageError as error:
+                raise DataError(f"{row}: {error}") from error
+            texts.append(rendered[-1].text)  # type: ignore[union-attr]  # appended just above
+        # transformers sets these anew with each of its own calls, so there is nothing to restore.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        return [
+            self._raw(encoding.ids, row) if done is None else self._chat(encoding, done, row)
+            for encoding, done, row in zip(encodings, rendered, rows, strict=True)
+        ]
+
+    def render_example(self, example: Example) -> Rendered:
+        """The text that an example is trained as, with its trained spans.
+
+        Raises:
+            UsageError: the template cannot render it, or the example is of a kind that has no single text.
+        """
+        if isinstance(example, Conversation):
+            return self._template.render(example)
+        if isinstance(example, Text):
+            text = f"{self._first_text}{example.text}{self._eos}"
+            return Rendered(text, (Span(len(self._first_text), len(text), 1.0, "text"),))
+        raise UsageError(
+            f"expected a conversation or a text, got {type(example).__name__}; choose the objective that trains on it (--objective)"
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the same example could give other tokens or labels: the key of cached rows."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        parts = [
+            self._backend.to_str(),
+            self._template.source,
+            repr(sorted(self._template.special_tokens.items())),
+            f"{self._max_length} {self._first} {self._eos_id}",
+        ]
+        # The code itself, so that nobody has to remember to raise a version number.
+        parts += [
+            Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+            for name in ("render", "dialect", "locate", "encode")
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def _raw(self, ids: list[int], row: str) -> Encoded:
+        last = [] if self._eos_id is None else [self._eos_id]
+        labels = [IGNORE_INDEX] * len(self._first) + ids + last
+        return self._cut(self._first + ids + last, labels, row, 1.0, None)
+
+    def _chat(self, encoding: Any, rendered: Rendered, row: str) -> Encoded:
+        ids: list[int] = encoding.ids
+        if self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:
+            raise DataError(
+                f"{row}: expected one first token, but the template '{self._template.name}' writes it twice; take it out of "
+                "the template or out of the row"
+            )
+        labels = [IGNORE_INDEX] * len(ids)
+        kinds = {span.weight for span in rendered.spans}
+        weight, weights = (next(iter(kinds)), None) if len(kinds) == 1 else (1.0, [0.0] * len(ids) if kinds else None)
+        for span in rendered.spans:
+            first, end = token_range(encoding, span.start, span.end, len(rendered.text))
+            labels[first:end] = ids[first:end]
+            if weights is not None:
+                weights[first:end] = [span.weight] * (end - first)
+        return self._cut(ids, labels, row, weight, weights)
+
+    def _cut(self, ids: list[int], labels: list[int], row: str, weight: float, weights: list[float] | None) -> Encoded:
+        limit = self._max_length
+        lost = len(ids) - limit
+        if lost <= 0:
+            return Encoded(ids, labels, row, weight, weights=weights)
+        return Encoded(ids[:limit], labels[:limit], row, weight, lost, None if weights is None else weights[:limit])
+
+
+def token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
+    """The tokens whose last character lies in `[start, end)` of a text of `length` characters, as a range.
+
+    The token that holds character `start` is the first of them, the one that holds character `end` the first after them;
+    the backend answers that without a list of all offsets. Characters that no token holds (trimmed white space) need it.
+    """
+    if start >= end:
+        return 0, 0
+    total = len(encoding)
+    first = encoding.char_to_token(start)
+    after = total if end >= length else encoding.char_to_token(end)
+    if first is not None and after is not None:
+        return first, after
+    # A token without characters ends where the next begins, so it must be counted with the next one: its end plus one half.
+    ends = [stop if stop > begin else stop + 0.5 for begin, stop in encoding.offsets]
+    return bisect_left(ends, start + 0.5), bisect_left(ends, end + 0.5)

@@ -1,0 +1,246 @@
+"""From files to encoded splits: read, detect, format, split, encode, account, cache."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.data.detect import columns_of, detect_task
+from lightning_ft.data.encode import Encoder
+from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
+from lightning_ft.data.sources import BadRows, digest, expand, read_rows
+from lightning_ft.data.split import SPLITS, Split, split_rows
+from lightning_ft.data.table import EncodedTable, TableWriter
+from lightning_ft.errors import UsageError
+from lightning_ft.run.atomic import broken, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.registry import Registry
+    from lightning_ft.task import Task
+    from lightning_ft.types import Example, Row
+
+BLOCK = 2000
+"""Rows that are encoded at a time."""
+DETECTED_FROM = 200
+"""Rows whose columns decide the task."""
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Encoded data of a run."""
+
+    tables: Mapping[Split, EncodedTable]
+    ledger: Ledger
+    task: Task
+    key: str
+    """Hash of everything that decided the tokens: the identity of the data in checkpoints."""
+    folder: Path
+    """Where the tables lie, and the quarantine file if there is one."""
+
+    def examples(self, split: Split, indices: Sequence[int]) -> list[Example]:
+        """The examples again, of rows in validation or test."""
+        return [self.task.format(self.tables[split].values(i)) for i in indices]
+
+
+def cache_root() -> Path:
+    """`$LIGHTNING_FT_CACHE`, else lightning-ft under the user's cache folder."""
+    if own := os.environ.get("LIGHTNING_FT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-ft"
+
+
+class Pipeline:
+    """Prepares the data of a run, or opens what an earlier run with the same inputs left in the cache.
+
+    Args:
+        config: The run's options.
+        registry: For the tasks.
+        encoder: Tokenizer and template.
+        task: The task class and its options, or None to detect it.
+        kinds: Example types that the objective eats.
+        say: Prints a line.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, registry: Registry, encoder: Encoder, task: Task | None,
+        kinds: tuple[type[Example], ...], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.config, self.registry, self.encoder, self.kinds, self.say = config, registry, encoder, kinds, say
+        self.task = task
+        given: list[tuple[list[str] | None, Split | None]] = [
+            (config.data, None), (config.val_data, "validation"), (config.test_data, "test"),
+        ]  # fmt: skip
+        self.files: list[tuple[Path, Split | None]] = [
+            (path, split) for names, split in given if names for path in expand(names)
+        ]
+
+    def prepare(self) -> Prepared:
+        """The encoded splits."""
+        key = self._key()
+        folder = cache_root() / "encoded" / key
+        if not folder.is_dir() or broken(folder):
+            folder = self._build(folder)
+        else:
+            self.say(f"data: encoded earlier, read from the cache ({key[:12]})")
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        if self.task is None:
+            self.task = self.registry.tasks[facts["task"]].cls()
+        ledger = Ledger.from_dict(facts["ledger"])
+        tables = {split: EncodedTable(folder / f"{split}.arrow") for split in SPLITS}
+        ledger.closes()
+        ledger.check(self.config.max_lost)
+        self.say(f"data: {ledger.summary()}")
+        return Prepared(tables, ledger, self.task, key, folder)
+
+    def _key(self) -> str:
+        tasks = [self.registry.tasks[name].cls for name in self.registry.tasks] if self.task is None else [type(self.task)]
+        facts = {
+            "format": FORMAT_VERSION,
+            "files": [(str(path), digest(path), split) for path, split in self.files],
+            "task": None if self.task is None else (type(self.task).__name__, asdict(self.task)),
+            "code": [_code(cls) for cls in tasks],
+            "encoder": self.encoder.fingerprint,
+            "split": self.config.split, "seed": self.config.seed, "on_error": self.config.on_error,
+            "kinds": [kind.__name__ for kind in self.kinds],
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _build(self, target: Path) -> Path:
+        """Do the work; a cache folder that cannot be written is replaced by a temporary one."""
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            import tempfile
+
+            self.say(f"data: the cache folder cannot be written ({error}); encoded data will not be kept")
+            target = Path(tempfile.mkdtemp(prefix="lightning-ft-")) / target.name
+        with whole_folder(target) as folder:
+            ledger = Ledger(max_length=self.encoder._max_length)
+            bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
+            rows = self._rows(bad, ledger)
+            examples = self._format(rows, bad, ledger)
+            bad.finish(ledger.total.read)
+            self._encode(folder, rows, examples, ledger)
+            assert self.task is not None
+            write_json(folder / "facts.json", {"task": self.task.name, "ledger": ledger.as_dict()})
+        return target
+
+    def _rows(self, bad: BadRows, ledger: Ledger) -> list[tuple[Row, Split | None]]:
+        """All readable rows of all files, and the split that a file was given for."""
+        rows: list[tuple[Row, Split | None]] = []
+        for path, split in self.files:
+            failed = bad.count
+            found = [(row, split) for row in read_rows(path, bad)]
+            ledger.add_read(str(path), len(found) + bad.count - failed)
+            ledger.add_failed(str(path), bad.count - failed)
+            rows += found
+        if not rows:
+            bad.finish(ledger.total.read)
+        return rows
+
+    def _format(self, rows: list[tuple[Row, Split | None]], bad: BadRows, ledger: Ledger) -> list[Example | None]:
+        """Each row's example; None for a row that the task refuses."""
+        if self.task is None and rows:
+            columns = columns_of(row for row, _ in rows[:DETECTED_FROM])
+            self.task = detect_task(columns, self.registry.tasks, rows[0][0].source).cls()
+        examples: list[Example | None] = []
+        for row, _ in rows:
+            try:
+                assert self.task is not None
+                example = self.task.format(row.values)
+                if not isinstance(example, self.kinds):
+                    wanted = " or ".join(kind.__name__ for kind in self.kinds)
+                    raise UsageError(
+                        f"Task {self.task.name} makes {type(example).__name__} examples, but the objective trains on {wanted}; "
+                        "name another --task or --objective."
+                    )
+                examples.append(example)
+            except UsageError:
+                raise
+            except ValueError as error:
+                bad.add(row.source, row.line, str(error), json.dumps(row.values, ensure_ascii=False, default=str))
+                ledger.add_failed(row.source)
+                examples.append(None)
+        return examples
+
+    def _encode(
+        self, folder: Path, rows: list[tuple[Row, Split | None]], examples: list[Example | None], ledger: Ledger
+    ) -> None:
+        """Split and encode what is left, block by block."""
+        good = [(row, split, example) for (row, split), example in zip(rows, examples, strict=True) if example is not None]
+        free = [i for i, (_, split, _) in enumerate(good) if split is None]
+        shares = self._shares()
+        found = split_rows([good[i][0].values for i in free], shares, self.config.seed, ids=[good[i][0].id for i in free])
+        splits: list[Split] = [split or "train" for _, split, _ in good]
+        for i, split in zip(free, found, strict=True):
+            splits[i] = split
+        writers = {split: TableWriter(folder / f"{split}.arrow") for split in SPLITS}
+        for start in self._progress(range(0, len(good), BLOCK), len(good)):
+            block = good[start : start + BLOCK]
+            encoded = self.encoder.encode([example for _, _, example in block], [row.id for row, _, _ in block])
+            kept: dict[Split, list[Any]] = {split: [] for split in SPLITS}
+            for (row, _, _), item, split in zip(block, encoded, splits[start : start + BLOCK], strict=True):
+                supervised = item.supervised
+                if item.truncated:
+                    ledger.add_cut(
+                        row.source,
+                        length=len(item.input_ids) + item.truncated,
+                        lost=item.truncated,
+                        supervised_lost=item.supervised_lost,
+                    )
+                if not supervised:
+                    ledger.add_dropped(row.source, NO_SUPERVISED)
+                    continue
+                ledger.add_used(row.source, split, tokens=len(item.input_ids), supervised=supervised, roles=item.roles)
+                kept[split].append((item, row.values if split != "train" else None))
+            for split, items in kept.items():
+                writers[split].write([item for item, _ in items], [values for _, values in items])
+        for writer in writers.values():
+            writer.close()
+
+    def _shares(self) -> list[float]:
+        """The shares of `data`, without what has files of its own."""
+        shares = list(self.config.split)
+        if len(shares) == 2:
+            shares.append(0.0)
+        if self.config.val_data:
+            shares[1] = 0.0
+        if self.config.test_data:
+            shares[2] = 0.0
+        return [share / sum(shares) for share in shares]
+
+    def _progress(self, blocks: range, total: int) -> Iterator[int]:
+        """The blocks, with a bar on a terminal when there are many rows."""
+        if total <= 5 * BLOCK or not sys.stderr.isatty():
+            yield from blocks
+            return
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(blocks, description="tokenising", console=Console(stderr=True))
+
+
+def _code(cls: type[Any]) -> str:
+    """Hash of the module that a task class stands in: an edited formatter is another cache entry."""
+    try:
+        return hashlib.sha256(inspect.getsource(inspect.getmodule(cls) or cls).encode()).hexdigest()
+    except OSError:
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def copy_quarantine(prepared: Prepared, run: Path) -> None:
+    """Put the quarantined rows, if any, into the run folder."""
+    file = prepared.folder / "quarantine.jsonl"
+    if file.is_file():
+        shutil.copy(file, run / "quarantine.jsonl")

@@ -1,0 +1,239 @@
+"""From the files that the user named to rows, each with the place it came from; nothing unreadable goes unnoticed."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+
+from lightning_ft.data.formats import READERS
+from lightning_ft.data.split import split_name
+from lightning_ft.errors import DataError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lightning_ft.data.split import Split
+    from lightning_ft.types import Row
+
+SUFFIXES = tuple(READERS)
+"""Suffixes of data files, each with an optional `.gz` behind it."""
+MAX_LISTED = 20
+"""Problems that are listed one by one."""
+MAX_SKIPPED = 0.01
+"""Share of unreadable rows that `--on_error skip` allows."""
+MAX_RAW = 2**20
+"""Characters of an unreadable record that go into the quarantine file."""
+NO_DATA = re.compile(
+    r"\..*|(readme|licen[cs]e|notice|changelog|citation)([-_.].*)?\.(txt|md)|cache-.*\.arrow"
+    r"|(dataset_infos?|dataset_dict|state)\.json",
+    re.IGNORECASE,
+)
+"""Names in a folder that are no data: hidden files, papers about the data, and what `datasets` keeps beside its files."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One record, or (line 0) one file, that cannot be read."""
+
+    source: str
+    line: int
+    reason: str
+    raw: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}: {self.reason}" if self.line else f"{self.source}: {self.reason}"
+
+
+class BadRows:
+    """Collects unreadable rows over all files, and decides at the end whether they stop the run.
+
+    `fail`: any of them does. `skip`: up to 1 % of the rows are left out and written to the quarantine file, one JSON
+    object per line with `file`, `line`, `reason` and `raw` (the first 2^20 characters of the record).
+    """
+
+    def __init__(self, policy: Literal["fail", "skip"], quarantine: Path | None = None) -> None:
+        self.policy = policy
+        self.quarantine = quarantine
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def add(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
+        """Note an unreadable row; `reason` says what was expected and what came."""
+        self.count += 1
+        if self.policy == "skip" or len(self.problems) < MAX_LISTED:
+            text = raw if isinstance(raw, str) else raw[: 4 * MAX_RAW].decode("utf-8", "backslashreplace")
+            self.problems.append(Problem(source, line, reason, text[:MAX_RAW] if self.policy == "skip" else ""))
+
+    def fatal(self, source: str, line: int, reason: str) -> None:
+        """Note a file that cannot be read (on), which no policy skips.
+
+        Raises:
+            DataError: the policy is `skip`, under which the problem would otherwise pass as a single row.
+        """
+        if self.policy == "skip":
+            raise DataError(f"{Problem(source, line, reason)}.")
+        self.add(source, line, reason)
+
+    def finish(self, total: int) -> int:
+        """The number of rows left out; may be called again when more were added.
+
+        Args:
+            total: all rows that were met, unreadable ones included.
+
+        Raises:
+            DataError: more rows are unreadable than the policy allows.
+        """
+        if not self.count:
+            return 0
+        if self.policy == "fail":
+            if self.count > 1:
+                raise DataError(
+                    f"Expected every row to be readable, got {self.count:,} that are not; mend them, or leave out up to 1 % of"
+                    f" the rows with --on_error skip:{self._listing()}"
+                )
+            mend = "; mend it, or leave out up to 1 % of the rows with --on_error skip" if self.problems[0].line else ""
+            raise DataError(f"{self.problems[0]}{mend}.")
+        if self.count > MAX_SKIPPED * total:
+            raise DataError(
+                f"Expected --on_error skip to leave out at most 1 % of the rows, got {self.count:,} of {total:,} that are"
+                f" unreadable; mend them:{self._listing()}"
+            )
+        if self.quarantine is not None:
+            self._write(self.quarantine)
+        return self.count
+
+    def _listing(self) -> str:
+        listed = self.problems[:MAX_LISTED]
+        rest = [f"and {self.count - len(listed):,} more"] if self.count > len(listed) else []
+        return "".join(f"\n  {line}" for line in [*listed, *rest])
+
+    def _write(self, path: Path) -> None:
+        """Write the quarantine file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+                for p in self.problems:
+                    stream.write(json.dumps({"file": p.source, "line": p.line, "reason": p.reason, "raw": p.raw}) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that decides how a file is read (`.jsonl` for `x.jsonl.gz`); empty if there is no reader for it."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def expand(paths: Sequence[str]) -> list[Path]:
+    """The data files behind files, globs and folders, in order; a file that is named twice is read once.
+
+    A folder stands for the data files in it and below it, sorted, without those whose names match `NO_DATA`.
+
+    Raises:
+        DataError: a path is missing, a glob matches nothing, a folder holds no data, or a suffix is unknown.
+    """
+    if not paths:
+        raise UsageError("Expected --data to name at least one file; got none.")
+    found: dict[Path, Path] = {}
+    for name in paths:
+        for path in _expand_one(name):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _expand_one(name: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        below = (Path(folder) / file for folder, _, files in os.walk(path) for file in files)
+        files = sorted(p for p in below if suffix_of(p) and not any(map(NO_DATA.fullmatch, p.relative_to(path).parts)))
+        if not files:
+            raise DataError(f"{name}: expected a folder with data files ({' '.join(SUFFIXES)}), got none in it; name a file.")
+        return files
+    if path.exists():
+        if not suffix_of(path):
+            raise DataError(
+                f"{name}: expected a data file ({' '.join(SUFFIXES)}, each also with .gz), got the suffix '{path.suffix}';"
+                " convert the file, for example to .jsonl."
+            )
+        return [path]
+    if glob.has_magic(name):
+        files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if suffix_of(Path(match))]
+        if not files:
+            raise DataError(f"{name}: expected data files that match the pattern, got none; try the pattern with `ls`.")
+        return files
+    if not path.parent.is_dir():
+        raise DataError(f"{name}: expected a file or folder, but there is no folder '{path.parent}'; check the path.")
+    hint = did_you_mean(path.name, [sibling.name for sibling in path.parent.iterdir()])
+    raise DataError(f"{name}: expected a file or folder, got nothing of that name; check the path.{hint}")
+
+
+def splits_by_name(paths: Sequence[Path]) -> dict[Path, Split]:
+    """The split of each file by its name or folder (`test.jsonl`, `train-00000.parquet`, `dev/a.csv`).
+
+    Empty unless every file is named so and there are several splits: one `train.csv` alone says nothing.
+    """
+    splits: dict[Path, Split] = {}
+    for path in paths:
+        name = split_name(re.split(r"[-_.]", path.name)[0]) or split_name(path.parent.name)
+        if name is None:
+            return {}
+        splits[path] = name
+    return splits if len(set(splits.values())) > 1 else {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
+    """The rows of one file; what cannot be read goes to `bad`, with its place and the reason.
+
+    `Row.line` is the line in .jsonl, .csv and .tsv (the first of a record), and the number of the record elsewhere.
+
+    * .jsonl .ndjson: an object per line; blank lines are passed over.
+    * .json: a list of objects; an object of id -> row (adds the column `id` where it is missing); an object of split ->
+      rows as `{"train": [...], "oos_val": [...]}` (sets the column `split`; a row `["text", "label"]` gets these
+      columns); `{"data": [...]}`; or objects one below the other as in .jsonl.
+    * .csv .tsv: a header, then as many fields as it has; all values are text.
+    * .parquet, .arrow: with pyarrow.
+    * .txt .md: raw text, a row `{"text": ...}` per section of at most 2048 bytes. Sections end between paragraphs
+      (blank lines), within a longer paragraph at the end of a line, within a longer line at a space.
+
+    Text is UTF-8, strictly, with or without byte order mark, with any line ends. Damaged text (invalid UTF-8, NUL, half
+    surrogate pairs), a key twice in one object and a record of more than 64 MiB are problems.
+
+    Raises:
+        DataError: the file cannot be read on and `bad` has the policy `skip`.
+    """
+    source, suffix, before, count = str(path), suffix_of(path), bad.count, 0
+    reader = READERS.get(suffix)
+    if reader is None:
+        raise DataError(f"{source}: expected a data file ({' '.join(SUFFIXES)}), got the suffix '{path.suffix}'; convert it.")
+    try:
+        with path.open("rb") as plain:
+            zipped = path.name.lower().endswith(".gz")
+            stream = cast("BinaryIO", gzip.GzipFile(fileobj=plain)) if zipped else plain
+            for row in reader(stream, source, bad):
+                count += 1
+                yield row
+    except (OSError, EOFError, zlib.error) as error:
+        came = getattr(error, "strerror", None) or str(error)
+        bad.fatal(source, 0, f"expected a readable file, got an error after {count:,} rows: {came}; copy it again")
+    if not count and bad.count == before:
+        bad.fatal(source, 0, "expected at least one row, got an empty file; check how it was written")

@@ -1,0 +1,114 @@
+"""Encoded rows on disk: memory-mapped Arrow, so that opening a table costs nothing and reading a row copies nothing."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_ft.types import IGNORE_INDEX, Encoded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+SCHEMA = pa.schema([
+    ("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32())),
+    ("row", pa.string()), ("weight", pa.float32()), ("truncated", pa.int32()), ("values", pa.string()),
+])  # fmt: skip
+"""`values` is the input row as JSON, kept where the row's text is needed again (validation and test)."""
+
+
+class TableWriter:
+    """Writes encoded rows to one Arrow file, a record batch at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.ipc.new_file(str(path), SCHEMA)
+
+    def write(self, rows: Sequence[Encoded], values: Sequence[Mapping[str, Any] | None]) -> None:
+        """Append rows."""
+        if not rows:
+            return
+        columns = [
+            [row.input_ids for row in rows], [row.labels for row in rows], [row.weights for row in rows],
+            [row.row for row in rows], [row.weight for row in rows], [row.truncated for row in rows],
+            [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values],
+        ]  # fmt: skip
+        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        self._file.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+class EncodedTable:
+    """The rows of one split, read where they lie on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._map = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(self._map)
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+        self._columns = [{name: batch.column(name) for name in SCHEMA.names} for batch in self._batches]
+        self.lengths: NDArray[np.int64] = self._concat([_list_lengths(c["input_ids"]) for c in self._columns], np.int64)
+        """(N,) tokens per row."""
+        self.supervised: NDArray[np.float64] = self._concat([_weighted(c) for c in self._columns], np.float64)
+        """(N,) weighted supervised tokens per row, the first token of a row never counted."""
+
+    @staticmethod
+    def _concat(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
+        return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _place(self, index: int) -> tuple[dict[str, Any], int]:
+        block = bisect_right(self._ends, index)
+        return self._columns[block], index - (self._ends[block - 1] if block else 0)
+
+    def __getitem__(self, index: int) -> Encoded:
+        columns, i = self._place(index)
+        weights = columns["weights"][i]
+        return Encoded(
+            input_ids=columns["input_ids"][i].values.to_numpy(),
+            labels=columns["labels"][i].values.to_numpy(),
+            row=columns["row"][i].as_py(),
+            weight=columns["weight"][i].as_py(),
+            truncated=columns["truncated"][i].as_py(),
+            weights=weights.values.to_numpy() if weights.is_valid else None,
+        )
+
+    def values(self, index: int) -> dict[str, Any]:
+        """The input row, where it was kept."""
+        columns, i = self._place(index)
+        found: dict[str, Any] = json.loads(columns["values"][i].as_py())
+        return found
+
+
+def _list_lengths(column: Any) -> NDArray[np.int64]:
+    offsets = column.offsets.to_numpy()
+    return np.diff(offsets)  # type: ignore[no-any-return]  # pyarrow is untyped
+
+
+def _weighted(columns: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Weighted supervised tokens of each row of a batch."""
+    labels = columns["labels"]
+    offsets = labels.offsets.to_numpy()
+    trained = (labels.values.to_numpy() != IGNORE_INDEX).astype(np.float64)
+    trained[offsets[:-1][np.diff(offsets) > 0]] = 0.0
+    weights = columns["weights"]
+    if weights.null_count < len(weights):
+        own = np.ones_like(trained)
+        for i in range(len(weights)):
+            if weights[i].is_valid:
+                own[offsets[i] : offsets[i + 1]] = weights[i].values.to_numpy()
+        trained *= own
+    sums = np.add.reduceat(np.append(trained, 0.0), offsets[:-1]) if len(labels) else np.zeros(0)
+    return sums * columns["weight"].to_numpy()  # type: ignore[no-any-return]  # pyarrow is untyped

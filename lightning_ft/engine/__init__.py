@@ -1,0 +1,5 @@
+"""The hot path: the loss at supervised positions only, and documents of a packed row kept apart.
+
+`engine.loss` is what objectives and evaluation call; `engine.head` decides how a model's output layer is reached,
+`engine.cross_entropy` is the arithmetic, `engine.attention` the attention function of packed rows.
+"""

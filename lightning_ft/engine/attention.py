@@ -1,0 +1,393 @@
+"""Attention of packed rows: every document sees itself only, and no T x T mask over the row is ever made.
+
+One function is registered with transformers' attention interface. It gets the borders of the documents as the keyword
+`cu_seq_lens`, which transformers passes on from `model.forward`. On CUDA, in 16 bits, it is one call of
+`torch.nn.attention.varlen`; elsewhere each document is one call of scaled dot product attention.
+
+The function has no entry in the mask interface: transformers then makes no mask at all, and does not wait for the GPU to
+look for restarted positions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary, ref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from lightning_ft.engine.head import base_model, evaluation_mode, unwrapped
+from lightning_ft.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lightning_ft.types import Batch
+
+DOCUMENTS = "lightning_ft_documents"
+"""The attention function's name in transformers' attention interface."""
+
+_CHECK_LENGTHS = (7, 19, 12)
+_UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
+"""Layer types whose state crosses borders, or whose windows a short check would not see."""
+_windows: list[int | None] | None = None
+"""While a check runs: the sliding window of each call of the attention function."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackingCheck:
+    """What `check_packing` found."""
+
+    ok: bool
+    """Whether a packed row gives the same logits as its documents one by one."""
+    difference: float
+    """Root mean square of the difference over that of the logits; NaN where nothing could be compared."""
+    reason: str
+    """One sentence for the log."""
+    way: Literal["documents", "positions", "none"] = "documents"
+    """Our attention function, stock attention with restarted positions (it makes a T x T mask), or no packing."""
+
+
+_ways: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_switches: WeakKeyDictionary[nn.Module, tuple[list[Any], list[tuple[ref[nn.Module], str]]]] = WeakKeyDictionary()
+
+
+def forward_kwargs(batch: Batch) -> dict[str, Any]:
+    """What `model.forward` needs beside the token ids.
+
+    Padded rows need neither mask nor positions: the padding is on the right and the model is causal. The cache must be
+    off: with it, transformers takes a packed row for one document.
+    """
+    kwargs: dict[str, Any] = {"use_cache": False}
+    if batch.documents is not None:
+        kwargs |= {"position_ids": batch.position_ids, "cu_seq_lens": batch.documents}
+    return kwargs
+
+
+@contextlib.contextmanager
+def documents(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's attention is `DOCUMENTS`; afterwards, for padded batches, what it was before.
+
+    Layers that activation checkpointing runs again in the backward pass are run again with `DOCUMENTS`, too, although the
+    block is left by then.
+    """
+    key = unwrapped(model)
+    if _ways.get(key, "documents") == "positions":
+        yield
+        return
+    if key not in _switches:
+        _switches[key] = _find_switches(key)
+    configs, checkpointed = _switches[key]
+    replaced: list[tuple[nn.Module, str, Any]] = []
+    with _switched(configs):
+        try:
+            for pointer, name in checkpointed if torch.is_grad_enabled() else ():
+                module = pointer()
+                original = None if module is None else vars(module).get(name)
+                if module is not None and original is not None:
+                    setattr(module, name, functools.partial(_run_again_inside, original, configs))
+                    replaced.append((module, name, original))
+            yield
+        finally:
+            for module, name, original in replaced:
+                setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def _switched(configs: list[Any]) -> Iterator[None]:
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = DOCUMENTS
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+def _run_again_inside(
+    checkpoint: Callable[..., Any], configs: list[Any], function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call a checkpointing function so that what it runs, now and again in the backward pass, sees `DOCUMENTS`."""
+
+    def inside(*inner_args: Any, **inner_kwargs: Any) -> Any:
+        with _switched(configs):
+            return function(*inner_args, **inner_kwargs)
+
+    return checkpoint(inside, *args, **kwargs)
+
+
+def _find_switches(model: nn.Module) -> tuple[list[Any], list[tuple[ref[nn.Module], str]]]:
+    """The configs that the text layers read their attention's name from, and the modules that may be checkpointed."""
+    config = base_model(model).config
+    kinds = {type(config), type(config.get_text_config())}
+    configs: dict[int, Any] = {}
+    checkpointed: list[tuple[ref[nn.Module], str]] = []
+    for module in model.modules():
+        own = getattr(module, "config", None)
+        if type(own) in kinds:
+            configs[id(own)] = own
+        if hasattr(module, "gradient_checkpointing"):
+            checkpointed.append((ref(module), "_gradient_checkpointing_func"))
+        if hasattr(module, "checkpoint_fn"):  # torch's checkpoint_wrapper
+            checkpointed.append((ref(module), "checkpoint_fn"))
+    return list(configs.values()), checkpointed
+
+
+def documents_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document of one packed row.
+
+    Args:
+        module: the attention layer.
+        query: (1, H, T, D).
+        key: (1, K, T, D), each of the K heads shared by H / K query heads.
+        value: (1, K, T, E).
+        attention_mask: must be None.
+        dropout: probability.
+        scaling: factor of the scores; None: D ** -0.5.
+        cu_seq_lens: borders of the documents, `(0, n1, n1 + n2, ..., T)`.
+        sliding_window: tokens that a position sees, itself included.
+        softcap: `c` in `c tanh(score / c)`.
+        s_aux: (H,) attention sinks, a further score per head that takes its share of the softmax.
+        **kwargs: what other attention functions read.
+
+    Returns:
+        (1, T, H, E) and None (no attention weights).
+
+    Raises:
+        TrainingError: borders are missing or do not fit, or the layer wants something that documents do not have.
+    """
+    if cu_seq_lens is None:
+        raise TrainingError(
+            f"{type(module).__name__} called {DOCUMENTS} without document borders: its model does not pass cu_seq_lens on, "
+            "or a padded batch was run inside engine.attention.documents(). Use --packing false."
+        )
+    if query.shape[0] != 1 or cu_seq_lens[-1] != query.shape[2] or query.shape[2] != key.shape[2]:
+        raise TrainingError(
+            f"{type(module).__name__}: one packed row of {cu_seq_lens[-1]} tokens was expected, queries and keys are "
+            f"{tuple(query.shape)} and {tuple(key.shape)}. Use --packing false."
+        )
+    if attention_mask is not None or kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
+        raise TrainingError(f"{type(module).__name__} needs a mask or a bias of its own. Use --packing false.")
+    if _windows is not None:
+        _windows.append(sliding_window)
+    if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
+        out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
+        return out, None
+    parts = []
+    for start, end in itertools.pairwise(cu_seq_lens):
+        q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
+        mask = _window_mask(end - start, sliding_window, query.device)
+        if softcap is None and s_aux is None:
+            grouped = query.shape[1] != key.shape[1]
+            part = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+        else:
+            part = _explicit(q, k, v, mask, dropout, scaling, softcap, s_aux)
+        parts.append(part)
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """(length, length) True where a position may look; None where that is plainly causal."""
+    if window is None or length <= window:
+        return None
+    position = torch.arange(length, device=device)
+    back = position[:, None] - position
+    return (back >= 0) & (back < window)
+
+
+def _explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: Tensor | None,
+) -> Tensor:
+    """One document with its scores written out, for what scaled dot product attention does not have."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    length = query.shape[2]
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(1, -1, length, 1).to(scores.dtype)
+        scores = torch.cat([scores, sinks], -1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=wide)[..., :length].to(value.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+@functools.cache
+def _varlen_function() -> Callable[..., Any] | None:
+    """Torch's varlen_attn, if it has the arguments that are used here (torch 2.10's first form had others)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    names = inspect.signature(varlen_attn).parameters
+    return varlen_attn if "window_size" in names and "scale" in names else None
+
+
+def _varlen_fits(query: Tensor, value: Tensor, dropout: float) -> bool:
+    return (
+        query.is_cuda
+        and dropout == 0
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] == value.shape[-1]
+        and query.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and _varlen_function() is not None
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _borders(cu_seq_lens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
+    """Borders on the device and the longest document, once for all layers."""
+    longest = max(end - start for start, end in itertools.pairwise(cu_seq_lens))
+    return torch.tensor(cu_seq_lens, dtype=torch.int32, device=device), longest
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_lens: tuple[int, ...],
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """All documents in one kernel: (1, T, H, D)."""
+    function = _varlen_function()
+    assert function is not None, "asked by _varlen_fits"
+    borders, longest = _borders(cu_seq_lens, query.device)
+    if "enable_gqa" not in inspect.signature(function).parameters:
+        shared = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        grouped = {}
+    else:
+        grouped = {"enable_gqa": query.shape[1] != key.shape[1]}
+    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    # (-1, 0) is what torch takes for plainly causal; a window counts the tokens before the position.
+    window = (-1, 0) if sliding_window is None or longest <= sliding_window else (sliding_window - 1, 0)
+    out: Tensor = function(q, k, v, borders, borders, longest, longest, scale=scaling, window_size=window, **grouped)
+    return out[None]
+
+
+def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = None) -> PackingCheck:
+    """Whether the model keeps the documents of a packed row apart: its logits against those of each document alone.
+
+    Tried are our attention function, then stock attention with restarted positions; `documents` takes what was exact.
+    Meant for the start of a packed run; runs without gradient, in eval mode, and leaves the random state alone.
+
+    Args:
+        model: as it will be trained.
+        vocab_size: token ids are drawn below it.
+        tolerance: largest relative difference; None: by the precision of the logits.
+    """
+    key = unwrapped(model)
+    layers = set(getattr(_text_config(key), "layer_types", None) or ())
+    found = sorted(layers.intersection(_UNEXPECTED_LAYERS))
+    if found:
+        _ways[key] = "none"
+        return PackingCheck(
+            False, float("nan"), f"Packing is off: layers of type {found[0]} cross the borders of documents.", "none"
+        )
+    failures = []
+    ways: tuple[Literal["documents", "positions"], ...] = ("documents", "positions")
+    for way in ways:
+        _ways[key] = way
+        try:
+            difference, allowed = _packed_difference(model, vocab_size, tolerance)
+        except Exception as error:  # whatever a family's own code raises: then it cannot be packed this way
+            failures.append(f"{way}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            continue
+        if difference <= allowed:
+            words = {"documents": "documents by the packed attention function", "positions": "restarted positions"}[way]
+            after = f" ({'; '.join(failures)})" if failures else ""
+            return PackingCheck(True, difference, f"Packing by {words}, equal to {difference:.1e}{after}.", way)
+        failures.append(f"{way}: logits differ by {difference:.1e}")
+    _ways[key] = "none"
+    return PackingCheck(False, float("nan"), f"Packing is off: documents are not kept apart ({'; '.join(failures)}).", "none")
+
+
+def _packed_difference(model: nn.Module, vocab_size: int, tolerance: float | None) -> tuple[float, float]:
+    """Relative difference of packed and separate logits, and the largest that rounding explains."""
+    global _windows
+    from lightning_ft.types import Batch
+
+    device = next(model.parameters()).device
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randint(vocab_size, (1, length), generator=draw).to(device) for length in _CHECK_LENGTHS]
+    borders = tuple(sum(_CHECK_LENGTHS[:n]) for n in range(len(parts) + 1))
+    positions = torch.cat([torch.arange(length, device=device) for length in _CHECK_LENGTHS])[None]
+    ids = torch.cat(parts, 1)
+    batch = Batch(ids, ids, positions, borders, tuple(map(str, _CHECK_LENGTHS)))
+    with evaluation_mode(model):
+        try:
+            _windows = []
+            with documents(model):
+                packed = model(input_ids=ids, **forward_kwargs(batch)).logits
+            given = sum(window is not None for window in _windows)
+            calls = len(_windows)
+        finally:
+            _windows = None
+        separate = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], 1)
+    if packed.shape != separate.shape:
+        raise TrainingError(f"{packed.shape[1]} logits came for {separate.shape[1]} tokens.")
+    if calls and given < _expected_windows(unwrapped(model), calls):
+        raise TrainingError("sliding windows do not reach the attention function")
+    # Norms, rotations and softmax of many families are float32 in any case, hence no more for 64 bits.
+    allowed = {64: 1e-6, 32: 1e-4}.get(torch.finfo(packed.dtype).bits, 5e-2)
+    if torch.is_autocast_enabled(device.type) or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+        allowed = 5e-2
+    wide, other = packed.double(), separate.double()
+    difference = float((wide - other).norm() / other.norm())
+    return difference, allowed if tolerance is None else tolerance
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = getattr(base_model(model), "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _expected_windows(model: nn.Module, calls: int) -> int:
+    """How many of the model's attention layers have a sliding window, by its config."""
+    config = _text_config(model)
+    layers = getattr(config, "layer_types", None)
+    if layers:
+        return sum("sliding" in layer for layer in layers)
+    if getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False:
+        return 0
+    return calls
+
+
+AttentionInterface.register(DOCUMENTS, documents_attention)

@@ -1,0 +1,277 @@
+"""Output layer and cross entropy in one, chunk by chunk, with the gradient made in the forward pass.
+
+For hidden states `h` (N, D), weight `W` (V, D), bias `b` (V,) and targets `y` (N,)
+
+    z_i = h_i W^T + b        (capped models: z_i <- c tanh(z_i / c))
+    nll_i = log sum_v exp(z_iv) - z_{i, y_i}
+    d nll_i / d z_iv = softmax(z_i)_v - [v = y_i]
+
+so that the gradient of a chunk is known as soon as its logits are: at most `chunk` rows of logits exist at a time.
+The idea is that of the fused linear cross entropy of Liger Kernel (arXiv 2410.10989, section 3.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_MIB = 2**20
+
+
+@dataclass(slots=True)
+class Gradients:
+    """Where the gradients of one pass are summed; None where no gradient is wanted."""
+
+    hidden: Tensor | None
+    """(N, D), written."""
+    weight: Tensor | None
+    """(V, D), added to."""
+    bias: Tensor | None
+    """(V,), added to."""
+
+    @classmethod
+    def like(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool]) -> Gradients:
+        """Buffers for the gradients that are `needed`; weights of low precision are summed in float32."""
+        wide = wide_dtype(weight.dtype)
+        return cls(
+            torch.empty_like(hidden) if needed[0] else None,
+            torch.zeros_like(weight, dtype=wide) if needed[1] else None,
+            torch.zeros_like(bias, dtype=wide) if needed[2] and bias is not None else None,
+        )
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which logits of `dtype` are exponentiated and summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def default_chunk(vocabulary: int, device: torch.device) -> int:
+    """Positions per chunk, from the machine's memory (never from what is free now: runs have to repeat themselves).
+
+    A position costs 6 bytes per vocabulary entry (its logits in 2 and in 4 bytes). On a CPU the chunk takes 64 MiB; on
+    a GPU a 64th of its memory, between 128 MiB and 1 GiB.
+    """
+    budget = 64 * _MIB
+    if device.type == "cuda":
+        budget = min(max(torch.cuda.get_device_properties(device).total_memory // 64, 128 * _MIB), 1024 * _MIB)
+    return max(16, budget // (6 * vocabulary) // 16 * 16)
+
+
+def chunked_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    cap: float | None = None,
+    chunk: int | None = None,
+    into: Gradients | None = None,
+    row_weights: Tensor | None = None,
+    hits: Tensor | None = None,
+) -> Tensor:
+    """Negative log-likelihood of each target, (N,) in nats, without any graph.
+
+    Args:
+        hidden: (N, D).
+        weight: (V, D); the products are made in its type (under autocast, in autocast's).
+        bias: (V,) or None.
+        targets: (N,) int64.
+        cap: soft cap of the logits.
+        chunk: positions per chunk; None: `default_chunk`.
+        into: where to put the gradients of `sum_i row_weights_i nll_i`.
+        row_weights: (N,); None: all 1.
+        hits: (N,) bool, set to whether the most likely token was the target.
+    """
+    device = hidden.device.type
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        size = min(chunk or default_chunk(weight.shape[0], hidden.device), max(len(targets), 1))
+        buffers = _Buffers(size, weight, cap is not None)
+        nll = torch.empty(len(targets), dtype=buffers.wide.dtype, device=hidden.device)
+        for start in range(0, len(targets), size):
+            rows = slice(start, start + size)
+            x = hidden[rows].to(dtype)
+            nll[rows] = buffers.likelihood(x, weight, bias, targets[rows], cap, None if hits is None else hits[rows])
+            if into is not None:
+                scale = None if row_weights is None else row_weights[rows]
+                buffers.gradient(x, weight, targets[rows], scale, into, rows)
+    return nll
+
+
+class _Buffers:
+    """The logits of one chunk, in the type of the products and in the wide one, used again for every chunk."""
+
+    def __init__(self, size: int, weight: Tensor, capped: bool) -> None:
+        wide = wide_dtype(weight.dtype)
+        self.low = weight.new_empty(size, weight.shape[0])
+        self.wide = self.low if wide == weight.dtype else torch.empty_like(self.low, dtype=wide)
+        self.tanh = torch.empty_like(self.wide) if capped else None
+        self.total = self.wide
+
+    def likelihood(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float | None, hits: Tensor | None
+    ) -> Tensor:
+        """The chunk's nll; leaves exp(z - max z) in `wide` and its row sums in `total`."""
+        low, wide = self.low[: len(x)], self.wide[: len(x)]
+        if bias is None:
+            torch.mm(x, weight.t(), out=low)
+        else:
+            torch.addmm(bias, x, weight.t(), out=low)
+        if wide is not low:
+            wide.copy_(low)
+        if self.tanh is not None and cap is not None:
+            tanh = self.tanh[: len(x)]
+            torch.div(wide, cap, out=tanh).tanh_()
+            torch.mul(tanh, cap, out=wide)
+        if hits is None:
+            top = wide.amax(-1, keepdim=True)
+        else:
+            top, best = wide.max(-1, keepdim=True)
+            torch.eq(best[:, 0], targets, out=hits)
+        picked = wide.gather(1, targets[:, None])
+        # In place, because torch.logsumexp makes a second array of the chunk's size.
+        self.total = wide.sub_(top).exp_().sum(-1, keepdim=True)
+        return (self.total.log() + top - picked)[:, 0]
+
+    def gradient(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None, into: Gradients, rows: slice) -> None:
+        """Add the chunk's gradients to `into`; destroys what `likelihood` left."""
+        low, wide = self.low[: len(x)], self.wide[: len(x)]
+        ones = torch.ones_like(self.total) if scale is None else scale[:, None].to(wide.dtype)
+        wide.mul_(ones / self.total).scatter_add_(1, targets[:, None], -ones)
+        if self.tanh is not None:
+            wide.mul_(self.tanh[: len(x)].square_().neg_().add_(1))
+        if into.bias is not None:
+            into.bias.add_(wide.sum(0))
+        if low is not wide:
+            low.copy_(wide)
+        if into.hidden is not None:
+            if into.hidden.dtype == low.dtype:
+                torch.mm(low, weight, out=into.hidden[rows])
+            else:
+                into.hidden[rows] = low @ weight
+        if into.weight is not None:
+            if into.weight.dtype == low.dtype:
+                into.weight.addmm_(low.t(), x)
+            else:
+                into.weight.add_(low.t() @ x)
+
+
+class _Sum(torch.autograd.Function):
+    """`sum_i w_i nll_i`: its gradient is linear in one scalar, so that all of it is made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        row_weights: Tensor | None,
+        cap: float | None,
+        chunk: int | None,
+    ) -> Tensor:
+        grads = None
+        if any(ctx.needs_input_grad[:3]):
+            grads = Gradients.like(hidden, weight, bias, ctx.needs_input_grad[:3])
+        nll = chunked_nll(hidden, weight, bias, targets, cap=cap, chunk=chunk, into=grads, row_weights=row_weights)
+        if grads is not None:
+            ctx.save_for_backward(grads.hidden, grads.weight, grads.bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return (nll if row_weights is None else nll * row_weights).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: the gradient of a large head must not exist twice. A second backward is refused by torch, which
+        # sees that saved tensors have changed.
+        hidden, weight, bias = (None if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors)
+        return (
+            hidden,
+            None if weight is None else weight.to(ctx.dtypes[0]),
+            None if bias is None else bias.to(ctx.dtypes[1]),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+class _PerToken(torch.autograd.Function):
+    """`nll_i`, one by one.
+
+    With a frozen head the gradient is made in the forward pass and scaled by row in the backward pass. A trained head's
+    gradient depends on the scales, so that the chunks are computed again then.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        cap: float | None,
+        chunk: int | None,
+    ) -> Tensor:
+        ctx.options = {"cap": cap, "chunk": chunk}
+        ctx.frozen = not any(ctx.needs_input_grad[1:3])
+        into = Gradients.like(hidden, weight, bias, (True, False, False)) if ctx.frozen and ctx.needs_input_grad[0] else None
+        nll = chunked_nll(hidden, weight, bias, targets, into=into, **ctx.options)
+        if into is not None:
+            ctx.save_for_backward(into.hidden)
+        elif not ctx.frozen:
+            ctx.save_for_backward(hidden, weight, bias, targets)
+            device = hidden.device.type
+            ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.frozen:
+            (made,) = ctx.saved_tensors
+            return made * grad[:, None].to(made.dtype), None, None, None, None, None
+        hidden, weight, bias, targets = ctx.saved_tensors
+        into = Gradients.like(hidden, weight, bias, ctx.needs_input_grad[:3])
+        device, dtype, enabled = ctx.autocast
+        with torch.autocast(device, dtype=dtype, enabled=enabled):
+            chunked_nll(hidden, weight, bias, targets, into=into, row_weights=grad, **ctx.options)
+        return (
+            into.hidden,
+            None if into.weight is None else into.weight.to(weight.dtype),
+            None if into.bias is None else into.bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def summed_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None = None,
+    *,
+    cap: float | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """`sum_i w_i nll_i` as a scalar with gradient; arguments as for `chunked_nll`."""
+    loss: Tensor = _Sum.apply(hidden, weight, bias, targets, row_weights, cap, chunk)  # type: ignore[no-untyped-call]  # of torch
+    return loss
+
+
+def token_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, cap: float | None = None, chunk: int | None = None
+) -> Tensor:
+    """`nll_i`, (N,), with gradient; arguments as for `chunked_nll`."""
+    nll: Tensor = _PerToken.apply(hidden, weight, bias, targets, cap, chunk)  # type: ignore[no-untyped-call]  # of torch
+    return nll

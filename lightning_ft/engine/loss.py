@@ -1,0 +1,261 @@
+"""Losses and scores of a batch, computed at its supervised positions only.
+
+Every function goes through the model's own `forward`, so that hooks, peft, FSDP and activation checkpointing keep working.
+Full logits, (B, T, V), never exist unless the model leaves no other way (`engine.head`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_ft.engine.attention import documents, forward_kwargs
+from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy, wide_dtype
+from lightning_ft.engine.head import HeadPath, bypassed, demote, head_linear, head_module, head_path, takes_selection
+from lightning_ft.types import IGNORE_INDEX, Batch
+
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["HeadPath", "head_path", "score_rows", "supervised", "token_logps", "token_loss", "verify_head"]
+
+_SAMPLE_TOKENS = 96
+_SAMPLE_ROWS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """The N positions of a batch at which a token is predicted, in row order."""
+
+    index: Tensor
+    """(N,) position in the flattened (B * T) batch whose output predicts the target."""
+    targets: Tensor
+    """(N,) int64 token ids."""
+    weights: Tensor | None
+    """(N,) loss weight of each target; None: all 1."""
+
+
+def supervised(batch: Batch) -> Supervised:
+    """Where the batch has targets and what they are: the only place where labels are shifted.
+
+    Position t predicts token t + 1. The first token of a row, and of each document of a packed row, is no target.
+    """
+    targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    if batch.documents is not None:
+        borders = [border - 1 for border in batch.documents[1:-1]]
+        targets[:, borders] = IGNORE_INDEX
+    flat = targets.flatten()
+    index = (flat != IGNORE_INDEX).nonzero()[:, 0]
+    weights = None
+    if batch.weights is not None:
+        weights = F.pad(batch.weights[:, 1:], (0, 1)).flatten()[index]
+    return Supervised(index, flat[index], weights)
+
+
+def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The batch's loss as `(sum_i w_i nll_i, sum_i w_i)` over its supervised tokens; the first has the gradient."""
+    return _token_loss(model, batch, head_path(model))
+
+
+def token_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """Summed log-probabilities (nats) of the supervised tokens of each row, with gradient and without loss weights.
+
+    Returns:
+        (B,), or of a packed row one per document.
+    """
+    chosen, path = supervised(batch), head_path(model)
+    states = _states(model, batch, path, chosen.index)
+    if path.name == "chunked":
+        weight, bias = _head_weights(model)
+        nll = token_cross_entropy(states, weight, bias, chosen.targets, cap=path.cap)
+    else:
+        nll = _plain_nll(states, chosen.targets)
+    sums = nll.new_zeros(_num_rows(batch))
+    return sums.index_add(0, _rows(batch, chosen.index), -nll)
+
+
+@torch.no_grad()
+def score_rows(model: nn.Module, batch: Batch) -> list[tuple[float, int, int]]:
+    """For each row of the batch: sum of nll (nats), supervised tokens, tokens whose most likely prediction was right.
+
+    No gradient, no loss weights. On the chunked way logits exist for one chunk of positions at a time.
+    """
+    chosen, path = supervised(batch), head_path(model)
+    states = _states(model, batch, path, chosen.index)
+    hits = torch.empty_like(chosen.targets, dtype=torch.bool)
+    if path.name == "chunked":
+        weight, bias = _head_weights(model)
+        nll = chunked_nll(states, weight, bias, chosen.targets, cap=path.cap, hits=hits)
+    else:
+        nll = _plain_nll(states, chosen.targets)
+        hits = states.argmax(-1) == chosen.targets
+    columns = torch.stack([nll.double(), torch.ones_like(nll, dtype=torch.float64), hits.double()], 1)
+    sums = columns.new_zeros(_num_rows(batch), 3).index_add_(0, _rows(batch, chosen.index), columns)
+    return [(loss, int(tokens), int(right)) for loss, tokens, right in sums.tolist()]
+
+
+def verify_head(model: nn.Module, batch: Batch, tolerance: float | None = None) -> str:
+    """Compare the chosen way with the full logits on a small part of `batch`, loss and gradients of what trains.
+
+    Where they differ the model's way is demoted to the next plainer one, which is compared again. Parameters' `.grad` and the
+    random state are as before afterwards.
+
+    Args:
+        model: as it will be trained.
+        batch: any batch with supervised tokens.
+        tolerance: largest relative difference; None: by the model's lowest precision (1e-9, 1e-3 or 0.1 for 64, 32 and
+            16 bits: what this looks for, a lost gradient, is a difference of 1).
+
+    Returns:
+        One sentence for the log.
+    """
+    path, sample = head_path(model), _sample(batch)
+    if sample is None:
+        return f"Loss path {path.name}: {path.reason} (not compared with the full logits: the batch has no supervised token)."
+    tolerance = _tolerance(model) if tolerance is None else tolerance
+    expected = _loss_and_gradients(model, sample, HeadPath("full", ""))
+    while True:
+        if path.name == "full":
+            return f"Loss path full: {path.reason}."
+        try:
+            difference = _difference(expected, _loss_and_gradients(model, sample, path))
+        except (RuntimeError, TypeError, ValueError) as error:
+            path = demote(model, f"{path.name} logits failed on the first batch ({type(error).__name__}: {error})")
+            continue
+        if difference <= tolerance:
+            return f"Loss path {path.name}: {path.reason}; loss and gradients equal the full logits' to {difference:.1e}."
+        path = demote(model, f"{path.name} logits differ from the full ones by {difference:.1e} on the first batch")
+
+
+def _token_loss(model: nn.Module, batch: Batch, path: HeadPath) -> tuple[Tensor, Tensor]:
+    chosen = supervised(batch)
+    states = _states(model, batch, path, chosen.index)
+    if path.name == "chunked":
+        weight, bias = _head_weights(model)
+        loss = summed_cross_entropy(states, weight, bias, chosen.targets, chosen.weights, cap=path.cap)
+    else:
+        nll = _plain_nll(states, chosen.targets)
+        loss = (nll if chosen.weights is None else nll * chosen.weights).sum()
+    if chosen.weights is None:
+        return loss, torch.full((), float(len(chosen.targets)), device=loss.device)
+    return loss, chosen.weights.sum()
+
+
+def _states(model: nn.Module, batch: Batch, path: HeadPath, index: Tensor) -> Tensor:
+    """At the flat positions `index`: hidden states (N, D) on the chunked way, logits (N, V) on the others."""
+    length = batch.input_ids.shape[1]
+    extra: dict[str, Any] = {}
+    columns = None
+    if path.name == "selected" and takes_selection(model):
+        # Positions that any row needs, counted from the end: prompt tuning puts virtual tokens in front.
+        columns, where = torch.unique(index % length, return_inverse=True)
+        extra["logits_to_keep"] = columns - length
+    with (
+        documents(model) if batch.documents is not None else contextlib.nullcontext(),
+        bypassed(model, path) if path.name == "chunked" else contextlib.nullcontext(),
+    ):
+        out: Tensor = model(input_ids=batch.input_ids, **forward_kwargs(batch), **extra).logits
+    if columns is None:
+        out = out[:, -length:]
+    elif len(batch.input_ids) == 1:
+        return out[0]
+    else:
+        index = index // length * len(columns) + where
+    return out.reshape(-1, out.shape[-1]).index_select(0, index)
+
+
+def _head_weights(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    head = head_module(model)
+    assert head is not None, "the chunked way is only chosen for models with an output layer"
+    linear: Any = head_linear(head)
+    return linear.weight, linear.bias
+
+
+def _plain_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.to(wide_dtype(logits.dtype)), targets, reduction="none")
+
+
+def _num_rows(batch: Batch) -> int:
+    return len(batch.input_ids) if batch.documents is None else len(batch.documents) - 1
+
+
+def _rows(batch: Batch, index: Tensor) -> Tensor:
+    """(N,) number of the row, or of the packed row's document, that each flat position belongs to."""
+    if batch.documents is None:
+        return index // batch.input_ids.shape[1]
+    return torch.bucketize(index, torch.tensor(batch.documents[1:], device=index.device), right=True)
+
+
+def _sample(batch: Batch) -> Batch | None:
+    """A padded batch of at most two short pieces around the first targets of two rows; None without any target."""
+    length = batch.input_ids.shape[1]
+    index = supervised(batch).index
+    pieces: list[tuple[int, int, int]] = []
+    for row in torch.unique(_rows(batch, index)).tolist()[:_SAMPLE_ROWS]:
+        first = int(index[_rows(batch, index) == row][0]) % length
+        line, start, end = (row, 0, length) if batch.documents is None else (0, *batch.documents[row : row + 2])
+        start = max(start, first - _SAMPLE_TOKENS // 2)
+        pieces.append((line, start, min(end, start + _SAMPLE_TOKENS)))
+    if not pieces:
+        return None
+    ids, labels = (
+        nn.utils.rnn.pad_sequence([values[line, a:b] for line, a, b in pieces], batch_first=True, padding_value=fill)
+        for values, fill in ((batch.input_ids, 0), (batch.labels, IGNORE_INDEX))
+    )
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return Batch(ids, labels, positions, None, tuple(f"{line}:{a}" for line, a, _ in pieces))
+
+
+def _tolerance(model: nn.Module) -> float:
+    bits = [torch.finfo(p.dtype).bits for p in model.parameters() if p.is_floating_point()]
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        bits.append(torch.finfo(torch.get_autocast_dtype(device)).bits)
+    return {64: 1e-9, 32: 1e-3}.get(min(bits), 0.1)
+
+
+def _loss_and_gradients(model: nn.Module, batch: Batch, path: HeadPath) -> list[Tensor | None]:
+    """The mean loss and the gradient of every trained parameter (this rank's part of it); same dropout every time."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.grad for p in trained]
+    device = batch.input_ids.device
+    try:
+        for p in trained:
+            p.grad = None
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            total, count = _token_loss(model, batch, path)
+            loss = total / count
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+        return [loss.detach(), *(None if p.grad is None else _local(p.grad) for p in trained)]
+    finally:
+        for p, grad in zip(trained, before, strict=True):
+            p.grad = grad
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _difference(expected: list[Tensor | None], found: list[Tensor | None]) -> float:
+    """Largest relative difference: of the loss, and of each gradient in norm (1 where one of the two is missing).
+
+    Norms below a hundredth of the largest are measured against that: a key's bias, say, has a gradient of pure rounding.
+    """
+    norms = [0.0 if e is None else float(e.double().norm()) for e in expected]
+    floor = max(norms[1:], default=0.0) / 100
+    worst = 0.0
+    for number, (e, f, norm) in enumerate(zip(expected, found, norms, strict=True)):
+        other = 0.0 if f is None else float(f.double().norm())
+        if (norm == 0) != (other == 0) and max(norm, other) > 1e-6 * floor:
+            return 1.0
+        if e is not None and f is not None and norm > 0:
+            gap = float((e.double() - f.double()).norm()) / max(norm, floor if number else 0.0)
+            worst = max(worst, gap if gap == gap else float("inf"))
+    return worst

@@ -1,0 +1,219 @@
+"""`FineTuner`: the LightningModule. One Lightning batch is one optimiser step, a tuple of micro-batches.
+
+Lightning's own accumulation divides every micro-batch's mean by their number, which weights tokens wrongly, and loses
+gradients in a checkpoint taken inside its window. Here a step is whole: its totals are known before the first backward
+pass, each micro-batch adds `sum / total`, and nothing is ever half done when a checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from lightning_ft import optim
+from lightning_ft.engine import attention
+from lightning_ft.errors import TrainingError
+from lightning_ft.run.checkpoint import load_trained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.method import Method
+    from lightning_ft.objective import Objective
+    from lightning_ft.types import Batch, LossOutput, Step
+
+ADAPTER_RATE, BASE_RATE = 2e-4, 2e-5
+"""Peak learning rates where the user gives none: adapters start from zero and stand ten times as much."""
+
+
+class FineTuner(L.LightningModule):
+    """Trains what a method attached to a backbone, on an objective, over scheduled steps.
+
+    Args:
+        config: The run's options.
+        method: What trains.
+        objective: What is minimised.
+        optimizer: Optimiser class.
+        optimizer_options: Its arguments beside parameters and learning rate.
+        total_steps: Optimiser steps of the whole run.
+        load: Returns the backbone's model; called once, on every rank, inside Lightning's `configure_model`.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self, config: TrainingConfig, method: Method, objective: Objective, optimizer: type[torch.optim.Optimizer],
+        optimizer_options: Mapping[str, Any], total_steps: int, load: Callable[[], nn.Module],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config = config
+        self.method = method
+        self.objective = objective
+        self.optimizer_class = optimizer
+        self.optimizer_options = dict(optimizer_options)
+        self.total_steps = total_steps
+        self.strict_loading = False
+        self._load = load
+        self._ready = False
+        self.start_from: Path | None = None
+        """Folder of an adapter to go on training from."""
+        self.learning_rate = config.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
+        self.grad_norm = torch.zeros(())
+        self.step_loss = torch.zeros(())
+        self.counted: dict[str, Tensor] = {}
+        self._micro: list[tuple[Tensor, tuple[str, ...]]] = []
+        self._validation = torch.zeros(3, dtype=torch.float64)
+
+    def configure_model(self) -> None:
+        """Load the backbone and attach the method; Lightning may ask more than once."""
+        if self._ready:
+            return
+        torch.manual_seed(self.config.seed)
+        model = self._load()
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]  # transformers' own
+            model.enable_input_require_grads()  # type: ignore[operator]  # as above: frozen embeddings end the graph
+        self.model = self.method.attach(model, self.total_steps)
+        if self.start_from is not None:
+            load_trained(self.model, self.method, self.start_from)
+        self.model.train()
+        self._ready = True
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters that require a gradient."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def parameter_line(self) -> str:
+        """`trainable params: a || all params: b || trainable%: c`."""
+        trained = sum(p.numel() for p in self.trained_parameters())
+        total = sum(p.numel() for p in self.model.parameters())
+        return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
+
+    # ---- one optimiser step -------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, step: Step, index: int) -> None:
+        """Check that the schedule and Lightning agree on the step, seed dropout by it, and start from no gradient."""
+        if step.number != self.global_step:
+            raise TrainingError(
+                f"The data loader came with step {step.number} where the optimiser is at step {self.global_step}; "
+                "this is a bug in lightning-ft: please report it with the run's config.yaml."
+            )
+        torch.manual_seed(self._dropout_seed(step.number))
+        self.zero_grad(set_to_none=True)
+
+    def _dropout_seed(self, step: int) -> int:
+        """A function of (seed, step, rank), so that no random state has to be stored."""
+        return (self.config.seed * 1_000_003 + step) * 4096 + self.global_rank
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: Lightning would zero between `training_step` and its backward, where micro-batches have added up."""
+
+    def training_step(self, step: Step, index: int) -> Tensor:
+        """Backward through all micro-batches but the last, whose loss Lightning takes backward itself."""
+        self._micro = []
+        self.counted = {}
+        for batch in step.micro[:-1]:
+            loss = self._micro_loss(batch, step)
+            self.trainer.strategy.backward(loss, None)
+        last = self._micro_loss(step.micro[-1], step)
+        self.step_loss = torch.stack([loss for loss, _ in self._micro]).sum()
+        penalty = self.method.regularizer(self.model)
+        return last if penalty is None else last + penalty
+
+    def _micro_loss(self, batch: Batch, step: Step) -> Tensor:
+        """This micro-batch's part of the step's loss, times the number of ranks because DDP averages gradients."""
+        batch = self.objective.prepare(self.model, batch)
+        output = self.objective_output(batch)
+        loss = torch.zeros((), device=self.device)
+        for term in output.terms.values():
+            loss = loss + term.weight * term.sum / step.totals[term.per]
+            count = torch.as_tensor(term.count, dtype=torch.float64, device="cpu" if isinstance(term.count, float) else None)
+            self.counted[term.per] = self.counted.get(term.per, torch.zeros_like(count)) + count.detach()
+        self._micro.append((loss.detach(), batch.rows))
+        return loss * self.trainer.world_size
+
+    def objective_output(self, batch: Batch) -> LossOutput:
+        """The objective on one micro-batch, packed documents kept apart."""
+        if batch.documents is None:
+            return self.objective(self.model, batch)
+        with attention.documents(self.model):
+            return self.objective(self.model, batch)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Measure the gradient norm, refuse a step that is not finite, and clip.
+
+        Raises:
+            TrainingError: loss or gradient is NaN or infinite; names the rows. Every rank sees the same averaged
+                gradients, so all of them stop here and none is left waiting.
+        """
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.grad_norm = optim.grad_norm(params).detach()
+        if not torch.isfinite(self.grad_norm):
+            bad = [rows for loss, rows in self._micro if not torch.isfinite(loss)]
+            rows = (bad or [rows for _, rows in self._micro])[0]
+            what = "loss" if bad else "gradient"
+            raise TrainingError(
+                f"The {what} of step {self.global_step} is not finite (micro-batch of rows {', '.join(rows[:8])}); nothing was "
+                "updated. Lower --learning_rate, or look at these rows; --precision fp32 rules out overflow."
+            )
+        if self.config.max_grad_norm:
+            optim.clip(params, self.grad_norm, self.config.max_grad_norm)
+
+    def on_train_batch_end(self, outputs: Any, step: Step, index: int) -> None:
+        """Let the method act on the finished step while the gradients exist."""
+        self.method.on_step(self.model, step.number)
+
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._validation = torch.zeros(3, dtype=torch.float64)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Add the batch's likelihoods: sum of NLL, tokens, right tokens."""
+        from lightning_ft.engine.loss import score_rows
+
+        for row in score_rows(self.model, batch):
+            self._validation += torch.tensor(row, dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracy over all tokens of the set, on all ranks alike."""
+        sums = self.trainer.strategy.reduce(self._validation.to(self.device, torch.float64), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        nll, tokens, correct = sums.tolist()
+        self.log("val_loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=False)
+        self.log("val_token_accuracy", correct / max(1.0, tokens))
+
+    # ---- optimiser ----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over the method's groups, and a schedule over steps that we counted ourselves."""
+        groups = self.method.param_groups(self.model, self.learning_rate)
+        if groups is None:
+            groups = optim.param_groups(self.model, self.config.weight_decay)
+        options = dict(self.optimizer_options)
+        if "fused" in inspect.signature(self.optimizer_class).parameters:
+            options.setdefault("fused", True)
+        optimizer = self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
+        factor = optim.multiplier(self.config.lr_scheduler, self.total_steps, self.config.warmup)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The model goes into the folder in its own format; Lightning's dictionary needs none of it."""
+        checkpoint["state_dict"] = {}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the trained weights back, from the model files of the checkpoint's folder."""
+        folder: Path = checkpoint.pop("folder")
+        load_trained(self.model, self.method, folder)

@@ -1,0 +1,1 @@
+"""What surrounds training: the run folder, checkpoints, callbacks, the preflight."""

@@ -1,0 +1,129 @@
+"""Folders and files that are either whole or not there, also when the power fails in between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from lightning_ft.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well; else nothing changes.
+
+    Everything is synced to disk, then a manifest with sizes and SHA-256 hashes, then the rename: a folder without a
+    valid manifest is no checkpoint, and an older one stays until the new one is in place.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        _write_manifest(temporary)
+        _replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG):
+            raise
+        raise TrainingError(
+            f"Could not write '{target}': {error}; what was saved before is untouched. Free some space and type --resume."
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        sync(path)
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
+    sync(manifest)
+    sync(folder)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename into place; a folder of the same name steps aside first, since a rename cannot replace a full folder."""
+    aside = target.parent / f"{TEMPORARY}old-{target.name}-{os.getpid()}"
+    if target.exists():
+        target.rename(aside)
+    temporary.rename(target)
+    sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def broken(folder: Path) -> str | None:
+    """Why the folder is not whole, or None if every file is there with the size and hash of the manifest."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is unreadable"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
+        if sha256(path) != expected["sha256"]:
+            return f"{name} has another hash than when it was written"
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside, sync it, and rename it into place."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written; call it under the run's lock only."""
+    for path in (*folder.glob(f"{TEMPORARY}*"), *(folder / "checkpoints").glob(f"{TEMPORARY}*")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,259 @@
+"""Callbacks of a run: checkpoints and signals, the record of metrics, progress in plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as L
+import torch
+
+from lightning_ft.errors import RunInterruptedError, TrainingError
+from lightning_ft.run import checkpoint
+from lightning_ft.run.hardware import peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.data.schedule import Schedule
+    from lightning_ft.module import FineTuner
+    from lightning_ft.types import Step
+
+
+class Saver(L.Callback):
+    """Writes checkpoints after the validation of their step, keeps the newest and the best, and stops on signals.
+
+    Args:
+        config: The run's options.
+        folder: The run folder.
+        total_steps: Steps of the whole run.
+        validates: Whether there is a validation set.
+    """
+
+    def __init__(self, config: TrainingConfig, folder: Path, total_steps: int, *, validates: bool) -> None:
+        self.folder = folder
+        self.total_steps = total_steps
+        self.validates = validates
+        self.keep_best = config.keep_best
+        self.monitor = config.monitor
+        self.save_every = config.save_every
+        self.scores: dict[int, float] = {}
+        """Monitored value by step, of all validations so far."""
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs to know which checkpoints are best."""
+        return {"scores": dict(self.scores)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.scores = {int(step): float(score) for step, score in state_dict["scores"].items()}
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the lowest monitored value among the checkpoints that exist."""
+        there = {checkpoint.step_of(p) for p in checkpoint.checkpoints(self.folder)}
+        scored = [step for step in self.scores if step in there]
+        return min(scored, key=lambda step: (self.scores[step], step)) if scored else None
+
+    # Lightning installs its own handlers when fit begins; ours come after them and give them back.
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for SIGINT and SIGTERM."""
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread: whoever embeds us there handles signals
+            self._handlers.clear()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the handlers back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        """Stop on a signal, save where no validation follows, and make Lightning validate after the last step."""
+        step = trainer.global_step
+        if self._stopped(trainer):
+            self.save(trainer, step)
+            number = self._signal or signal.SIGTERM
+            raise RunInterruptedError(
+                f"Stopped by {signal.Signals(number).name} after step {step} of {self.total_steps}; everything is saved. "
+                f"Go on with --resume {self.folder}.",
+                number,
+            )
+        if step >= self.total_steps:
+            trainer.should_stop = True
+        if not self._validation_due(trainer, step) and self._due(step, validated=False):
+            self.save(trainer, step)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the score and save."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        step = trainer.global_step
+        if self.monitor in trainer.callback_metrics:
+            self.scores[step] = float(trainer.callback_metrics[self.monitor])
+        if self._due(step, validated=True):
+            self.save(trainer, step)
+
+    def _stopped(self, trainer: L.Trainer) -> bool:
+        """Whether any rank got a signal; all of them decide alike."""
+        here = self._signal is not None
+        return here if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+
+    def _validation_due(self, trainer: L.Trainer, step: int) -> bool:
+        if not self.validates:
+            return False
+        return trainer.should_stop or step % int(trainer.val_check_batch) == 0
+
+    def _due(self, step: int, *, validated: bool) -> bool:
+        if self.save_every == 0:
+            return False
+        if step >= self.total_steps:
+            return True
+        return validated if self.save_every is None else step % self.save_every == 0
+
+    def save(self, trainer: L.Trainer, step: int) -> None:
+        """Write the checkpoint of `step`, then delete those that are neither newest nor among the best."""
+        trainer.save_checkpoint(checkpoint.path_of(self.folder, step))
+        if not trainer.is_global_zero:
+            return
+        there = checkpoint.checkpoints(self.folder)
+        ranked = sorted(
+            (s for s in self.scores if any(checkpoint.step_of(p) == s for p in there)), key=lambda s: self.scores[s]
+        )
+        keep = {step, *ranked[: self.keep_best]}
+        for folder in there:
+            if checkpoint.step_of(folder) not in keep:
+                trainer.strategy.remove_checkpoint(folder)
+
+
+class Recorder(L.Callback):
+    """Writes metrics.jsonl and TensorBoard, checks the step's counts, and says progress in plain lines.
+
+    Args:
+        config: The run's options.
+        schedule: The run's steps.
+        path: The file to append to.
+        say: Prints a line; None where a progress bar shows the same.
+    """
+
+    def __init__(self, config: TrainingConfig, schedule: Schedule, path: Path, say: Callable[[str], None] | None) -> None:
+        self.log_every = config.log_every
+        self.schedule = schedule
+        self.path = path
+        self.say = say
+        self._reset()
+        self._began = 0.0
+        self._first = 0
+
+    def _reset(self) -> None:
+        self._tokens = self._cells = self._steps = 0
+        self._supervised = self._seconds = 0.0
+        self._loss = torch.zeros(())
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the lines after the step that a resume starts from: they will be written again."""
+        self._began, self._first = time.perf_counter(), trainer.global_step
+        if trainer.is_global_zero and self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if line["step"] <= trainer.global_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Step, batch_idx: int) -> None:
+        """Start the step's clock."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        """Add the step up, and write a line when one is due."""
+        module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
+        self._loss = self._loss.to(module.step_loss.device) + module.step_loss
+        self._steps += 1
+        self._tokens += sum(sum(micro.lengths) for micro in batch.micro)
+        self._cells += sum(micro.input_ids.numel() for micro in batch.micro)
+        self._supervised += batch.totals["tokens"]
+        step = trainer.global_step
+        due = step % self.log_every == 0 or step >= self.schedule.total_steps
+        if due and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seconds += time.perf_counter() - self._start
+        if due:
+            self._check_counts(trainer, module, batch)
+            self._write(trainer, self._line(trainer, module, step))
+            self._reset()
+
+    def _check_counts(self, trainer: L.Trainer, module: FineTuner, batch: Step) -> None:
+        """The tokens that the ranks really summed over must be those that the schedule promised to divide by."""
+        for name, count in module.counted.items():
+            total = float(_reduce(trainer, count))
+            if not math.isclose(total, batch.totals[name], rel_tol=1e-5, abs_tol=1e-3):
+                raise TrainingError(
+                    f"Step {batch.number} summed its loss over {total:g} {name} where the schedule counted "
+                    f"{batch.totals[name]:g}; the objective counts wrongly."
+                )
+
+    def _line(self, trainer: L.Trainer, module: FineTuner, step: int) -> dict[str, Any]:
+        tokens, cells = (
+            float(_reduce(trainer, torch.tensor(float(self._tokens)))),
+            float(_reduce(trainer, torch.tensor(float(self._cells)))),
+        )
+        return {
+            "step": step,
+            "epoch": round(self.schedule.epoch_of(step), 4),
+            "loss": float(_reduce(trainer, self._loss)) / self._steps,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "grad_norm": float(module.grad_norm),
+            "tokens_per_second": round(tokens / self._seconds, 1),
+            "supervised_tokens_per_second": round(self._supervised / self._seconds, 1),
+            "padding_share": round(1 - tokens / max(1.0, cells), 4),
+            "peak_memory": peak_memory(),
+            "seconds": round(time.perf_counter() - self._began, 3),
+        }
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what the validation found."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+        step = trainer.global_step
+        self._write(trainer, {"step": step, "epoch": round(self.schedule.epoch_of(step), 4), **found})
+
+    def _write(self, trainer: L.Trainer, line: dict[str, Any]) -> None:
+        if not trainer.is_global_zero:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+        if self.say:
+            done, total = line["step"], self.schedule.total_steps
+            left = (time.perf_counter() - self._began) / max(1, done - self._first) * (total - done)
+            shown = {
+                k: line[k] for k in ("loss", "val_loss", "val_token_accuracy", "grad_norm", "tokens_per_second") if k in line
+            }
+            self.say(f"step {done}/{total}  " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()) + f"  {left:.0f} s left")
+
+
+def _reduce(trainer: L.Trainer, value: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks."""
+    if trainer.world_size == 1:
+        return value
+    reduced = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
+    assert isinstance(reduced, torch.Tensor)
+    return reduced

@@ -1,0 +1,189 @@
+"""The run folder: its name, its lock, its record, and finding an unfinished one again."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import socket
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lightning_ft.errors import UsageError
+from lightning_ft.run.atomic import clear_leftovers, write_json, write_text
+
+if TYPE_CHECKING:
+    from typing import IO
+
+    from lightning_ft.config import TrainingConfig
+
+RECORDED = ("lightning-ft", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "torchmetrics", "numpy")
+NOT_OF_THE_RESULT = frozenset({"resume", "output", "name", "workers", "log_every", "keep_best", "preflight", "verdict_rows"})
+"""Options that do not change which weights come out, so that two runs that differ in them are the same run."""
+SECRET = re.compile(r"token$|secret|password|api_key", re.IGNORECASE)
+
+
+@dataclass
+class RunFolder:
+    """One run's folder, locked while the run is alive."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+    """What `run.json` holds."""
+    _lock: IO[str] | None = None
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard files."""
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    def lock(self) -> None:
+        """Take the folder for this process; the lock ends with the process, however that ends.
+
+        Raises:
+            UsageError: another live process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise UsageError(
+                f"Run folder '{self.path}' is in use by {owner}; wait for it, or name another with --output."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._lock = file
+        clear_leftovers(self.path)
+
+    def release(self) -> None:
+        """Give the folder free."""
+        if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def write_config(self, config: TrainingConfig) -> None:
+        """`config.yaml`: complete, so that it re-runs the run."""
+        values = {k: v for k, v in config.as_dict().items() if k != "resume" and not SECRET.search(k)}
+        write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def update(self, **values: Any) -> None:
+        """Add to `run.json` and write it."""
+        self.record |= values
+        write_json(self.path / "run.json", self.record)
+
+
+def config_hash(config: TrainingConfig) -> str:
+    """Hash of everything that decides the result of a run."""
+    values = {k: v for k, v in config.as_dict().items() if k not in NOT_OF_THE_RESULT}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def create(config: TrainingConfig, task: str, identity: str) -> RunFolder:
+    """A new, locked run folder: `--output`, or `runs/<task>_<data>_<n>` with the first free n.
+
+    Args:
+        config: The run's options.
+        task: The task's name, for the folder's.
+        identity: `config_hash` of what the user asked for, by which `--resume auto` finds the run again.
+
+    Raises:
+        UsageError: `--output` already holds a run, or is in use, or is a file.
+    """
+    if config.output is not None:
+        folder = Path(config.output)
+        if folder.is_file():
+            raise UsageError(f"Expected --output to be a folder to write, '{folder}' is a file.")
+        if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
+            run = RunFolder(folder)
+            run.lock()
+            run.release()
+            raise UsageError(
+                f"Run folder '{folder}' already holds a run; type --resume {folder} to go on, or name another --output."
+            )
+        run = RunFolder(folder)
+        run.lock()
+    else:
+        stem = config.name or f"{task}_{_slug(config.data[0])}"
+        run = _first_free(stem, numbered=config.name is None)
+    run.record = {
+        "status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "config_hash": identity,
+        "host": socket.gethostname(), "python": platform.python_version(),
+        "versions": {name: version(name) for name in RECORDED},
+    }  # fmt: skip
+    run.write_config(config)
+    run.update()
+    return run
+
+
+def _first_free(stem: str, *, numbered: bool) -> RunFolder:
+    for n in range(1, 100_000):
+        folder = Path("runs") / (f"{stem}_{n}" if numbered or n > 1 else stem)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        run = RunFolder(folder)
+        run.lock()
+        return run
+    raise UsageError(f"Expected a free folder name for runs/{stem}_<n>; clean up runs/ or name one with --output.")
+
+
+def _slug(name: str) -> str:
+    stem = Path(name.rstrip("/*")).name.split(".")[0] or "data"
+    return re.sub(r"[^A-Za-z0-9-]+", "-", stem).strip("-").lower()[:40] or "data"
+
+
+def reopen(folder: Path) -> RunFolder:
+    """An existing run folder, locked, with its record.
+
+    Raises:
+        UsageError: it is in use, or its run.json is unreadable.
+    """
+    run = RunFolder(folder)
+    run.lock()
+    try:
+        run.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        run.release()
+        raise UsageError(f"Expected '{folder}/run.json' to be a run's record: {error}.") from None
+    return run
+
+
+def unfinished(parent: Path, wanted: str) -> Path | None:
+    """The newest run under `parent` with this config hash that has not finished."""
+    found = []
+    for record in parent.glob("*/run.json"):
+        try:
+            values = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if values.get("config_hash") == wanted and values.get("status") != "finished":
+            found.append((record.stat().st_mtime, record.parent))
+    return max(found)[1] if found else None
+
+
+def status(run: Path) -> str:
+    """What `run.json` says of how the run stands."""
+    try:
+        return str(json.loads((run / "run.json").read_text(encoding="utf-8")).get("status"))
+    except (OSError, ValueError):
+        return "unknown"

@@ -1,0 +1,99 @@
+"""What the machine can do, and the number formats that follow from it."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning_ft.config import Precision
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""Processor flags with which oneDNN multiplies bfloat16 matrices in hardware."""
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats of a run."""
+
+    weights: torch.dtype
+    """Of the backbone's weights; parameters that train are kept in float32 beside it."""
+    lightning: str
+    """Lightning's name for the arithmetic."""
+    sentence: str
+    """For the log."""
+
+
+@functools.cache
+def bf16_is_fast() -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones here; measured once where flags do not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+        return not BF16_FLAGS.isdisjoint(flags)
+    except (OSError, StopIteration):
+        return _product_seconds(torch.bfloat16) < 0.8 * _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a = torch.ones(512, 512, dtype=dtype)
+    a @ a
+    start = time.perf_counter()
+    for _ in range(4):
+        a @ a
+    return time.perf_counter() - start
+
+
+def formats(precision: Precision, *, trains_base: bool) -> Formats:
+    """The formats for a run.
+
+    With frozen base weights bf16 means bf16 weights and float32 adapters; on a CPU no autocast is needed for that, and
+    it would cost a cast of every weight in every step. Where base weights train they stay float32 under autocast.
+
+    Raises:
+        UsageError: fp16 without a GPU (torch would silently compute in bf16 instead).
+    """
+    gpu = torch.cuda.is_available()
+    if precision == "fp16" and not gpu:
+        raise UsageError("Expected a GPU for --precision fp16, found none; type --precision bf16 or fp32.")
+    chosen = precision if precision != "auto" else ("bf16" if bf16_is_fast() else "fp32")
+    why = "" if precision != "auto" else " (fast on this machine)" if chosen == "bf16" else " (no fast bf16 on this machine)"
+    if chosen == "fp32":
+        return Formats(torch.float32, "32-true", f"precision: fp32{why}")
+    low = torch.bfloat16 if chosen == "bf16" else torch.float16
+    if trains_base:
+        return Formats(
+            torch.float32, f"{'bf16' if chosen == 'bf16' else '16'}-mixed", f"precision: {chosen} over fp32 weights{why}"
+        )
+    if gpu:
+        name = "bf16-mixed" if chosen == "bf16" else "16-mixed"
+        return Formats(low, name, f"precision: {chosen} weights, fp32 adapters, {chosen} arithmetic{why}")
+    return Formats(low, "32-true", f"precision: {chosen} base weights, fp32 adapters{why}")
+
+
+def device_name() -> str:
+    """The accelerator's or the processor's name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    try:
+        line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        return line.split(":", 1)[1].strip()
+    except (OSError, StopIteration):
+        return "CPU"
+
+
+def peak_memory() -> int:
+    """Peak memory so far in bytes: of the GPU where there is one, else of this process (VmHWM)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

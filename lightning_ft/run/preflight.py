@@ -1,0 +1,175 @@
+"""Before training: run what is largest once, so that what can fail fails in the first minute.
+
+The longest micro-batch, an optimiser step, the longest evaluation batch and a save are executed for real; the peak
+memory is then measured, not predicted, and the time follows from a few ordinary steps.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as L
+import torch
+
+from lightning_ft.errors import TrainingError
+from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.hardware import peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lightning_ft.data.datamodule import FineTuneData
+    from lightning_ft.module import FineTuner
+    from lightning_ft.types import Step
+
+LOOKED_AT = 2000
+"""Steps of the schedule that are searched for the largest micro-batch and averaged for the time."""
+TIMED = 4
+"""Ordinary steps that are timed."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the preflight measured."""
+
+    peak_memory: int
+    """Bytes: of the GPU where there is one, else of the process."""
+    step_seconds: float
+    """Mean over ordinary steps."""
+    validation_seconds: float
+    save_seconds: float
+    total_seconds: float
+    """Training, validations and saves of the whole run."""
+
+    def sentence(self) -> str:
+        """For the log."""
+        minutes, seconds = divmod(round(self.total_seconds), 60)
+        return (
+            f"preflight: peak memory {self.peak_memory / 2**30:.2f} GiB, {self.step_seconds:.3g} s a step, "
+            f"training will take about {minutes} min {seconds:02d} s"
+        )
+
+
+class Preflight(L.Callback):
+    """Runs before the first step of a fresh run; leaves weights, optimiser and random state as they were.
+
+    Args:
+        data: Builds steps and evaluation batches.
+        folder: The run folder, for the trial save.
+        save_every: Steps between saves; None: with every validation.
+        done: Called with the estimate.
+    """
+
+    def __init__(self, data: FineTuneData, folder: Path, save_every: int | None, done: Callable[[Estimate], None]) -> None:
+        self.data = data
+        self.folder = folder
+        self.save_every = save_every
+        self.done = done
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run it, unless this is a resumed run: then the largest batch has been through already."""
+        if trainer.global_step > 0:
+            return
+        module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
+        try:
+            self.done(self._run(trainer, module))
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"The longest micro-batch does not fit into memory ({str(error).splitlines()[0]}); lower --batch_tokens or "
+                "--max_length, or type --gradient_checkpointing true."
+            ) from error
+
+    def _run(self, trainer: L.Trainer, module: FineTuner) -> Estimate:
+        schedule = self.data.schedule
+        numbers = range(0, schedule.total_steps, max(1, schedule.total_steps // LOOKED_AT))
+        cells = {number: self._largest(number) for number in numbers}
+        largest = max(cells, key=lambda number: cells[number])
+        self._step(trainer, module, self.data.build(largest))
+        timed = [schedule.total_steps * i // TIMED for i in range(min(TIMED, schedule.total_steps))]
+        seconds = tokens = 0.0
+        for number in timed:
+            step = self.data.build(number)
+            start = time.perf_counter()
+            self._step(trainer, module, step)
+            seconds += time.perf_counter() - start
+            tokens += self._tokens(number)
+        mean_tokens = sum(self._tokens(number) for number in numbers) / len(numbers)
+        step_seconds = seconds / tokens * mean_tokens
+        validation = self._validate(module)
+        save = self._save(trainer)
+        self._forget(trainer, module)
+        validations = schedule.total_steps / self.data.eval_every if self.data.has_validation else 0
+        saves = validations if self.save_every is None else schedule.total_steps / self.save_every if self.save_every else 0
+        total = schedule.total_steps * step_seconds + validations * validation + saves * save
+        return Estimate(peak_memory(), step_seconds, validation, save, total)
+
+    def _largest(self, number: int) -> int:
+        """Tokens, padding included, of the step's largest micro-batch."""
+        lengths, packed = self.data.schedule.lengths, self.data.schedule.packed
+        plan = self.data.schedule.step(number)
+        sizes = (lengths[list(micro)] for rank in plan.ranks for micro in rank)
+        return max(int(size.sum() if packed else size.max() * len(size)) for size in sizes)
+
+    def _tokens(self, number: int) -> float:
+        lengths = self.data.schedule.lengths
+        return float(sum(lengths[list(micro)].sum() for rank in self.data.schedule.step(number).ranks for micro in rank))
+
+    def _step(self, trainer: L.Trainer, module: FineTuner, step: Step) -> None:
+        """One whole optimiser step that changes nothing: gradients of zero at a learning rate of zero."""
+        step = step.to(module.device)
+        module.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        loss: Any = trainer.strategy.training_step(step, 0)
+        trainer.strategy.backward(loss, None)
+        for optimizer in trainer.optimizers:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad.zero_()
+            optimizer.step()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def _validate(self, module: FineTuner) -> float:
+        """Seconds of a whole validation, from its largest batch."""
+        from lightning_ft.engine.loss import score_rows
+
+        batches = self.data.validation_plan()
+        if not batches:
+            return 0.0
+        lengths = self.data.tables["validation"].lengths
+        cells = [int(lengths[list(batch)].max()) * len(batch) for batch in batches]
+        largest = max(range(len(batches)), key=lambda i: cells[i])
+        module.eval()
+        start = time.perf_counter()
+        score_rows(module.model, self.data.validation_batch(batches[largest]).to(module.device))
+        seconds = time.perf_counter() - start
+        module.train()
+        return seconds * sum(cells) / cells[largest]
+
+    def _save(self, trainer: L.Trainer) -> float:
+        io = trainer.strategy.checkpoint_io
+        if self.save_every == 0 or not trainer.is_global_zero or not isinstance(io, FolderCheckpoint):
+            return 0.0
+        trial = self.folder / "checkpoints" / ".tmp-preflight"
+        start = time.perf_counter()
+        io.save_checkpoint({}, trial)
+        seconds = time.perf_counter() - start
+        shutil.rmtree(trial)
+        return seconds
+
+    def _forget(self, trainer: L.Trainer, module: FineTuner) -> None:
+        """Take back what the trial left: optimiser states, gradients, counters."""
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+        module.zero_grad(set_to_none=True)
+        gc.collect()

@@ -1,0 +1,40 @@
+"""Hush what libraries print that says nothing to the person who runs a fine-tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOISE = (
+    ".*does not have many workers.*",  # collating is a few array copies; workers cost more than they give
+    ".*lr_scheduler.step.*before.*optimizer.step.*",  # the preflight's trial step, taken back afterwards
+    ".*number of training batches.*smaller than the logging interval.*",  # we log by our own callback
+    ".*Checkpoint directory .* exists.*",
+    ".*GPU available but not used.*",
+    ".*isinstance.treespec, LeafSpec.*",  # lightning calls a deprecated torch function
+    ".*You requested to overfit but enabled.*",
+    ".*Trying to infer the `batch_size` from an ambiguous collection.*",  # every value that we log is already a mean
+    ".*found .* module.* in eval mode.*",
+)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within it Lightning's hints and progress lines are not shown; warnings of substance still are."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for pattern in NOISE:
+                warnings.filterwarnings("ignore", message=pattern)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

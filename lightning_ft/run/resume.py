@@ -1,0 +1,99 @@
+"""Where a run goes on: which folder, which checkpoint, and whether it would still be the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_ft.errors import UsageError
+from lightning_ft.run import checkpoint, folder
+from lightning_ft.run.atomic import broken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Resume:
+    """An unfinished run and its newest whole checkpoint."""
+
+    run: Path
+    checkpoint: Path | None
+    """None: the run stopped before its first checkpoint, so it starts again in the same folder."""
+
+    def open(self, data_key: str, total_steps: int, world_size: int) -> RunFolder:
+        """The run's folder, locked, if it is still the same run.
+
+        Raises:
+            UsageError: data, number of steps or number of processes are not those of the run: the rows of the steps to
+                come would be others, and the result would be neither run's.
+        """
+        run = folder.reopen(self.run)
+        then = run.record
+        for what, before, now, mend in (
+            ("data and tokens", (then.get("data") or {}).get("key"), data_key, "restore the file"),
+            ("number of steps", then.get("total_steps"), total_steps, "leave epochs and batch sizes as they were"),
+            ("number of processes", then.get("world_size"), world_size, f"type --devices {then.get('world_size')}"),
+        ):
+            if before is not None and before != now:
+                run.release()
+                raise UsageError(
+                    f"Expected the same {what} as run '{self.run}' had ({_short(before)}), got {_short(now)}; {mend}, or start "
+                    f"a new run from its result with --model {self.run}."
+                )
+        run.update(status="running", resumed_from=self.checkpoint.name if self.checkpoint else None)
+        return run
+
+
+def _short(value: object) -> str:
+    return str(value)[:12]
+
+
+def run_of(name: str) -> tuple[Path, Path | None]:
+    """The run folder that `--resume NAME` means, and the checkpoint where NAME is one.
+
+    Raises:
+        UsageError: NAME is neither.
+    """
+    path = Path(name)
+    if (path / "run.json").is_file():
+        return path, None
+    if checkpoint.NAME.fullmatch(path.name) and (path.parent.parent / "run.json").is_file():
+        return path.parent.parent, path
+    raise UsageError(f"Expected --resume to be auto, a run folder or a checkpoint folder; '{name}' is none of them.")
+
+
+def find_resume(config: TrainingConfig, identity: str, say: Callable[[str], None]) -> Resume | None:
+    """The run to go on with, or None for a fresh one.
+
+    `auto` takes the newest unfinished run with the same options beside `--output`; a broken checkpoint is passed over for
+    the newest whole one before it, and said.
+
+    Raises:
+        UsageError: the named run has finished, or is none.
+    """
+    if config.resume is None:
+        return None
+    named: Path | None = None
+    if config.resume == "auto":
+        parent = Path(config.output).parent if config.output else Path("runs")
+        run = folder.unfinished(parent, identity)
+        if run is None:
+            say("resume: no unfinished run with these options, starting a new one")
+            return None
+    else:
+        run, named = run_of(config.resume)
+    if folder.status(run) == "finished":
+        raise UsageError(
+            f"Run '{run}' has finished; to train on from its result type --model {run}, to use it --model {run} elsewhere."
+        )
+    if named is not None and (reason := broken(named)) is not None:
+        say(f"resume: {named.name} is broken ({reason}); looking for the newest whole checkpoint")
+        named = None
+    found = named or checkpoint.newest(run, say=lambda line: say(f"resume: {line}"))
+    say(f"resume: {run} from " + (found.name if found else "the beginning (no whole checkpoint)"))
+    return Resume(run, found)

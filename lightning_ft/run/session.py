@@ -1,0 +1,344 @@
+"""One run from config to verdict: the straight line that `fit` walks."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.backbone import BackboneSpec, Loaded, Location, load_tokenizer, locate
+from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
+from lightning_ft.errors import RunInterruptedError, UsageError
+from lightning_ft.registry import Registry, registry
+from lightning_ft.run import folder as folders
+from lightning_ft.run.card import ModelWriter
+from lightning_ft.run.choices import Choices, choose
+from lightning_ft.run.quiet import quiet_libraries
+from lightning_ft.run.resume import Resume, find_resume
+from lightning_ft.run.world import World, world
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+    from torch import nn
+
+    from lightning_ft.bootstrap import Verdict
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.data.datamodule import FineTuneData
+    from lightning_ft.data.schedule import Schedule
+    from lightning_ft.module import FineTuner
+    from lightning_ft.run.callbacks import Saver
+
+VALIDATIONS = 10
+"""Validations of a run where the user does not say how often, at most one an epoch."""
+MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several."""
+
+
+def say(line: str) -> None:
+    """A line for the person, on stderr so that results can be piped."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Session:
+    """Everything of a run that lives in this process.
+
+    Args:
+        config: The run's options.
+        given: Options that the user set, which a task's defaults must not touch.
+    """
+
+    folder: folders.RunFolder
+    module: FineTuner
+    data: FineTuneData
+    trainer: L.Trainer
+    saver: Saver
+
+    def __init__(self, config: TrainingConfig, given: frozenset[str] = frozenset()) -> None:
+        self.config = config
+        self.given = given
+        self.registry: Registry = registry()
+        self.world: World = world(config)
+        self.say = say if self.world.main else lambda line: None
+        self.choices: Choices = choose(config, self.registry)
+        self._apply_task_defaults()
+        self.hash = folders.config_hash(config)
+        self.resume: Resume | None = find_resume(config, self.hash, self.say)
+        self.location: Location = locate(config.model, revision=config.revision)
+        hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)  # type: ignore[arg-type]  # two plain values
+        self._prepare()
+
+    def _apply_task_defaults(self) -> None:
+        """A named task's own defaults, where the user set nothing."""
+        if self.choices.task is not None:
+            for name, value in type(self.choices.task).defaults.items():
+                if name not in self.given:
+                    setattr(self.config, name, value)
+
+    def _prepare(self) -> None:
+        """Data first: what is wrong with it is said before any weight is loaded."""
+        from lightning_ft.data.encode import Encoder
+        from lightning_ft.data.render import Template
+
+        self.template = Template.resolve(self.config.template, self.tokenizer)
+        self.encoder = Encoder(self.tokenizer, self.template, self._max_length())
+        pipeline = Pipeline(
+            self.config, self.registry, self.encoder, self.choices.task, self.choices.objective.examples, self.say
+        )
+        self.prepared: Prepared = pipeline.prepare()
+        self.config.task = self.prepared.task
+        if not len(self.prepared.tables["train"]):
+            raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
+
+    def _max_length(self) -> int:
+        """`max_length`, else the model's context, at most 2048.
+
+        Raises:
+            UsageError: more than the model's positions.
+        """
+        from transformers import AutoConfig
+
+        hub = {"revision": self.config.revision, "trust_remote_code": self.config.trust_remote_code}
+        config = AutoConfig.from_pretrained(self.location.base, **hub)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+        if self.config.max_length is not None and self.config.max_length > positions:
+            raise UsageError(
+                f"Expected --max_length of at most {positions}, the model's positions; got {self.config.max_length}."
+            )
+        known = self.tokenizer.model_max_length
+        return self.config.max_length or min(2048, positions, known if known > 0 else positions)
+
+    # ---- building ---------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Folder, schedule, module and trainer."""
+        import torch
+
+        from lightning_ft.data.datamodule import FineTuneData
+        from lightning_ft.module import FineTuner
+        from lightning_ft.run.hardware import device_name, formats
+
+        method = self.choices.method
+        chosen = formats(self.config.precision, trains_base=method.trains_base)
+        self.say(chosen.sentence)
+        spec = BackboneSpec(
+            model=self.location.base, dtype=chosen.weights, revision=self.config.revision,
+            trust_remote_code=self.config.trust_remote_code, from_scratch=self.config.from_scratch,
+        )  # fmt: skip
+        self.spec = spec
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model: nn.Module | None = self.registry.manager.hook.load_backbone(spec=spec).model
+        assert model is not None
+        packed = self._packed(model)
+        self.schedule: Schedule = self._schedule(packed, MICRO_TOKENS[device])
+        total = self.schedule.total_steps
+        self.eval_every = self.config.eval_every or max(1, math.ceil(total / VALIDATIONS))
+        self._open_folder()
+        holder = [model]
+        del model  # the list holds the only reference, so that configure_model can take it over
+        self.module = FineTuner(
+            self.config, method, self.choices.objective, self.choices.optimizer, self.choices.optimizer_options, total,
+            lambda: holder.pop() if holder else self.registry.manager.hook.load_backbone(spec=spec).model,
+        )  # fmt: skip
+        self.module.start_from = self.location.adapter
+        self.module.configure_model()
+        self.say(self.module.parameter_line())
+        self.data = FineTuneData(
+            self.prepared.tables, self.schedule, self.tokenizer.pad_token_id or 0,
+            workers=self.config.workers, eval_every=self.eval_every,
+        )  # fmt: skip
+        self.folder.update(
+            task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
+            data={"key": self.prepared.key, "files": list(self.prepared.ledger.sources)}, template=self.template.name,
+            precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=self.world.size,
+            total_steps=total, packed=packed, parameters=self.module.parameter_line(),
+        )  # fmt: skip
+        self.trainer = self._trainer(chosen.lightning)
+
+    def _packed(self, model: nn.Module) -> bool:
+        """Whether documents share rows; checked on this model before it is believed."""
+        from lightning_ft.engine.attention import check_packing
+
+        if self.config.packing == "off" or not self.choices.method.can_pack:
+            if self.config.packing == "on":
+                raise UsageError(f"Method {self.choices.method.name} cannot keep packed documents apart; type --packing off.")
+            return False
+        check = check_packing(model, int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]  # transformers' config
+        if check.ok:
+            self.say(f"packing: on, packed and separate logits differ by {check.difference:.1e}")
+        elif self.config.packing == "on":
+            raise UsageError(f"This model cannot keep packed documents apart ({check.reason}); type --packing off.")
+        else:
+            self.say(f"packing: off, length buckets instead ({check.reason})")
+        return check.ok
+
+    def _schedule(self, packed: bool, micro_tokens: int) -> Schedule:
+        from lightning_ft.data.schedule import Schedule
+
+        table = self.prepared.tables["train"]
+        budget = self.config.batch_tokens
+        size = self.config.batch_size
+        if budget is None and size is None:
+            from lightning_ft.data.schedule import DEFAULT_ROWS
+
+            size, budget = DEFAULT_ROWS, micro_tokens
+        return Schedule(
+            lengths=table.lengths, supervised=table.supervised, epochs=self.config.epochs, max_steps=self.config.max_steps,
+            seed=self.config.seed, world_size=self.world.size, batch_size=size, batch_tokens=budget,
+            accumulate=self.config.accumulate, packed=packed,
+        )  # fmt: skip
+
+    def _open_folder(self) -> None:
+        """The run folder; ranks beside the main one only need to know where it is."""
+        where = os.environ.get("LIGHTNING_FT_RUN")
+        if not self.world.main:
+            self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or "runs"))
+            return
+        if self.resume is not None:
+            self.folder = self.resume.open(self.prepared.key, self.schedule.total_steps, self.world.size)
+        else:
+            self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
+        os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
+        folders.write_json(self.folder.path / "ledger.json", self.prepared.ledger.as_dict())
+        copy_quarantine(self.prepared, self.folder.path)
+        self.say(f"run folder: {self.folder.path}")
+
+    def _trainer(self, precision: str) -> L.Trainer:
+        import lightning.pytorch as L
+        import torch
+        from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        from lightning_ft.run.callbacks import Recorder, Saver
+        from lightning_ft.run.checkpoint import FolderCheckpoint
+        from lightning_ft.run.preflight import Preflight
+
+        config, path, total = self.config, self.folder.path, self.schedule.total_steps
+        bar = sys.stderr.isatty() and self.world.main
+        self.saver = Saver(config, path, total, validates=self.data.has_validation)
+        callbacks: list[Callback] = [
+            Recorder(config, self.schedule, self.folder.metrics, None if bar else self.say),
+            self.saver,
+        ]
+        if config.preflight:
+            done = lambda estimate: (
+                self.say(estimate.sentence()),
+                self.folder.update(preflight=vars(estimate)) if self.world.main else None,
+            )  # noqa: E731,E501
+            callbacks.insert(0, Preflight(self.data, path, config.save_every, done))
+        if config.early_stopping and self.data.has_validation:
+            # Before the Saver, so that its decision is in the checkpoint of the same step.
+            callbacks.insert(0, EarlyStopping(config.monitor, patience=config.early_stopping, mode="min"))
+        if bar:
+            callbacks.append(RichProgressBar())
+        self.writer = ModelWriter(lambda: self.module.model, self.tokenizer, self.template, config, self._facts())
+        options: dict[str, Any] = {
+            "accelerator": "gpu" if torch.cuda.is_available() else "cpu",
+            "devices": self.world.devices, "strategy": self._strategy(), "precision": precision,
+            "max_epochs": 1, "max_steps": total, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
+            "val_check_interval": self.eval_every, "check_val_every_n_epoch": None,
+            "limit_val_batches": 1.0 if self.data.has_validation else 0, "enable_checkpointing": False,
+            "enable_model_summary": False, "enable_progress_bar": bar, "log_every_n_steps": 1,
+            "logger": TensorBoardLogger(str(self.folder.path), name="logs", version="") if self.world.main else False,
+            "plugins": [FolderCheckpoint(self.writer)], "default_root_dir": str(path),
+        }  # fmt: skip
+        extra = dict(config.trainer)
+        callbacks += extra.pop("callbacks", None) or []
+        options["plugins"] += extra.pop("plugins", None) or []
+        with quiet_libraries():
+            return L.Trainer(callbacks=callbacks, **(options | extra))
+
+    def _strategy(self) -> Any:
+        return "ddp" if self.config.strategy == "auto" and self.world.size > 1 else self.config.strategy
+
+    def _facts(self) -> dict[str, str]:
+        """For the model card."""
+        return {
+            "method": self.choices.method.name, "task": self.prepared.task.name, "chat template": self.template.name,
+            "data": ", ".join(self.prepared.ledger.sources), "rows trained on": f"{len(self.prepared.tables['train']):,}",
+            "trained with": f"lightning-ft {self.folder.record.get('versions', {}).get('lightning-ft', '')}",
+        }  # fmt: skip
+
+    # ---- running ----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train from the beginning or from the checkpoint; leaves run.json with how it ended."""
+        from lightning_ft.engine.loss import verify_head
+
+        started = time.perf_counter()
+        self.say(f"loss: {verify_head(self.module.model, self.data.build(0).micro[0])}")
+        checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None
+        try:
+            with quiet_libraries():
+                self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
+        except BaseException as error:
+            if self.world.main:
+                status = "interrupted" if isinstance(error, (RunInterruptedError, KeyboardInterrupt)) else "failed"
+                self.folder.update(status=status, error=f"{type(error).__name__}: {error}")
+            raise
+        if self.world.main:
+            self.folder.update(train_seconds=round(time.perf_counter() - started, 3), steps=self.trainer.global_step)
+
+    def finish(self) -> None:
+        """Final and best model, verdict and report."""
+        from lightning_ft.run.atomic import whole_folder
+
+        with whole_folder(self.folder.path / "final_model") as target:
+            self.writer(target)
+        self._write_best()
+
+    def _write_best(self) -> None:
+        """`best_model`: the checkpoint with the best validation, without the trainer's state."""
+        from lightning_ft.run.atomic import MANIFEST, whole_folder
+        from lightning_ft.run.checkpoint import path_of
+        from lightning_ft.run.state import TENSORS, TREE
+
+        step = self.saver.best_step
+        if step is None:
+            return
+        with whole_folder(self.folder.path / "best_model") as target:
+            shutil.copytree(
+                path_of(self.folder.path, step),
+                target,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns(MANIFEST, TENSORS, TREE),
+            )
+        self.folder.update(best_step=step)
+
+    def close(self, status: str | None = None) -> None:
+        """Let the folder go."""
+        if self.world.main and hasattr(self, "folder"):
+            if status:
+                self.folder.update(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            self.folder.release()
+
+    def loaded(self) -> Loaded:
+        """The trained model, ready to answer."""
+        return Loaded(self.module.model, self.tokenizer, self.template, self.template.stop_tokens(self.tokenizer))
+
+    def verdict(self) -> Verdict | None:
+        """Base and tuned model compared on the same test rows; None where there are none or none are wanted."""
+        from lightning_ft.bootstrap import compare
+        from lightning_ft.run.verdict import evaluate_both
+
+        rows = min(self.config.verdict_rows, len(self.prepared.tables["test"]))
+        if not rows:
+            self.say("verdict: none (no test rows, or --verdict_rows 0)")
+            return None
+        started = time.perf_counter()
+        names, base, tuned = evaluate_both(self, rows)
+        found = compare(names, base, tuned)
+        folders.write_json(self.folder.path / "verdict.json", found.as_dict())
+        self.folder.update(verdict_seconds=round(time.perf_counter() - started, 3))
+        return found
+
+    def report(self) -> None:
+        """report.html over everything that the folder holds."""
+        from lightning_ft.report import write_report
+
+        self.folder.update(status="finished")
+        self.say(f"report: {write_report(self.folder.path)}")

@@ -1,0 +1,127 @@
+"""`validate`, `test`, `predict` and `evaluate`: a model on held-out rows, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_ft.backbone import Loaded, load
+from lightning_ft.config import TrainingConfig
+from lightning_ft.data.encode import Encoder
+from lightning_ft.data.pipeline import Pipeline
+from lightning_ft.data.split import SPLITS
+from lightning_ft.decoding import Sampling
+from lightning_ft.errors import DataError, UsageError
+from lightning_ft.evaluate import Evaluation, score_examples
+from lightning_ft.registry import registry
+from lightning_ft.run.choices import choose
+from lightning_ft.run.verdict import names_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft.api import EvaluationResult
+    from lightning_ft.data.pipeline import Prepared
+    from lightning_ft.data.split import Split
+
+
+def evaluate_split(config: TrainingConfig, split: Split, *, generate: bool) -> EvaluationResult:
+    """The model of `config` on one split of its data.
+
+    Raises:
+        UsageError: the data have no rows in that split.
+    """
+    loaded, prepared, encoder = _prepare(config)
+    if not len(prepared.tables[split]):
+        raise UsageError(
+            f"Expected rows in the {split} split, got none; look at --split, or name files with --{split[:4]}_data."
+        )
+    rows = [(split, i) for i in range(len(prepared.tables[split]))]
+    return _score(config, loaded, prepared, encoder, rows, generate=generate)
+
+
+def evaluate_files(
+    model: str,
+    data: Sequence[str],
+    *,
+    metrics: Sequence[str] | None,
+    task: Any,
+    output: str | None,
+    max_rows: int | None,
+    **options: Any,
+) -> EvaluationResult:
+    """The model on all rows of some files, or on a seeded sample of them."""
+    sampling_names = {f.name for f in dataclasses.fields(Sampling)} - {"max_new_tokens", "seed"}
+    sampling = {name: options.pop(name) for name in list(options) if name in sampling_names}
+    config = TrainingConfig.from_dict({
+        "model": model, "data": [], "test_data": list(data), "task": task, "output": output,
+        "metrics": None if metrics is None else list(metrics), **options, "data": list(data), "split": [0.0, 0.0, 1.0],
+    })  # fmt: skip
+    config.test_data, config.data = list(data), []
+    loaded, prepared, encoder = _prepare(config)
+    rows: list[tuple[Split, int]] = [(split, i) for split in SPLITS for i in range(len(prepared.tables[split]))]
+    if not rows:
+        raise DataError(f"{', '.join(data)}: expected at least one row with an answer to score, got none.")
+    if max_rows is not None and max_rows < len(rows):
+        chosen = np.random.default_rng(config.seed).permutation(len(rows))[:max_rows]
+        rows = [rows[i] for i in sorted(chosen.tolist())]
+    return _score(config, loaded, prepared, encoder, rows, generate=True, **sampling)
+
+
+def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
+    """The model and the data as training would have encoded them."""
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731 - handed on as a value
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    loaded = load(config.model, template=config.template, **hub)
+    limit = config.max_length or min(2048, _positions(loaded))
+    encoder = Encoder(loaded.tokenizer, loaded.template, limit)
+    choices = choose(config, registry())
+    prepared = Pipeline(config, registry(), encoder, choices.task, choices.objective.examples, say).prepare()
+    return loaded, prepared, encoder
+
+
+def _positions(loaded: Loaded) -> int:
+    return int(getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or 2048)
+
+
+def _score(
+    config: TrainingConfig,
+    loaded: Loaded,
+    prepared: Prepared,
+    encoder: Encoder,
+    rows: Sequence[tuple[Split, int]],
+    *,
+    generate: bool,
+    **sampling: Any,
+) -> EvaluationResult:
+    from lightning_ft.api import EvaluationResult
+
+    names = names_for(prepared.task, config.metrics)
+    metrics = [registry().metrics[name].cls() for name in names]
+    if not generate and config.metrics is None:
+        metrics = [metric for metric in metrics if metric.reads == "tokens"]
+    examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in rows]
+    scored = score_examples(
+        loaded.model, encoder, loaded.template, loaded.tokenizer, examples, [prepared.tables[split][i].row for split, i in rows],
+        metrics=metrics, sampling=Sampling(max_new_tokens=config.max_new_tokens, seed=config.seed, **sampling),
+        generate=generate or config.metrics is not None, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    evaluation = Evaluation.of(metrics, scored)
+    folder = _free_folder(config)
+    evaluation.write(folder)
+    return EvaluationResult(dict(evaluation.metrics), folder)
+
+
+def _free_folder(config: TrainingConfig) -> Path:
+    """`--output`, else the first free `eval_<n>` in the run folder or under runs/."""
+    if config.output is not None:
+        return Path(config.output)
+    parent = Path(config.model) if (Path(config.model) / "run.json").is_file() else Path("runs")
+    n = 1
+    while (parent / f"eval_{n}").exists():
+        n += 1
+    return parent / f"eval_{n}"

@@ -1,0 +1,58 @@
+"""Trainer state as safetensors and JSON: no pickle is ever written or read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TENSORS, TREE = "trainer_state.safetensors", "trainer_state.json"
+
+
+def save_state(state: Any, folder: Path) -> None:
+    """Write a tree of dicts, lists, tuples, plain values and tensors as two files.
+
+    Raises:
+        TypeError: a leaf is of another type; the message names where it sits.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _strip(state, tensors, "state")
+    save_file(tensors, folder / TENSORS)
+    (folder / TREE).write_text(json.dumps(tree), encoding="utf-8")
+
+
+def load_state(folder: Path) -> Any:
+    """The tree that `save_state` wrote, tensors on the CPU."""
+    tree = json.loads((folder / TREE).read_text(encoding="utf-8"))
+    return _fill(tree, load_file(folder / TENSORS))
+
+
+def _strip(node: Any, tensors: dict[str, Tensor], place: str) -> Any:
+    if isinstance(node, Tensor):
+        tensors[place] = node.detach().cpu().contiguous()
+        return {"$tensor": place}
+    if isinstance(node, dict):
+        # JSON knows only text keys, optimiser states have numbers: pairs keep every key what it was.
+        return {"$dict": [[key, _strip(value, tensors, f"{place}.{key}")] for key, value in node.items()]}
+    if isinstance(node, tuple):
+        return {"$tuple": [_strip(value, tensors, f"{place}.{i}") for i, value in enumerate(node)]}
+    if isinstance(node, list):
+        return [_strip(value, tensors, f"{place}.{i}") for i, value in enumerate(node)]
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return node
+    raise TypeError(f"{place} is a {type(node).__name__}; a checkpoint holds tensors and plain values only")
+
+
+def _fill(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, list):
+        return [_fill(value, tensors) for value in node]
+    if isinstance(node, dict):
+        if "$tensor" in node:
+            return tensors[node["$tensor"]]
+        if "$tuple" in node:
+            return tuple(_fill(value, tensors) for value in node["$tuple"])
+        return {key: _fill(value, tensors) for key, value in node["$dict"]}
+    return node

@@ -1,0 +1,336 @@
+"""The contracts of tasks, metrics and objectives as clauses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.testing.clauses import options_documented, require, run_clauses
+from lightning_ft.types import Classified, Conversation, Example, Message, Preference, ScoredRow, Text, Unpaired
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
+
+    from lightning_ft.metric import Metric
+    from lightning_ft.objective import Objective
+    from lightning_ft.task import Task
+    from lightning_ft.types import Batch, LossOutput, LossTerm
+
+
+def trained_texts(example: Example) -> list[str]:
+    """The texts of an example on which a loss falls."""
+    if isinstance(example, Conversation):
+        return [m.content or json.dumps(m.extra.get("tool_calls", "")) for m in example.messages if m.loss_weight > 0]
+    if isinstance(example, Text):
+        return [example.text]
+    if isinstance(example, Preference):
+        return [m.content for m in (*example.chosen, *example.rejected) if m.role == "assistant"]
+    if isinstance(example, Unpaired):
+        return [m.content for m in example.completion if m.role == "assistant"]
+    return [example.label]
+
+
+def task_options(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Its options are a frozen dataclass with documented fields, and it says which columns it reads."""
+    options_documented(type(task))
+    require("options", f"task {task.name}", bool(task.columns_help), "it needs `columns_help`, the columns it reads")
+    require("options", f"task {task.name}", bool(rows), "the check needs at least one row that the task reads")
+
+
+def task_columns(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
+    """It matches the columns of its rows, and not those of a row without any that it reads."""
+    for row in rows:
+        require("columns", f"task {task.name}", task.matches(frozenset(row)), f"it does not match columns {sorted(row)}")
+    foreign = frozenset({"zz_no_such_column"})
+    require("columns", f"task {task.name}", not task.matches(foreign), f"it matches columns {sorted(foreign)}")
+
+
+def task_example(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Every row becomes an example, the same each time; the row itself stays as it is."""
+    for row in rows:
+        before = copy.deepcopy(dict(row))
+        example = task.format(row)
+        kinds = (Conversation, Text, Preference, Unpaired, Classified)
+        require("example", f"task {task.name}", isinstance(example, kinds), f"format returned a {type(example).__name__}")
+        require("example", f"task {task.name}", task.format(row) == example, "format gives another example the second time")
+        require("example", f"task {task.name}", dict(row) == before, "format changed the row")
+        if isinstance(example, Conversation):
+            typed = all(isinstance(m, Message) for m in example.messages)
+            require("example", f"task {task.name}", typed, "messages must be `Message` objects")
+
+
+def task_supervised(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Every example has text on which a loss falls."""
+    for row in rows:
+        texts = trained_texts(task.format(row))
+        require("supervised", f"task {task.name}", any(t.strip() for t in texts), f"nothing is trained in row {dict(row)}")
+
+
+def task_wrong_rows(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A column of a wrong type or a missing one is refused with a `ValueError` that names the column."""
+    for row in rows:
+        refused = 0
+        for column in row:
+            without = {k: v for k, v in row.items() if k != column}
+            for broken in ({**row, column: 17}, without):
+                refused += _refused(task, broken, column)
+        require("wrong rows", f"task {task.name}", refused > 0, f"whatever is wrong in {dict(row)}, it is taken")
+
+
+def _refused(task: Task, broken: Mapping[str, Any], column: str) -> bool:
+    """Whether a broken row is refused; any other error than a `ValueError` naming the column breaks the clause."""
+    subject = f"task {task.name}"
+    try:
+        task.format(broken)
+    except ValueError as error:
+        named = column in str(error) or (column not in broken and "column" in str(error))
+        require("wrong rows", subject, named, f"the message for a wrong '{column}' does not name it: {error}")
+        return True
+    except Exception as error:
+        require("wrong rows", subject, False, f"a wrong '{column}' gives {type(error).__name__} instead of ValueError: {error}")
+    return False
+
+
+TASK_CLAUSES: dict[str, Callable[[Task, Sequence[Mapping[str, Any]]], None]] = {
+    "options": task_options,
+    "columns": task_columns,
+    "example": task_example,
+    "supervised": task_supervised,
+    "wrong rows": task_wrong_rows,
+}
+
+
+def check_task(task: Task | type[Task], rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Every clause of the task contract.
+
+    Args:
+        task: an instance, or a class that is taken with its defaults.
+        rows: rows that the task reads; None: the class variable `samples` of the task.
+
+    Raises:
+        AssertionError: a clause is broken; the message names it.
+    """
+    made = task() if isinstance(task, type) else task
+    run_clauses(TASK_CLAUSES, made, getattr(made, "samples", ()) if rows is None else rows)
+
+
+def scored_rows(*, right: bool) -> list[ScoredRow]:
+    """Six rows as an evaluation hands them out, all answers right (and certain) or all wrong."""
+    rows = []
+    for i in range(6):
+        answer = f"the answer number {i} is {'blue' if i % 2 else 'green'}"
+        example = Conversation((Message("user", f"question {i}"), Message("assistant", answer)))
+        rows.append(
+            ScoredRow(
+                row=f"rows.jsonl:{i + 1}",
+                example=example,
+                nll=0.01 * (i + 1) if right else 30.0 + i,
+                tokens=5 + i,
+                correct=5 + i if right else 0,
+                utf8_bytes=len(answer),
+                prompt=f"question {i}",
+                prediction=answer if right else "zzz qqq",
+                references=(answer,),
+            )
+        )
+    return rows
+
+
+def _value(metric: type[Metric], rows: Sequence[ScoredRow]) -> float:
+    made = metric()
+    made.update(rows)
+    return float(made.compute())
+
+
+def metric_declared(metric: type[Metric], right: Sequence[ScoredRow], wrong: Sequence[ScoredRow]) -> None:
+    """It has a name, says what it reads, has a docstring, and is made without arguments."""
+    name = getattr(metric, "name", None)
+    require("declared", metric.__name__, isinstance(name, str) and name != "", "it needs a class variable `name`")
+    require("declared", metric.__name__, metric.reads in ("tokens", "text"), "`reads` must be tokens or text")
+    require("declared", metric.__name__, "__doc__" in vars(metric) and bool(metric.__doc__), "it needs a docstring")
+
+
+def metric_statistics(metric: type[Metric], right: Sequence[ScoredRow], wrong: Sequence[ScoredRow]) -> None:
+    """Every row gives equally many finite numbers, and their sum finished is the value."""
+    import torch
+
+    subject = f"metric {metric.name}"
+    made = metric()
+    lengths = {len(made.statistics(row)) for row in (*right, *wrong)}
+    require("statistics", subject, len(lengths) == 1, f"rows give different numbers of statistics: {sorted(lengths)}")
+    made.update([*right, *wrong])
+    table = made.table()
+    expected = (len(right) + len(wrong), lengths.pop())
+    require("statistics", subject, tuple(table.shape) == expected, f"the table is {tuple(table.shape)}, not {expected}")
+    require("statistics", subject, bool(table.isfinite().all()), "a statistic is not finite")
+    equal = torch.equal(made.finish(table.sum(0)), made.compute())
+    require("statistics", subject, equal, "compute() is not finish() of the summed statistics")
+    batched = made.finish(torch.stack([table.sum(0), table.sum(0)]))
+    require("statistics", subject, tuple(batched.shape) == (2,), "finish() must take (..., K) to (...), for resampling")
+
+
+def metric_splits(metric: type[Metric], right: Sequence[ScoredRow], wrong: Sequence[ScoredRow]) -> None:
+    """Rows split over updates, over two objects (ranks), or through a pickle give the same value; reset empties it."""
+    import torch
+
+    subject = f"metric {metric.name}"
+    rows = [*right, *wrong]
+    whole, first, second = metric(), metric(), metric()
+    whole.update(rows)
+    for row in rows[:5]:
+        first.update([row])
+    second.update(rows[5:])
+    merged = torch.cat([first.table(), second.table()])
+    require("splits", subject, torch.equal(merged, whole.table()), "the tables of two parts are not the table of the whole")
+    again = pickle.loads(pickle.dumps(whole))
+    require("splits", subject, torch.equal(again.compute(), whole.compute()), "a pickled metric has another value")
+    whole.reset()
+    require("splits", subject, len(whole.table()) == 0, "reset() leaves rows behind")
+
+
+def metric_direction(metric: type[Metric], right: Sequence[ScoredRow], wrong: Sequence[ScoredRow]) -> None:
+    """Right answers are better than wrong ones, mixed ones between them; a share lies between 0 and 1."""
+    subject = f"metric {metric.name}"
+    good, bad, mixed = (_value(metric, rows) for rows in (right, wrong, [*right, *wrong]))
+    require("direction", subject, all(map(math.isfinite, (good, bad, mixed))), f"values are not finite: {good}, {bad}, {mixed}")
+    better = good > bad if metric.higher_is_better else good < bad
+    require("direction", subject, better, f"right answers give {good}, wrong ones {bad}, `higher_is_better` says otherwise")
+    require("direction", subject, min(good, bad) <= mixed <= max(good, bad), f"{mixed} is not between {good} and {bad}")
+    if metric.percent:
+        in_range = all(-1e-9 <= v <= 1 + 1e-9 for v in (good, bad, mixed))
+        require("direction", subject, in_range, f"a share must be 0 to 1, not {good} and {bad}; tables multiply by 100")
+
+
+METRIC_CLAUSES: dict[str, Callable[[type[Metric], Sequence[ScoredRow], Sequence[ScoredRow]], None]] = {
+    "declared": metric_declared,
+    "statistics": metric_statistics,
+    "splits": metric_splits,
+    "direction": metric_direction,
+}
+
+
+def check_metric(
+    metric: type[Metric], right: Sequence[ScoredRow] | None = None, wrong: Sequence[ScoredRow] | None = None
+) -> None:
+    """Every clause of the metric contract.
+
+    Args:
+        metric: the class, made without arguments.
+        right: rows (six or more) that deserve the best value; None: `scored_rows(right=True)`.
+        wrong: rows that deserve a bad one; None: `scored_rows(right=False)`.
+
+    Raises:
+        AssertionError: a clause is broken; the message names it.
+    """
+    run_clauses(METRIC_CLAUSES, metric, right or scored_rows(right=True), wrong or scored_rows(right=False))
+
+
+def text_batch(rows: int = 4, length: int = 12) -> Batch:
+    """A padded micro-batch of rows of different lengths, the first three tokens of each a prompt."""
+    import torch
+
+    from lightning_ft.types import IGNORE_INDEX, Batch
+
+    lengths = [length - i for i in range(rows)]
+    ids = torch.randint(32, 200, (rows, length), generator=torch.Generator().manual_seed(5))
+    labels = ids.clone()
+    labels[:, :3] = IGNORE_INDEX
+    for i, n in enumerate(lengths):
+        ids[i, n:], labels[i, n:] = 256, IGNORE_INDEX
+    positions = torch.arange(length).repeat(rows, 1)
+    names = tuple(f"rows.jsonl:{i + 1}" for i in range(rows))
+    return Batch(ids, labels, positions, None, names, lengths=tuple(lengths))
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """A padded batch cut into two by rows."""
+    middle = len(batch.rows) // 2
+    return [
+        type(batch)(
+            batch.input_ids[s], batch.labels[s], batch.position_ids[s], None, batch.rows[s],
+            None if batch.weights is None else batch.weights[s], batch.lengths[s], batch.group,
+        )
+        for s in (slice(None, middle), slice(middle, None))
+    ]  # fmt: skip
+
+
+def objective_options(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
+    """Its options are a frozen dataclass with documented fields; it says which examples it eats."""
+    options_documented(type(objective))
+    require("options", f"objective {objective.name}", bool(objective.examples), "`examples` is empty")
+
+
+def objective_gradient(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
+    """It returns at least one finite term with a gradient that reaches the model."""
+    subject = f"objective {objective.name}"
+    output = _output(objective, model, whole)
+    require("gradient", subject, bool(output.terms), "it returned no term")
+    model.zero_grad()
+    total = sum(term.weight * term.sum for term in output.terms.values())
+    require("gradient", subject, getattr(total, "requires_grad", False), "its sum has no gradient")
+    total.backward()  # type: ignore[union-attr]  # a tensor: there is a term
+    reached = any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    require("gradient", subject, reached, "no parameter of the model gets a gradient")
+    for name, term in output.logs.items():
+        require("gradient", subject, not term.sum.requires_grad, f"log `{name}` carries a gradient; detach it")
+
+
+def objective_sums(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
+    """Terms are sums, not means: those of two halves of a batch, and their counts, add up to those of the whole."""
+    subject = f"objective {objective.name}"
+    all_of_it = _output(objective, model, whole)
+    pieces = [_output(objective, model, part) for part in parts]
+    for kind in ("terms", "logs"):
+        for name, term in getattr(all_of_it, kind).items():
+            for quantity in ("sum", "count"):
+                expected = _number(term, quantity)
+                got = sum(_number(getattr(piece, kind)[name], quantity) for piece in pieces)
+                equal = math.isclose(got, expected, rel_tol=1e-4, abs_tol=1e-5)
+                message = f"the {quantity} of `{name}` is {expected:.6g} for the batch, but {got:.6g} for its halves together"
+                require("sums", subject, equal, message)
+
+
+def _number(term: LossTerm, quantity: str) -> float:
+    value = getattr(term, quantity)
+    return float(value.detach() if hasattr(value, "detach") else value)
+
+
+def _output(objective: Objective, model: nn.Module, batch: Batch) -> LossOutput:
+    return objective(model, objective.prepare(model, batch))
+
+
+OBJECTIVE_CLAUSES: dict[str, Callable[[Objective, nn.Module, Batch, Sequence[Batch]], None]] = {
+    "options": objective_options,
+    "gradient": objective_gradient,
+    "sums": objective_sums,
+}
+
+
+def check_objective(
+    objective: Objective | type[Objective],
+    *,
+    model: nn.Module | None = None,
+    whole: Batch | None = None,
+    parts: Sequence[Batch] | None = None,
+) -> None:
+    """Every clause of the objective contract.
+
+    Args:
+        objective: an instance, or a class that is taken with its defaults.
+        model: the model it is run on; None: a tiny Llama, everything trainable.
+        whole: a micro-batch of the kind that the objective eats; None: four padded rows of text.
+        parts: the same rows in several micro-batches; None: `whole` cut in two.
+
+    Raises:
+        AssertionError: a clause is broken; the message names it.
+    """
+    from lightning_ft.testing.models import tiny_llama
+
+    made = objective() if isinstance(objective, type) else objective
+    batch = whole or text_batch()
+    run_clauses(OBJECTIVE_CLAUSES, made, tiny_llama() if model is None else model, batch, parts or halves(batch))

@@ -1,0 +1,100 @@
+"""Instructions with answers: the task of most public fine-tuning files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning_ft.task import Task
+from lightning_ft.types import Conversation, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping, Sequence
+
+QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+"""Columns that may hold what is asked, first match wins."""
+CONTEXTS = ("input", "context")
+"""Columns that may hold what the question is about."""
+ANSWERS = ("output", "response", "completion", "answer")
+"""Columns that may hold the answer to learn, first match wins."""
+
+
+@dataclass(frozen=True)
+class Instruct(Task):
+    """A question, optionally with an input, and its answer: one user turn, one trained assistant turn.
+
+    The user turn's text is the instruction, and two line breaks and the input below it where there is one. The two
+    parts are also in the message's `extra` as `instruction` and `input`, for templates that set them apart (Alpaca).
+    A `system` column goes before the option of that name. Further columns are kept in `meta`.
+    """
+
+    name: ClassVar[str] = "instruct"
+    precedence: ClassVar[int] = 10
+    metrics: ClassVar[tuple[str, ...]] = ("exact_match", "rougeL")
+    columns_help: ClassVar[str] = (
+        "instruction (prompt, question, query), input or context (optional), output (response, completion, answer)"
+    )
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"instruction": "Name the capital.", "input": "France", "output": "Paris"},
+        {"instruction": "Name the capital.", "context": "", "response": "Paris", "category": "closed_qa"},
+        {"prompt": "Name the capital of France.", "completion": "Paris"},
+        {"question": "What is the capital of France?", "answer": "Paris"},
+        {"query": "capital of France", "answer": "Paris", "system": "Answer in one word."},
+    )
+    """Rows as the task reads them."""
+
+    system: str | None = None
+    """System turn put before every row that has no `system` column; None: none."""
+    question_column: str | None = None
+    """Column that holds the question; None: the first of instruction, prompt, question, query, input."""
+    context_column: str | None = None
+    """Column that holds what the question is about, may be empty; None: input or context where there is one."""
+    answer_column: str | None = None
+    """Column that holds the answer; None: the first of output, response, completion, answer."""
+
+    @classmethod
+    def matches(cls, columns: frozenset[str]) -> bool:
+        """Rows with a question's and an answer's column and no conversation."""
+        return _first(QUESTIONS, columns) is not None and _first(ANSWERS, columns) is not None
+
+    def format(self, row: Mapping[str, Any]) -> Conversation:
+        """The row as a conversation of (system,) user and assistant."""
+        question_column = self.question_column or _first(QUESTIONS, row)
+        answer_column = self.answer_column or _first(ANSWERS, row)
+        if question_column is None or answer_column is None:
+            lacking = QUESTIONS if question_column is None else ANSWERS
+            raise ValueError(f"expected a column '{lacking[0]}' (or {', '.join(lacking[1:])}), got {', '.join(row) or 'none'}")
+        context_column = self.context_column or _first([c for c in CONTEXTS if c != question_column], row)
+        question = text_of(row, question_column)
+        context = text_of(row, context_column, optional=True) if context_column else ""
+        answer = text_of(row, answer_column)
+        system = text_of(row, "system", optional=True) or self.system
+        content = f"{question}\n\n{context}" if context else question
+        user = Message("user", content, extra={"instruction": question, "input": context})
+        turns = (Message("system", system),) if system else ()
+        read = {question_column, context_column, answer_column, "system"}
+        return Conversation((*turns, user, Message("assistant", answer)), meta={k: v for k, v in row.items() if k not in read})
+
+
+def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False) -> str:
+    """The text in a column; `optional`: missing, null and blank are an empty text.
+
+    Raises:
+        ValueError: the column is missing, holds no text, or (unless optional) only white space.
+    """
+    value = row.get(column)
+    if optional and value is None:
+        return ""
+    if column not in row:
+        raise ValueError(f"expected a column '{column}', got {', '.join(row) or 'none'}")
+    if not isinstance(value, str):
+        raise ValueError(f"expected '{column}' to be text, got {'null' if value is None else type(value).__name__}")
+    if value.strip():
+        return value
+    if not optional:
+        raise ValueError(f"expected '{column}' to hold text, got {'white space' if value else 'an empty one'}")
+    return ""
+
+
+def _first(names: Sequence[str], columns: Container[str]) -> str | None:
+    return next((name for name in names if name in columns), None)

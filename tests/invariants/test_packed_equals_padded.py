@@ -1,0 +1,140 @@
+"""Runs that must be equal: rows packed, rows padded, and rows one by one, in loss and gradient, row by row."""
+
+import pytest
+import torch
+import transformers as tf
+
+from lightning_ft.engine.attention import check_packing
+from lightning_ft.engine.loss import score_rows, token_logps, token_loss
+from lightning_ft.types import IGNORE_INDEX, Batch
+
+# peft asks transformers whether layers are checkpointed by a name that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+VOCAB = 97
+BASE = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GPT2 = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+FAMILIES = {
+    "llama": lambda: tf.LlamaConfig(**BASE),
+    "gpt2": lambda: tf.GPT2Config(**GPT2),
+    "gemma2": lambda: tf.Gemma2Config(
+        **BASE,
+        head_dim=8,
+        sliding_window=4,
+        attn_logit_softcapping=0.5,
+        final_logit_softcapping=0.5,
+        attn_implementation="eager",
+    ),
+}
+# transformers' eager attention, which capped scores need, takes its softmax in float32; ours in float64.
+CLOSE = {"gemma2": {"rtol": 1e-4, "atol": 1e-5}}
+
+
+def make(family, adapter):
+    torch.manual_seed(0)
+    config = FAMILIES[family]()
+    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation).double().train()
+    if adapter:
+        from peft import LoraConfig, get_peft_model
+
+        options = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=family == "gpt2")
+        model = get_peft_model(model, options, autocast_adapter_dtype=False).double()
+    return model
+
+
+def rows_of(vocab, lengths=(9, 4, 13, 2, 6), seed=0):
+    """(ids, labels, weights) per row; every row has a prompt, and one row no target at all."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = torch.randint(3, vocab, (length,), generator=draw)
+        labels = ids.clone()
+        labels[: length if number == 3 else number] = IGNORE_INDEX
+        rows.append((ids, labels, torch.rand(length, generator=draw) + 0.5))
+    return rows
+
+
+def pad(rows):
+    pack = lambda n, fill: torch.nn.utils.rnn.pad_sequence([row[n] for row in rows], True, fill)  # noqa: E731 - three uses
+    ids = pack(0, 0)
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    lengths = tuple(len(row[0]) for row in rows)
+    return Batch(ids, pack(1, IGNORE_INDEX), positions, None, tuple(map(str, lengths)), weights=pack(2, 0.0), lengths=lengths)
+
+
+def pack(rows):
+    ids, labels, weights = (torch.cat([row[n] for row in rows])[None] for n in range(3))
+    lengths = tuple(len(row[0]) for row in rows)
+    borders = tuple(sum(lengths[:n]) for n in range(len(lengths) + 1))
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    return Batch(ids, labels, positions, borders, tuple(map(str, lengths)), weights=weights, lengths=lengths)
+
+
+def loss_and_gradients(model, batches):
+    model.zero_grad(set_to_none=True)
+    losses, totals = zip(*(token_loss(model, batch) for batch in batches), strict=True)
+    sum(losses).backward()
+    return sum(losses).detach(), sum(totals), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_padded_equals_one_by_one(family, adapter):
+    model, rows = make(family, adapter), rows_of(VOCAB)
+    alone = [pad([row]) for row in rows]
+    expected = loss_and_gradients(model, alone)
+    torch.testing.assert_close(loss_and_gradients(model, [pad(rows)]), expected)
+    torch.testing.assert_close(loss_and_gradients(model, [pack(rows)]), expected, **CLOSE.get(family, {}))
+    torch.testing.assert_close(loss_and_gradients(model, [pack(rows[:2]), pad(rows[2:])]), expected, **CLOSE.get(family, {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_row_scores_the_same(family):
+    model, rows = make(family, False), rows_of(VOCAB)
+    alone = [score_rows(model, pad([row]))[0] for row in rows]
+    assert alone[3] == (0.0, 0, 0)
+    for batch in (pad(rows), pack(rows)):
+        for found, expected in zip(score_rows(model, batch), alone, strict=True):
+            assert found[1:] == expected[1:]
+            assert found[0] == pytest.approx(expected[0], rel=CLOSE.get(family, {"rtol": 1e-9})["rtol"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_row_has_the_same_gradient(family):
+    model, rows = make(family, False), rows_of(VOCAB)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for number, row in enumerate(rows):
+        expected = torch.autograd.grad(token_logps(model, pad([row]))[0], trained)
+        for batch in (pad(rows), pack(rows)):
+            found = torch.autograd.grad(token_logps(model, batch)[number], trained)
+            torch.testing.assert_close(found, expected, **CLOSE.get(family, {}))
+
+
+def test_real_model(shared_data):
+    """A trained model of 260 thousand parameters, in float32."""
+    folder = shared_data / "lm_stories260k" / "hf"
+    if not folder.is_dir():
+        pytest.skip(f"no model at {folder}")
+    model = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    texts = [
+        "Once upon a time, there was a little girl named Lily.",
+        "Tom had a red ball.",
+        "The dog ran to the big tree and sat.",
+    ]
+    rows = []
+    for text in texts:
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        labels = ids.clone()
+        labels[:3] = IGNORE_INDEX
+        rows.append((ids, labels, torch.ones(len(ids))))
+    check = check_packing(model, model.config.vocab_size)
+    assert (check.ok, check.way) == (True, "documents")
+    expected = loss_and_gradients(model, [pad([row]) for row in rows])
+    mean = float(expected[0] / expected[1])
+    assert mean < 2, "the model knows such sentences: a shifted label would cost far more"
+    for batch in (pad(rows), pack(rows)):
+        torch.testing.assert_close(loss_and_gradients(model, [batch]), expected, rtol=1e-4, atol=2e-4)

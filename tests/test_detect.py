@@ -1,0 +1,79 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+from lightning_ft.builtin import Messages, RawText
+from lightning_ft.data.detect import columns_of, detect_task
+from lightning_ft.errors import DataError, PluginError, UsageError
+from lightning_ft.registry import Entry, Table
+from lightning_ft.task import Task
+from lightning_ft.types import Example, Row, Text
+
+
+@dataclass(frozen=True)
+class Letters(Task):
+    name: ClassVar[str] = "letters"
+    precedence: ClassVar[int] = 5
+    columns_help: ClassVar[str] = "salutation, body"
+
+    @classmethod
+    def matches(cls, columns: frozenset[str]) -> bool:
+        return {"salutation", "body"} <= columns
+
+    def format(self, row: Mapping[str, Any]) -> Example:
+        return Text(f"{row['salutation']}\n{row['body']}")
+
+
+@dataclass(frozen=True)
+class Mail(Letters):
+    name: ClassVar[str] = "mail"
+
+
+@dataclass(frozen=True)
+class Broken(Letters):
+    name: ClassVar[str] = "broken"
+
+    @classmethod
+    def matches(cls, columns: frozenset[str]) -> bool:
+        raise KeyError("x")
+
+
+def table(*classes: type[Task]) -> Table:
+    return Table("task", {cls.name: Entry(cls.name, cls, f"plugin_{cls.name}", "1") for cls in classes})
+
+
+def test_the_matching_task_with_the_highest_precedence_wins() -> None:
+    tasks = table(Messages, RawText, Letters)
+    assert detect_task(frozenset({"text"}), tasks, "a").cls is RawText
+    assert detect_task(frozenset({"salutation", "body", "text", "messages"}), tasks, "a").cls is Letters
+
+
+def test_a_tie_names_both_tasks_and_their_plugins() -> None:
+    with pytest.raises(UsageError) as caught:
+        detect_task(frozenset({"body", "salutation"}), table(Letters, Mail, RawText), "post.csv")
+    assert not isinstance(caught.value, DataError)
+    assert str(caught.value) == (
+        "post.csv: expected one task for the columns body, salutation, got letters (plugin plugin_letters) and mail (plugin"
+        " plugin_mail) of equal precedence; type --task letters or --task mail."
+    )
+
+
+def test_columns_of_no_task() -> None:
+    with pytest.raises(DataError) as caught:
+        detect_task(frozenset({"salutatoin", "x"}), table(Messages, RawText, Letters), "post.csv")
+    assert str(caught.value) == (
+        "post.csv: expected the columns of a task (messages: messages; text: text; letters: salutation, body), got the columns"
+        " salutatoin, x; for 'salutatoin', did you mean 'salutation'? rename the columns, or name the task with --task."
+    )
+
+
+def test_a_task_that_fails_is_named() -> None:
+    with pytest.raises(PluginError, match=r"^Expected task 'broken' of plugin 'plugin_broken' .* got KeyError: 'x'; "):
+        detect_task(frozenset({"text"}), table(Broken, RawText), "a")
+
+
+def test_columns_are_those_that_most_rows_fill() -> None:
+    rows = [Row({"text": "a", "note": None, "odd": 1 if i == 0 else None}, "f", i) for i in range(4)] + [Row({"note": "b"}, "f", 5)]
+    assert columns_of(rows) == {"text"}
+    assert columns_of([]) == frozenset()

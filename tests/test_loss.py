@@ -1,0 +1,373 @@
+"""The loss on selected positions against full-logits cross entropy: values, gradients, families, adapters, memory."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as tf
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+
+from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy
+from lightning_ft.engine.head import base_model
+from lightning_ft.engine.loss import head_path, score_rows, supervised, token_logps, token_loss, verify_head
+from lightning_ft.types import IGNORE_INDEX, Batch
+
+# peft asks transformers whether layers are checkpointed by a name that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+VOCAB = 97
+TINY = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GPT2 = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+FAMILIES = {
+    "llama": lambda: tf.LlamaConfig(**TINY, tie_word_embeddings=False),
+    "llama-tied": lambda: tf.LlamaConfig(**TINY, tie_word_embeddings=True),
+    "gpt2": lambda: tf.GPT2Config(**GPT2),
+    "gemma2-capped": lambda: tf.Gemma2Config(**TINY, final_logit_softcapping=0.5),
+    "granite-scaled": lambda: tf.GraniteConfig(**TINY, logits_scaling=3.0),
+    "cohere-scaled": lambda: tf.CohereConfig(**TINY, logit_scale=0.25),
+    "qwen3": lambda: tf.Qwen3Config(**TINY),
+    "phi-bias": lambda: tf.PhiConfig(**{k: v for k, v in TINY.items() if k != "head_dim"}),
+}
+
+
+def make(family: str, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES[family]()).double()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.normal_(std=0.1)  # transformers starts biases at 0, where a mistake would not show
+    return model.train()
+
+
+def padded(seed: int = 0, weighted: bool = False) -> Batch:
+    """Three rows of 11, 7 and 5 tokens with prompts of different lengths; the second has an island of targets."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = (11, 7, 5)
+    ids = torch.randint(3, VOCAB, (3, 11), generator=draw)
+    labels = ids.clone()
+    for row, (length, prompt) in enumerate(zip(lengths, (4, 5, 0), strict=True)):
+        ids[row, length:] = 0
+        labels[row, length:] = IGNORE_INDEX
+        labels[row, :prompt] = IGNORE_INDEX
+    labels[1, 2] = ids[1, 2]
+    weights = torch.rand(3, 11, generator=draw) + 0.5 if weighted else None
+    positions = torch.arange(11).expand(3, 11)
+    return Batch(ids, labels, positions, None, ("a:1", "a:2", "a:3"), weights=weights, lengths=lengths)
+
+
+def full_nll(model, batch):
+    """(B, T - 1) nll of every target by the plain way, 0 where there is none."""
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, -batch.input_ids.shape[1] :]
+    shape = (len(batch.input_ids), -1)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="none").view(shape)
+
+
+def gradients(model, loss):
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same_as_full(model, batch):
+    weights = torch.ones_like(batch.labels, dtype=torch.float64) if batch.weights is None else batch.weights.double()
+    expected = (full_nll(model, batch) * weights[:, 1:]).sum()
+    wanted = gradients(model, expected)
+    loss, total = token_loss(model, batch)
+    found = gradients(model, loss)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(total.double(), weights[:, 1:][batch.labels[:, 1:] != IGNORE_INDEX].sum(), rtol=1e-6, atol=0)
+    assert any(grad is not None and grad.any() for grad in wanted.values())
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_equal_full_logits(family, weighted):
+    model = make(family)
+    assert head_path(model).name == "chunked"
+    assert_same_as_full(model, padded(weighted=weighted))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selected_and_full_ways_are_equal_too(family):
+    from lightning_ft.engine.head import demote
+
+    model = make(family)
+    for expected in ("selected", "full"):
+        assert demote(model, "the test asked").name == expected
+        assert_same_as_full(model, padded())
+
+
+def test_only_supervised_positions_are_targets():
+    batch = padded()
+    chosen = supervised(batch)
+    assert chosen.index.tolist() == [3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 22, 23, 24, 25]
+    assert chosen.targets.tolist() == [int(batch.input_ids[(i + 1) // 11, (i + 1) % 11]) for i in chosen.index.tolist()]
+
+
+def test_first_token_of_a_packed_document_is_no_target():
+    ids = torch.arange(3, 12)[None]
+    batch = Batch(ids, ids.clone(), torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3]]), (0, 4, 5, 9), ("a:1", "a:2", "a:3"))
+    chosen = supervised(batch)
+    assert chosen.index.tolist() == [0, 1, 2, 5, 6, 7]
+    assert chosen.targets.tolist() == [4, 5, 6, 9, 10, 11]
+
+
+def test_no_target_at_all_gives_zero_and_zero_gradients():
+    batch = padded()
+    batch = dataclasses.replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX))
+    model = make("llama")
+    loss, total = token_loss(model, batch)
+    assert loss.item() == 0
+    assert total.item() == 0
+    assert all(grad is not None and not grad.any() for grad in gradients(model, loss).values())
+    assert score_rows(model, batch) == [(0.0, 0, 0)] * 3
+    assert "no supervised token" in verify_head(model, batch)
+
+
+ADAPTERS = {
+    "lora": LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
+    "lora-on-head": LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False),
+    "lora-and-head": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False),
+    "tokens": LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5, 6]}),
+    "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p-tuning": PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+    "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters_get_the_same_gradients(kind):
+    model = get_peft_model(make("llama"), ADAPTERS[kind], autocast_adapter_dtype=False).double().train()
+    assert head_path(model).name == ("selected" if kind == "lora-on-head" else "chunked")
+    assert_same_as_full(model, padded())
+    before = head_path(model)
+    assert "equal" in verify_head(model, padded())
+    assert head_path(model) == before
+
+
+def test_lora_on_the_head_would_lose_its_gradient_and_is_caught(monkeypatch):
+    """If the look at the layer missed it, the comparison of the first batch does not."""
+    from lightning_ft.engine import head
+
+    model = get_peft_model(make("llama"), ADAPTERS["lora-on-head"], autocast_adapter_dtype=False).double().train()
+    monkeypatch.setattr(head, "_obstacle", lambda _: "")
+    assert head_path(model).name == "chunked"
+    said = verify_head(model, padded())
+    assert head_path(model).name == "selected"
+    assert "chunked logits differ" in said
+    assert_same_as_full(model, padded())
+
+
+def test_disabled_modules_to_save_uses_the_original_head():
+    model = get_peft_model(make("llama"), ADAPTERS["lora-and-head"], autocast_adapter_dtype=False).double()
+    with torch.no_grad():
+        base_model(model).lm_head.modules_to_save["default"].weight.mul_(2)
+    with model.disable_adapter():
+        torch.testing.assert_close(token_loss(model, padded())[0], full_nll(model, padded()).sum())
+
+
+class Shifted(tf.LlamaForCausalLM):
+    """A model that does something of its own to its logits."""
+
+    def forward(self, input_ids=None, use_cache=None):
+        out = super().forward(input_ids=input_ids, use_cache=use_cache)
+        out.logits = out.logits.sin()
+        return out
+
+
+class Scaled(tf.PhiForCausalLM):
+    """Scales its logits, and its output layer has a bias, so that the scale does not commute with it."""
+
+    def forward(self, input_ids=None, use_cache=None, logits_to_keep=0):
+        out = super().forward(input_ids=input_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
+        out.logits = out.logits * 2
+        return out
+
+
+@pytest.mark.parametrize(("cls", "family", "name"), [(Shifted, "llama", "full"), (Scaled, "phi-bias", "selected")])
+def test_unknown_logits_go_the_plain_way(cls, family, name):
+    torch.manual_seed(0)
+    model = cls(FAMILIES[family]()).double()
+    if family == "phi-bias":
+        torch.nn.init.normal_(model.lm_head.bias)
+    assert head_path(model).name == name
+    assert_same_as_full(model, padded())
+    assert f"path {name}" in verify_head(model, padded())
+
+
+def test_verify_leaves_gradients_and_random_state_alone():
+    model = make("llama")
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    verify_head(model, padded())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+
+
+@pytest.mark.parametrize("way", ["chunked", "selected", "full"])
+def test_logps_per_row_with_gradient(way):
+    from lightning_ft.engine.head import demote
+
+    factors = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    for family in ("llama-tied", "gemma2-capped", "phi-bias"):
+        model, batch = make(family), padded()
+        while head_path(model).name != way:
+            demote(model, "the test asked")
+        expected = -full_nll(model, batch).sum(1)
+        wanted = gradients(model, (expected * factors).tanh().sum())
+        logps = token_logps(model, batch)
+        found = gradients(model, (logps * factors).tanh().sum())
+        torch.testing.assert_close(logps, expected)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_logps_with_a_frozen_head():
+    model, batch = make("llama"), padded()
+    model.lm_head.requires_grad_(False)
+    wanted = gradients(model, -full_nll(model, batch).sum(1).square().sum())
+    found = gradients(model, -token_logps(model, batch).square().sum())
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("way", ["chunked", "selected"])
+@pytest.mark.parametrize("family", ["llama", "gemma2-capped", "granite-scaled"])
+def test_scores_per_row(family, way):
+    from lightning_ft.engine.head import demote
+
+    model, batch = make(family), padded()
+    if way == "selected":
+        demote(model, "the test asked")
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+        nll = full_nll(model, batch)
+        # Make some predictions right, so that the count is not 0 for everybody.
+        batch.labels[0, 5:9] = logits[0, 4:8].argmax(-1)
+        nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="none").view(3, -1)
+    valid = batch.labels[:, 1:] != IGNORE_INDEX
+    right = ((logits[:, :-1].argmax(-1) == batch.labels[:, 1:]) & valid).sum(1)
+    scores = score_rows(model, batch)
+    assert [score[1:] for score in scores] == list(zip(valid.sum(1).tolist(), right.tolist(), strict=True))
+    assert scores[0][2] >= 4
+    torch.testing.assert_close([score[0] for score in scores], nll.sum(1).tolist())
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 100])
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_chunk_size_changes_nothing(chunk, cap):
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(11, 8).double(), torch.randn(13, 8).double(), torch.randn(13).double()
+    targets, scale = torch.randint(13, (11,)), torch.rand(11).double()
+    leaves = [t.requires_grad_() for t in (hidden, weight, bias)]
+    logits = F.linear(hidden, weight, bias)
+    logits = logits if cap is None else torch.tanh(logits / cap) * cap
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    wanted = torch.autograd.grad((nll * scale).sum() * 0.7, leaves)
+    loss = summed_cross_entropy(*leaves, targets, scale, cap=cap, chunk=chunk)
+    torch.testing.assert_close(loss, (nll * scale).sum())
+    torch.testing.assert_close(torch.autograd.grad(loss * 0.7, leaves), wanted)
+    each = token_cross_entropy(*leaves, targets, cap=cap, chunk=chunk)
+    torch.testing.assert_close(each, nll)
+    torch.testing.assert_close(torch.autograd.grad((each * scale).sum() * 0.7, leaves), wanted)
+
+
+def test_second_backward_is_refused():
+    hidden = torch.randn(4, 8, requires_grad=True)
+    loss = summed_cross_entropy(hidden, torch.randn(13, 8), None, torch.randint(13, (4,)))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_is_summed_in_float32(dtype):
+    """bf16 logits rounded once, everything after in float32: against the same by torch."""
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(64, 16).to(dtype), torch.randn(301, 16).to(dtype), torch.randint(301, (64,))
+    weight = torch.nn.Parameter(weight)
+    nll = chunked_nll(hidden, weight, None, targets, chunk=16)
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll, F.cross_entropy((hidden @ weight.t()).float(), targets, reduction="none").detach())
+    loss = summed_cross_entropy(hidden.requires_grad_(), weight, None, targets, chunk=16)
+    loss.backward()
+    assert weight.grad.dtype == hidden.grad.dtype == dtype
+    wide = weight.detach().float().requires_grad_()
+    F.cross_entropy((hidden.detach().float() @ wide.t()), targets, reduction="sum").backward()
+    assert (weight.grad.float() - wide.grad).norm() < 2e-2 * wide.grad.norm()
+
+
+def test_autocast_computes_in_bfloat16_and_returns_the_weights_type():
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES["llama"]()).train()
+    batch = padded()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = full_nll(model, batch).sum()
+        wanted = gradients(model, expected)
+        loss, _ = token_loss(model, batch)
+        assert loss.dtype == torch.float32
+        assert "equal" in verify_head(model, batch)
+        logps = token_logps(model, batch)
+    found = gradients(model, loss)
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-3, atol=0)
+    for name, grad in wanted.items():
+        assert found[name].dtype == torch.float32
+        assert (found[name] - grad).norm() < 3e-2 * grad.norm() + 1e-4, name
+    again = gradients(model, -logps.sum())
+    assert (again["lm_head.weight"] - found["lm_head.weight"]).norm() < 1e-2 * found["lm_head.weight"].norm()
+
+
+def test_frozen_head_costs_no_gradient_and_full_logits_never_exist():
+    """No tensor of the loss is as large as the logits, and with a frozen head none as large as its weight."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() > self.size:
+                known = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+                if out.untyped_storage().data_ptr() not in known:
+                    self.size = out.untyped_storage().nbytes()
+            return out
+
+    hidden, weight = torch.randn(600, 32, requires_grad=True), torch.randn(5000, 32)
+    targets = torch.randint(5000, (600,))
+    with Largest() as seen:
+        summed_cross_entropy(hidden, weight, None, targets, chunk=16).backward()
+    assert seen.size < weight.nbytes
+    with Largest() as seen:
+        summed_cross_entropy(hidden, weight.requires_grad_(), None, targets, chunk=16).backward()
+    assert weight.nbytes <= seen.size < 600 * 5000 * 4
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    model, batch = make("llama"), padded()
+    wanted = gradients(model, token_loss(model, batch)[0])
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    torch.testing.assert_close(gradients(model, token_loss(model, batch)[0]), wanted)
+
+
+def test_nothing_stays_changed():
+    model = make("gemma2-capped")
+    keys = set(model.state_dict())
+    token_loss(model, padded())
+    assert "forward" not in vars(model.lm_head)
+    assert model.config.final_logit_softcapping == 0.5
+    assert set(model.state_dict()) == keys
+    assert model.training
+    model.model.forward = lambda **_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        token_loss(model, padded())
+    assert "forward" not in vars(model.lm_head)
+    assert model.config.final_logit_softcapping == 0.5

@@ -1,0 +1,141 @@
+import random
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning_ft.data.split import GROUP_COLUMNS, SPLITS, split_name, split_rows
+from lightning_ft.errors import DataError, UsageError
+
+SHARES = [0.8, 0.1, 0.1]
+
+
+def rows_of(n: int) -> list[dict[str, Any]]:
+    return [{"question": f"What is {i}?", "answer": str(i)} for i in range(n)]
+
+
+ROW = st.fixed_dictionaries(
+    {"question": st.integers(0, 30).map(str), "answer": st.integers(0, 3).map(str)},
+    optional={"group": st.integers(0, 8), "conversation_id": st.sampled_from(["a", "b", None])},
+)
+
+
+@given(st.lists(ROW, max_size=40), st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.5), (0.9, 0.0, 0.1)]), st.integers(0, 5))
+def test_every_row_has_one_split_and_no_group_or_prompt_is_torn(
+    rows: list[dict[str, Any]], shares: tuple[float, ...], seed: int
+) -> None:
+    splits = split_rows(rows, shares, seed)
+    assert len(splits) == len(rows)
+    allowed = {name for name, share in zip(SPLITS, shares, strict=False) if share > 0}
+    assert set(splits) <= allowed
+    for column in ("question", *GROUP_COLUMNS):
+        seen: dict[Any, set[str]] = {}
+        for row, split in zip(rows, splits, strict=True):
+            if row.get(column) is not None:
+                seen.setdefault(row[column], set()).add(split)
+        assert all(len(found) == 1 for found in seen.values())
+
+
+@given(st.permutations(list(range(25))), st.integers(0, 3))
+def test_the_order_of_the_rows_does_not_matter(order: list[int], seed: int) -> None:
+    rows = rows_of(25)
+    for i, row in enumerate(rows):
+        row["group"] = i // 2 if i < 12 else None
+    straight = split_rows(rows, SHARES, seed)
+    assert split_rows([rows[i] for i in order], SHARES, seed) == [straight[i] for i in order]
+
+
+@given(st.integers(3, 60), st.integers(0, 9))
+def test_every_share_gets_a_row_and_the_shares_are_kept(n: int, seed: int) -> None:
+    found = Counter(split_rows(rows_of(n), SHARES, seed))
+    assert set(found) == set(SPLITS)
+    for name, share in zip(SPLITS, SHARES, strict=True):
+        assert abs(found[name] - share * n) <= 2
+
+
+def test_the_seed_decides() -> None:
+    splits = [tuple(split_rows(rows_of(50), SHARES, seed)) for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_other_processes_and_hash_seeds_give_the_same_split() -> None:
+    code = (
+        "from lightning_ft.data.split import split_rows;"
+        "print(split_rows([{'question': str(i), 'group': i % 7} for i in range(40)], [.6, .2, .2], 3))"
+    )
+    outputs = {
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        for seed in ("0", "1")
+    }
+    assert outputs == {f"{split_rows([{'question': str(i), 'group': i % 7} for i in range(40)], [0.6, 0.2, 0.2], 3)}\n"}
+
+
+def test_fewer_than_three_rows_go_to_train_first() -> None:
+    assert split_rows([], SHARES, 0) == []
+    assert split_rows(rows_of(1), SHARES, 0) == ["train"]
+    assert sorted(split_rows(rows_of(2), SHARES, 0)) == ["train", "validation"]
+
+
+def test_a_large_group_trains() -> None:
+    rows = [{"text": str(i), "document_id": "long" if i < 60 else str(i)} for i in range(100)]
+    for seed in range(5):
+        splits = split_rows(rows, SHARES, seed)
+        assert set(splits[:60]) == {"train"}
+        assert Counter(splits) == {"train": 80, "validation": 10, "test": 10}
+
+
+def test_the_same_prompt_with_another_answer_or_id_stays_together() -> None:
+    rows = [{"id": i, "instruction": f"Do {i // 4}", "input": "", "output": f"{random.Random(i).random()}"} for i in range(80)]
+    splits = split_rows(rows, SHARES, 0)
+    assert all(len(set(splits[i : i + 4])) == 1 for i in range(0, 80, 4))
+    talks = [{"messages": [{"role": "user", "content": str(i // 2)}, {"role": "assistant", "content": str(i)}]} for i in range(40)]
+    splits = split_rows(talks, SHARES, 0)
+    assert all(splits[i] == splits[i + 1] for i in range(0, 40, 2))
+
+
+def test_an_equal_instruction_with_another_input_is_another_prompt() -> None:
+    rows = [{"instruction": "Summarise.", "article": str(i), "output": "x"} for i in range(30)]
+    assert set(split_rows(rows, SHARES, 0)) == set(SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [("train", "train"), ("Training", "train"), ("val", "validation"), ("valid", "validation"), (" dev ", "validation"),
+     ("validation", "validation"), ("TEST", "test"), ("eval", "test"), ("holdout", None), (3, None), (None, None)],
+)  # fmt: skip
+def test_spellings(word: Any, split: str | None) -> None:
+    assert split_name(word) == split
+
+
+def test_an_explicit_split_wins() -> None:
+    rows = [{"text": str(i), "split": ("training", "dev", "eval")[i % 3]} for i in range(9)]
+    assert split_rows(rows, SHARES, 0) == ["train", "validation", "test"] * 3
+    assert split_rows([{"text": "a", "split": "test"}] * 5, SHARES, 0) == ["test"] * 5
+
+
+def test_a_split_that_is_never_named_is_split_off_train() -> None:
+    rows = [{"text": str(i), "split": "test" if i < 20 else "train"} for i in range(110)]
+    splits = split_rows(rows, SHARES, 0)
+    assert splits[:20] == ["test"] * 20
+    assert Counter(splits[20:]) == {"train": 80, "validation": 10}
+    assert set(split_rows(rows, [0.9, 0.0, 0.1], 0)[20:]) == {"train"}
+
+
+def test_a_missing_or_unknown_explicit_split_is_an_error() -> None:
+    with pytest.raises(DataError) as caught:
+        split_rows([{"split": "train"}, {"split": None}], SHARES, 0, ids=["a.jsonl:1", "a.jsonl:2"])
+    assert str(caught.value) == (
+        "a.jsonl:2: expected 'split' to be one of train, training, val, valid, validation, dev, test, eval, got nothing, while"
+        " other rows have one; fill it in every row, or rename the column to have the rows split by --split."
+    )
+    with pytest.raises(DataError, match=r"^row 1: expected 'split' .* got 'fold3'; "):
+        split_rows([{"split": "fold3"}], SHARES, 0)
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.5, 0.2, 0.2, 0.1], [1.2, -0.2], [0.0, 0.0]])
+def test_impossible_shares(shares: list[float]) -> None:
+    with pytest.raises(UsageError, match="Expected --split to be 2 or 3 shares"):
+        split_rows(rows_of(3), shares, 0)
