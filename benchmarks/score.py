@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ def heldout_loss(setting: Setting, adapter: Path | None) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
-    model = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.float32)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
     model.eval()

@@ -105,8 +105,12 @@ def cut_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     assert core.get_vocab_size() == vocab_size, core.get_vocab_size()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHAT_TEMPLATE, model_max_length=2048
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # its constructor has no annotations
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=2048,
     )
 
 

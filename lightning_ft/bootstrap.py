@@ -65,7 +65,7 @@ class Comparison:
         sign = "+" if signed else ""
         if self.percent:
             return f"{100 * value:{sign}.1f} {'pp' if signed else '%'}"
-        digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 3
+        digits = max(0, 3 - int(f"{value:.3e}".partition("e")[2]))  # four digits that count, of the rounded value
         return f"{value:{sign}.{min(digits, 6)}f}" if abs(value) < 1e6 else f"{value:{sign}.3e}"
 
     @property

@@ -76,7 +76,7 @@ class TrainingConfig:
     packing: Packing = "auto"
     """Several documents in one row without padding: on, off, or auto (on where a GPU has the kernel for it)."""
     eval_every: int | None = None
-    """Steps between validations; None: 10 in a run, at most one an epoch."""
+    """Steps between validations; None: a tenth of the run, at least 10."""
     save_every: int | None = None
     """Steps between checkpoints; None: with every validation. 0: none."""
     log_every: int = 10

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+
 from lightning_ft.builtin import Messages, RawText
 from lightning_ft.data.detect import columns_of, detect_task
 from lightning_ft.errors import DataError, PluginError, UsageError
@@ -74,6 +75,8 @@ def test_a_task_that_fails_is_named() -> None:
 
 
 def test_columns_are_those_that_most_rows_fill() -> None:
-    rows = [Row({"text": "a", "note": None, "odd": 1 if i == 0 else None}, "f", i) for i in range(4)] + [Row({"note": "b"}, "f", 5)]
+    rows = [Row({"text": "a", "note": None, "odd": 1 if i == 0 else None}, "f", i) for i in range(4)] + [
+        Row({"note": "b"}, "f", 5)
+    ]
     assert columns_of(rows) == {"text"}
     assert columns_of([]) == frozenset()

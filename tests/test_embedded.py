@@ -192,12 +192,11 @@ def test_training_part_has_no_held_out_row(prepare: ModuleType, shared_data: Pat
         seen = {name: {f"{row['source']} {row['row']}" for row in rows} for name, rows in files.items()}
         assert not seen["train"] & held_out
         assert seen["heldout"] <= held_out
-        if kind == "text":
-            assert seen["heldout"] == held_out
-            trained = {row["text"] for row in files["train"] if len(row["text"]) > 200}
-            kept = [row["text"] for row in files["heldout"] if len(row["text"]) > 200]
-            # Whole rows are kept apart; long rows of medquad share single paragraphs (the same advice under many diseases).
-            assert sum(text in trained for text in kept) < 0.01 * len(kept)
+        assert kind == "chat" or len(seen["heldout"]) > 0.95 * len(held_out)
+        # Different rows may share a piece (the same advice under many diseases), so the text is compared as well.
+        pieces = {name: {prepare.content(row) for row in rows} for name, rows in files.items()}
+        assert not pieces["train"] & pieces["heldout"]
+        assert len(pieces["heldout"]) > 4000
 
 
 def test_a_fifth_of_each_large_source_is_held_out(prepare: ModuleType, shared_data: Path) -> None:
@@ -270,7 +269,8 @@ def test_card_measures_and_installs_the_model_it_is_given(tmp_path: Path, monkey
     torch.manual_seed(1)
     LlamaForCausalLM(AutoConfig.from_pretrained(ASSETS / "base", dtype="float32")).save_pretrained(tmp_path / "model")
     target = tmp_path / "target"
-    AutoTokenizer.from_pretrained(ASSETS / "base").save_pretrained(target)
+    for folder in (tmp_path / "model", target):
+        AutoTokenizer.from_pretrained(ASSETS / "base").save_pretrained(folder)
     for name in ("config.json", "generation_config.json"):
         (target / name).write_text((ASSETS / "base" / name).read_text(encoding="ascii"), encoding="ascii")
     text, sources = "Where is my parcel? " * 9, json.loads((RECIPE / "sources.json").read_text(encoding="ascii"))

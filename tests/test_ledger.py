@@ -1,12 +1,13 @@
 import json
 
 import pytest
+
 from lightning_ft.data.ledger import DUPLICATE, EMPTY, NO_SUPERVISED, Ledger
 from lightning_ft.errors import CheckFailedError, DataError, TrainingError
 
 
 def filled() -> Ledger:
-    """Two sources, 108 rows: 100 whole ones of 50 tokens, 4 cut, 1 emptied, 1 duplicate, 2 unreadable."""
+    """108 rows: 100 whole, 4 cut (losing 6 + 16 + 26 + 36 tokens), 1 emptied (436), 1 duplicate, 2 unreadable."""
     ledger = Ledger(max_length=64)
     ledger.add_read("a.jsonl", 107)
     for i in range(100):
@@ -41,7 +42,7 @@ def test_too_many_lost_rows_stop_the_run_with_the_length_that_fits() -> None:
     with pytest.raises(CheckFailedError) as caught:
         ledger.check(0.02)
     assert str(caught.value) == (
-        "Expected --max_length 64 to cut at most 2 % of the rows (--max_lost 0.02), got 4.72 % (5 rows, 496 tokens, 63 of them"
+        "Expected --max_length 64 to cut at most 2 % of the rows (--max_lost 0.02), got 4.72 % (5 rows, 520 tokens, 87 of them"
         " supervised); type --max_length 100 to fit 99 % of the rows, or --max_lost 0.048 to accept it."
     )
     assert caught.value.exit_code == 3
@@ -65,12 +66,15 @@ def test_nothing_left_to_supervise_is_wrong_input() -> None:
     with pytest.raises(DataError) as caught:
         ledger.check(0.05)
     assert str(caught.value) == (
-        "a.jsonl: expected at least one row with a supervised token, got none of 3 rows (3 empty); check the columns and --task."
+        "a.jsonl: expected at least one row with a supervised token, got none of 3 rows (3 empty); check the"
+        " columns and --task."
     )
     ledger.add_read("a.jsonl")
     ledger.add_cut("a.jsonl", length=90, lost=82)
     ledger.add_dropped("a.jsonl", NO_SUPERVISED)
-    with pytest.raises(DataError, match=r"none of 4 rows \(3 empty, 1 no supervised token left\); type --max_length 90 to fit 99 %"):
+    with pytest.raises(
+        DataError, match=r"none of 4 rows \(3 empty, 1 no supervised token left\); type --max_length 90 to fit 99 %"
+    ):
         ledger.check(1.0)
 
 
@@ -97,6 +101,6 @@ def test_table_and_summary() -> None:
     ]
     assert ledger.summary() == (
         "108 rows read: 84 train, 10 validation, 10 test, 2 dropped (1 duplicate, 1 no supervised token left), 2 failed;"
-        " 5 truncated (496 tokens lost, 63 of them supervised); 5,256 tokens, 2,040 supervised (38.8 %);"
+        " 5 truncated (520 tokens lost, 87 of them supervised); 5,256 tokens, 2,040 supervised (38.8 %);"
         " supervised by role: assistant 2,000/2,000, user 0/3,000."
     )

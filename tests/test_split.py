@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lightning_ft.data.split import GROUP_COLUMNS, SPLITS, split_name, split_rows
 from lightning_ft.errors import DataError, UsageError
 
@@ -67,7 +68,9 @@ def test_other_processes_and_hash_seeds_give_the_same_split() -> None:
         "print(split_rows([{'question': str(i), 'group': i % 7} for i in range(40)], [.6, .2, .2], 3))"
     )
     outputs = {
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
         for seed in ("0", "1")
     }
     assert outputs == {f"{split_rows([{'question': str(i), 'group': i % 7} for i in range(40)], [0.6, 0.2, 0.2], 3)}\n"}
@@ -91,7 +94,9 @@ def test_the_same_prompt_with_another_answer_or_id_stays_together() -> None:
     rows = [{"id": i, "instruction": f"Do {i // 4}", "input": "", "output": f"{random.Random(i).random()}"} for i in range(80)]
     splits = split_rows(rows, SHARES, 0)
     assert all(len(set(splits[i : i + 4])) == 1 for i in range(0, 80, 4))
-    talks = [{"messages": [{"role": "user", "content": str(i // 2)}, {"role": "assistant", "content": str(i)}]} for i in range(40)]
+    talks = [
+        {"messages": [{"role": "user", "content": str(i // 2)}, {"role": "assistant", "content": str(i)}]} for i in range(40)
+    ]
     splits = split_rows(talks, SHARES, 0)
     assert all(splits[i] == splits[i + 1] for i in range(0, 40, 2))
 

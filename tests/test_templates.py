@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lightning_ft.data.render import Template
+from lightning_ft.errors import UsageError
 from lightning_ft.types import Conversation, Message
 
 if TYPE_CHECKING:
@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 MARKER = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
 DISAGREE: dict[str, str] = {}
+"""Template -> why its mask is allowed to differ; at most five, and exactly these."""
 
 
 def conversation(system: bool) -> tuple[Message, ...]:
     turns = (Message("user", "Kuxo."), Message("assistant", "Wemi."), Message("user", "Jado."), Message("assistant", "Zhoru."))
     return (Message("system", "Besy."), *turns) if system else turns
+
+
+def shared_start(left: str, right: str) -> str:
+    size = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    return left[:size]
 
 
 def independent(render: Callable[..., str], messages: list[dict[str, Any]]) -> tuple[str, list[str]]:
@@ -44,10 +50,10 @@ def independent(render: Callable[..., str], messages: list[dict[str, Any]]) -> t
             start = len(prompt)
         else:
             asked, there = (text.rpartition(previous)[2] for text in (prompt, full.partition(word)[0]))
-            start = full.index(word) - len(there) + len(commonprefix([asked, there]))
+            start = full.index(word) - len(there) + len(shared_start(asked, there))
         end = full.index(word) + len(word)
         after = last if i == len(messages) - 1 else middle
-        both = re.match(rf"\s*((?:{MARKER})(?:\s*(?:{MARKER}))*)?", commonprefix([last, middle]))
+        both = re.match(rf"\s*((?:{MARKER})(?:\s*(?:{MARKER}))*)?", shared_start(last, middle))
         own = re.match(rf"\s*({MARKER})?", after)
         assert both
         assert own
@@ -63,7 +69,8 @@ def family(shared_data: Path) -> tuple[Any, list[Path]]:
 
     paths = sorted((shared_data / "chat_templates").glob("*/*.jinja"))
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizer_qwen2")
-    found = {m for path in paths for m in re.findall(r"<\|[^<>|\s'\"]+\|>|<\uff5c[^<>\s'\"]+\uff5c>|<[a-z]+_of_[a-z]+>|\[/?INST\]", path.read_text(encoding="utf-8"))}
+    special = re.compile(r"<\|[^<>|\s'\"]+\|>|<\uff5c[^<>\s'\"]+\uff5c>|<[a-z]+_of_[a-z]+>|\[/?INST\]")
+    found = {marker for path in paths for marker in special.findall(path.read_text(encoding="utf-8"))}
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>", "extra_special_tokens": sorted(found)})
     return tokenizer, paths
 
@@ -78,6 +85,7 @@ def verdict(tokenizer: Any, path: Path) -> str:
     def as_text(messages: list[dict[str, Any]], **options: bool) -> str:
         return render([m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages], **options)
 
+    why = "neither text nor parts of text as contents show every message"
     for system in (True, False):
         messages = conversation(system)
         dicts = [m.as_dict() for m in messages]
@@ -107,3 +115,28 @@ def test_masks_of_real_templates_agree_with_prefix_differences(family: tuple[Any
     wrong = {name: text for name, text in verdicts.items() if text}
     assert len(DISAGREE) <= 5
     assert set(wrong) == set(DISAGREE), "\n".join(f"{name}: {text}" for name, text in wrong.items())
+
+
+AWKWARD = (" Sp ace \n", "<think>reason</think>\n\nanswer", "[/INST] inner [INST]", "<|im_end|>cut")
+REFUSED = {("chujiezheng/falcon-instruct.jinja", AWKWARD[1])}
+"""Falcon's template collapses empty lines within a content, so its place cannot be told: an error, not a guess."""
+
+
+def test_awkward_answers_are_trained_whole_or_refused(family: tuple[Any, list[Path]]) -> None:
+    tokenizer, paths = family
+    refused = set()
+    for path in paths:
+        template = Template.resolve(str(path), tokenizer)
+        for answer in AWKWARD:
+            turns = (("user", "Kuxo."), ("assistant", answer), ("user", answer), ("assistant", answer))
+            try:
+                rendered = template.render(Conversation(tuple(Message(*turn) for turn in turns)))
+            except UsageError:
+                refused.add((f"{path.parent.name}/{path.name}", answer))
+                continue
+            for span in rendered.spans:
+                trained = rendered.text[span.start : span.end]
+                assert answer.split("</think>")[-1].strip() in trained, path
+                assert "Kuxo" not in trained, path
+            assert len(rendered.spans) == 2
+    assert refused == REFUSED

@@ -26,8 +26,8 @@ class Clock:
         """Numbers of the run that just ended.
 
         `examples_per_s` is of the steady part, from the end of the first optimiser step to the end of the last;
-        `tokens_per_s` is that times the mean tokens of a row, without padding; `training_s` is from the call of the
-        trainer to the last step, preparation of the rows included.
+        `tokens_per_s` is that times the mean tokens of a row, without padding; `training_s` is from the start of
+        `main` to the last step: imports, loading of the model and preparation of the rows included.
         """
         options = setting.options
         rows, size = options["train_rows"], options["batch_size"]

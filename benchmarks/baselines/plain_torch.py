@@ -47,12 +47,12 @@ def adapted(setting: Any) -> Any:
 
 def main() -> None:
     """Train one epoch and save the adapter."""
+    clock = Clock()
     from transformers import AutoTokenizer
 
     setting, folder = arguments()
     options = setting.options
     torch.manual_seed(options["seed"])
-    clock = Clock()
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     batches = buckets(setting.encoded("train", tokenizer), options["batch_size"], options["seed"])
     model = adapted(setting).train()

@@ -10,6 +10,7 @@ from benchmarks.baselines.measure import Clock, arguments
 
 def main() -> None:
     """Train one epoch and save the adapter."""
+    clock = Clock()
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -29,7 +30,6 @@ def main() -> None:
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=options["rank"], lora_alpha=options["alpha"], lora_dropout=0.0, target_modules="all-linear"
     )
-    clock = Clock()
     trainer = SFTTrainer(
         model=setting.model, args=config, train_dataset=Dataset.from_list(rows), peft_config=lora,
         processing_class=AutoTokenizer.from_pretrained(setting.model),

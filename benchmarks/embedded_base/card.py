@@ -165,17 +165,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="trained model folder")
     parser.add_argument("--target", type=Path, default=ROOT / "lightning_ft" / "assets" / "base", help="folder to install into")
     parser.add_argument("--results", type=Path, default=HERE.parent / "results", help="folder of the result file")
-    parser.add_argument("--rows", type=int, help="score only so many held-out pieces (a quick trial)")
     args = parser.parse_args(argv)
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    if AutoTokenizer.from_pretrained(args.model).get_vocab() != tokenizer.get_vocab():
+        raise SystemExit(f"Expected {args.model} to have the tokenizer of {args.target}, got another one: train it again.")
     megabytes = install(AutoModelForCausalLM.from_pretrained(args.model), args.target)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # The shipped bf16 weights, computed in fp32: what the weights say, not what a device rounds.
     model: Any = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32)
     model.to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
     grams = json.loads((HERE / "ngram.json").read_text(encoding="utf-8"))["bits_per_byte"]
     held_out = json_lines(args.data / "text" / "heldout.jsonl")
-    ours = bits_per_byte(model, tokenizer, held_out[: args.rows], 64 if device == "cuda" else 8)
+    ours = bits_per_byte(model, tokenizer, held_out, 64 if device == "cuda" else 8)
     hardware = torch.cuda.get_device_name().replace(" ", "-").lower() if device == "cuda" else "cpu"
     result = {
         "suite": "embedded_base",

@@ -2,7 +2,9 @@
 
 A unit is one row of its source (a question with its answer, a web page, a section of a book). A unit is held out when the
 seeded hash of its key falls into the lowest fifth; the key is the text that must not be seen twice (the answer of a
-MedQuAD row, which several questions share), so that copies of one text are always on the same side.
+MedQuAD row, which several questions share), so that copies of one text are always on the same side. Long rows are cut into
+pieces, and different rows may share a piece (the same advice under many diseases): pieces of held-out rows that are also
+in the training part are not scored.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 SEED = "lightning-ft-embedded-base-0"
 HELD_OUT = 0.2
@@ -82,7 +84,7 @@ def dialogue(user: str, answer: str) -> tuple[Turn, ...]:
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def question_units(source: str, rows: Iterator[tuple[str, str]], *, key_is_answer: bool = False) -> Iterator[Unit]:
@@ -186,18 +188,23 @@ def units(data: Path) -> list[Unit]:
     return [unit for source in SOURCES for unit in source(data)]
 
 
-def text_rows(chosen: list[Unit]) -> Iterator[dict[str, Any]]:
+def text_rows(chosen: Iterable[Unit]) -> Iterator[dict[str, Any]]:
     """Rows of raw text: each unit's text in pieces."""
     for unit in chosen:
         for piece in cut(unit.text):
             yield {"text": piece, "source": unit.source, "row": unit.hash}
 
 
-def chat_rows(chosen: list[Unit]) -> Iterator[dict[str, Any]]:
+def chat_rows(chosen: Iterable[Unit]) -> Iterator[dict[str, Any]]:
     """Rows of conversations."""
     for unit in chosen:
         if unit.messages:
             yield {"messages": list(unit.messages), "source": unit.source, "row": unit.hash}
+
+
+def content(row: dict[str, Any]) -> str:
+    """What no training row and held-out row share: its text, or the whole conversation."""
+    return row["text"] if "text" in row else "\n".join(turn["content"] for turn in row["messages"])
 
 
 def holdout_lines(everything: list[Unit]) -> list[str]:
@@ -205,7 +212,7 @@ def holdout_lines(everything: list[Unit]) -> list[str]:
     return sorted({f"{unit.source} {unit.hash}" for unit in everything if unit.held_out})
 
 
-def write(path: Path, rows: Iterator[dict[str, Any]]) -> str:
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
     """Write the rows as JSON lines; what was written, in words."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,10 +234,12 @@ def main(argv: list[str] | None = None) -> int:
     elif HASHES.read_text(encoding="utf-8").split("\n")[:-1] != lines:
         print(f"Expected the held-out rows of {HASHES.name}, got others: the sources in {args.data} differ.", file=sys.stderr)
         return 3
-    for name in ("train", "heldout"):
-        chosen = [unit for unit in everything if unit.held_out == (name == "heldout")]
-        print(write(args.output / "text" / f"{name}.jsonl", text_rows(chosen)))
-        print(write(args.output / "chat" / f"{name}.jsonl", chat_rows(chosen)))
+    for kind, rows_of in (("text", text_rows), ("chat", chat_rows)):
+        trained = list(rows_of(unit for unit in everything if not unit.held_out))
+        seen = {content(row) for row in trained}
+        kept = [row for row in rows_of(unit for unit in everything if unit.held_out) if content(row) not in seen]
+        print(write(args.output / kind / "train.jsonl", trained))
+        print(write(args.output / kind / "heldout.jsonl", kept))
     return 0
 
 

@@ -10,6 +10,7 @@ from lightning_ft.cli.resolve import Request, check_torch_names, parse, resolve
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lightning_ft.bootstrap import Verdict
     from lightning_ft.config import TrainingConfig
 
 
@@ -72,12 +73,27 @@ def print_config(request: Request) -> None:
 def _run(stage: str, config: TrainingConfig, given: frozenset[str]) -> None:
     """Hand over to the Python interface, and say where the result is."""
     from lightning_ft import api
+    from lightning_ft.run.world import world
 
     if stage == "fit":
         run = api.fit_config(config, given=given)
-        print(f"Run folder: {run.folder}")
+        if world(config).main:
+            show_verdict(run.verdict)
+            print(f"Run folder: {run.folder}")
         return
     show_result(api.run_stage(config, stage))
+
+
+def show_verdict(verdict: Verdict | None) -> None:
+    """Base against tuned, as a table and a sentence."""
+    if verdict is None:
+        return
+    from rich.console import Console
+
+    console = Console()
+    # Piped, rich would take 80 columns and fold the table.
+    (console if console.is_terminal else Console(width=140)).print(verdict.table())
+    print(verdict.sentence())
 
 
 def show_result(result: Mapping[str, Any]) -> None:

@@ -32,6 +32,10 @@ WORDS = {
 }  # fmt: skip
 
 
+SEVERAL = ("callbacks", "plugins")
+"""Arguments that may be one thing or a list."""
+
+
 class Parser(LightningArgumentParser):
     """Lightning's parser with one-sentence errors and without abbreviated flags."""
 
@@ -129,8 +133,12 @@ def trainer_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     # Objects, as callbacks from Python, are what they should become.
     plain = {key: copy.deepcopy(value) for key, value in values.items() if _is_plain(value)}
     with _one_sentence():
-        made = parser.instantiate_classes(parser.parse_object({"trainer": plain})).trainer
-    return {key: made[key] if key in plain else value for key, value in values.items()}
+        made = parser.instantiate(parser.parse_object({"trainer": plain})).trainer
+    out = {key: made[key] if key in plain else value for key, value in values.items()}
+    for key in SEVERAL:
+        if key in out and not isinstance(out[key], list):
+            out[key] = [] if out[key] is None else [out[key]]
+    return out
 
 
 def trainer_help() -> str:
@@ -161,7 +169,7 @@ def _sentence(message: str) -> str:
     lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip()]
     key = re.search(r'key "([\w.\[\]]+)"', lines[0])
     name = f"--{key[1]}" if key else "the Trainer's arguments"
-    value = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
+    value = next((found[1] for line in lines if (found := re.search(r"(?:Given|Got) value: (.*)", line))), None)
     for problem, after in itertools.pairwise([*lines, ""]):
         if problem.startswith("Problem with given class_path"):
             return f"Expected {name} to be a usable class; {problem.lower()[:1]}{problem[1:].rstrip(':')}: {after.rstrip('.')}."

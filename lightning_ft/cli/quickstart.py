@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.cli.fit import show_verdict
 from lightning_ft.cli.parser import command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from lightning_ft.api import Run
     from lightning_ft.config import TrainingConfig
 
 DATA = Path(__file__).parents[1] / "assets" / "data" / "support.jsonl"
@@ -21,6 +23,8 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 """What suits a model of a few million parameters; everything else is as `fit` has it."""
 SAMPLES = 3
+LONGEST = 160
+"""Characters of an answer that are shown; the run folder has all."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,10 +40,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from lightning_ft import api
+    from lightning_ft.run.world import world
 
     config = quickstart_config(seed=arguments.seed, output=arguments.output, epochs=arguments.epochs)
     run = api.fit_config(config, given=frozenset({*OPTIONS, "model", "data", "seed"}))
-    show(run)
+    if world(config).main:
+        show(run)
     return 0
 
 
@@ -51,41 +57,26 @@ def quickstart_config(**options: Any) -> TrainingConfig:
     return TrainingConfig(**{"model": "embedded", "data": [str(DATA)], "name": name, **OPTIONS, **options})
 
 
-def show(run: Any) -> None:
-    """The verdict's table, samples before and after, and where everything is."""
-    folder = Path(run.folder)
-    verdict = read_verdict(folder)
-    if verdict:
-        print(verdict_table(verdict))
-        for sample in verdict.get("samples", ())[:SAMPLES]:
-            print(f"\nQuestion  {sample['prompt']}\nBefore    {sample['base']}\nAfter     {sample['tuned']}")
-            if sample.get("reference"):
-                print(f"Expected  {sample['reference']}")
-    print(f"\nRun folder: {folder}")
-    if (folder / "report.html").is_file():
-        print(f"Report:     {folder / 'report.html'}")
-    print(f"Talk to it: lightning-ft chat {folder}")
+def show(run: Run) -> None:
+    """The verdict, answers before and after, and where everything is."""
+    show_verdict(run.verdict)
+    for sample in run.verdict.samples[:SAMPLES] if run.verdict is not None else ():
+        print(f"\nQuestion  {question(sample)}\nBefore    {_line(sample['before'])}\nAfter     {_line(sample['after'])}")
+        if sample["reference"] is not None:
+            print(f"Expected  {_line(sample['reference'])}")
+    print(f"\nRun folder: {run.folder}")
+    if (run.folder / "report.html").is_file():
+        print(f"Report:     {run.folder / 'report.html'}")
+    print(f"Talk to it: lightning-ft chat {run.folder}")
 
 
-def read_verdict(folder: Path) -> dict[str, Any]:
-    """What `verdict.json` of a run says; empty when there is none."""
-    path = folder / "verdict.json"
-    if not path.is_file():
-        return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
+def question(sample: Mapping[str, Any]) -> str:
+    """What the user asked, from the row that the sample names (its prompt is rendered by the template)."""
+    row = json.loads(DATA.read_text(encoding="utf-8").splitlines()[int(sample["row"].rpartition(":")[2]) - 1])
+    asked = next((turn["content"] for turn in row.get("messages", ()) if turn["role"] == "user"), row.get("instruction"))
+    return str(asked)
 
 
-def verdict_table(verdict: dict[str, Any]) -> str:
-    """Base against tuned, metric by metric, with the interval of the difference."""
-    from lightning_ft.cli.tables import number, percent_names, table
-
-    metrics: dict[str, Any] = verdict["metrics"]
-    shares = percent_names(list(metrics))
-    rows = []
-    for name, row in metrics.items():
-        show = [number(float(row[key]), percent=name in shares) for key in ("base", "tuned")]
-        interval = row.get("interval")
-        between = " to ".join(number(float(x), percent=name in shares) for x in interval) if interval else "-"
-        rows.append((name, *show, between))
-    return table(("metric", "before", "after", "difference, 95 %"), rows, numbers=frozenset({1, 2, 3}))
+def _line(text: str) -> str:
+    line = " ".join(text.split()) or "(nothing)"
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."

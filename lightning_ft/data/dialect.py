@@ -98,6 +98,7 @@ class Dialect:
     ) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        special: dict[str, Any] = dict(self.special)
         try:
             texts, marks = cast(
                 "tuple[list[str], list[list[tuple[int, int]]]]",
@@ -107,7 +108,7 @@ class Dialect:
                     chat_template=self.source,
                     return_assistant_tokens_mask=tracked,
                     add_generation_prompt=generation,
-                    **self.special,
+                    **special,
                 ),
             )
         except Exception as error:  # as above

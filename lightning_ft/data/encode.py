@@ -37,7 +37,7 @@ class Encoder:
             raise UsageError(f"expected --max-length of at least 2 tokens, got {max_length}")
         self._backend = backend
         self._template = template
-        self._max_length = max_length
+        self.max_length = max_length
         self._eos_id: int | None = tokenizer.eos_token_id
         self._eos: str = tokenizer.eos_token or ""
         self._bos_id: int | None = tokenizer.bos_token_id
@@ -87,7 +87,7 @@ class Encoder:
             text = f"{self._first_text}{example.text}{self._eos}"
             return Rendered(text, (Span(len(self._first_text), len(text), 1.0, "text"),))
         raise UsageError(
-            f"expected a conversation or a text, got {type(example).__name__}; choose the objective that trains on it (--objective)"
+            f"expected a conversation or a text, got {type(example).__name__}; name its objective: --objective NAME"
         )
 
     @cached_property
@@ -99,19 +99,18 @@ class Encoder:
             self._backend.to_str(),
             self._template.source,
             repr(sorted(self._template.special_tokens.items())),
-            f"{self._max_length} {self._first} {self._eos_id}",
+            f"{self.max_length} {self._first} {self._eos_id}",
         ]
         # The code itself, so that nobody has to remember to raise a version number.
-        parts += [
-            Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-            for name in ("render", "dialect", "locate", "encode")
-        ]
+        code = (Path(__file__).with_name(f"{name}.py") for name in ("render", "dialect", "locate", "encode"))
+        parts += [path.read_text(encoding="utf-8") for path in code]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _raw(self, ids: list[int], row: str) -> Encoded:
-        last = [] if self._eos_id is None else [self._eos_id]
-        labels = [IGNORE_INDEX] * len(self._first) + ids + last
-        return self._cut(self._first + ids + last, labels, row, 1.0, None)
+        first = len(self._first)
+        ids = self._first + ids + ([] if self._eos_id is None else [self._eos_id])
+        labels = [IGNORE_INDEX] * first + ids[first:]
+        return self._cut(ids, labels, row, [(first, len(ids), "text")], 1.0, None)
 
     def _chat(self, encoding: Any, rendered: Rendered, row: str) -> Encoded:
         ids: list[int] = encoding.ids
@@ -122,20 +121,39 @@ class Encoder:
             )
         labels = [IGNORE_INDEX] * len(ids)
         kinds = {span.weight for span in rendered.spans}
-        weight, weights = (next(iter(kinds)), None) if len(kinds) == 1 else (1.0, [0.0] * len(ids) if kinds else None)
+        weights = [0.0] * len(ids) if len(kinds) > 1 else None
+        ranges = []
         for span in rendered.spans:
             first, end = token_range(encoding, span.start, span.end, len(rendered.text))
+            ranges.append((first, end, span.role))
             labels[first:end] = ids[first:end]
             if weights is not None:
                 weights[first:end] = [span.weight] * (end - first)
-        return self._cut(ids, labels, row, weight, weights)
+        return self._cut(ids, labels, row, ranges, kinds.pop() if len(kinds) == 1 else 1.0, weights)
 
-    def _cut(self, ids: list[int], labels: list[int], row: str, weight: float, weights: list[float] | None) -> Encoded:
-        limit = self._max_length
-        lost = len(ids) - limit
-        if lost <= 0:
-            return Encoded(ids, labels, row, weight, weights=weights)
-        return Encoded(ids[:limit], labels[:limit], row, weight, lost, None if weights is None else weights[:limit])
+    def _cut(
+        self,
+        ids: list[int],
+        labels: list[int],
+        row: str,
+        ranges: list[tuple[int, int, str]],
+        weight: float,
+        weights: list[float] | None,
+    ) -> Encoded:
+        """The first `max_length` tokens, with the account of the others; `context` is what is nobody's trained turn."""
+        limit = self.max_length
+        lost = max(0, len(ids) - limit)
+        supervised_lost = 0
+        if lost:
+            supervised_lost = lost - labels[limit:].count(IGNORE_INDEX)
+            ids, labels = ids[:limit], labels[:limit]
+            weights = None if weights is None else weights[:limit]
+        counts = {"context": len(ids)}
+        for first, end, role in ranges:
+            counts[role] = counts.get(role, 0) + min(end, limit) - min(first, limit)
+            counts["context"] -= min(end, limit) - min(first, limit)
+        roles = {role: (number, 0 if role == "context" else number) for role, number in counts.items()}
+        return Encoded(ids, labels, row, weight, lost, supervised_lost, roles, weights)
 
 
 def token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:

@@ -159,7 +159,9 @@ class Locator:
         own = places.get(i)
         start = anchor + self._start(i, chat, wrapped, text[anchor : own[0] if own else limit])
         if own and not chat.messages[i].extra:
-            return start, own[1] + self._close(text[own[1] : limit], i == len(chat.messages) - 1)
+            closing = self._close(text[own[1] : limit], i == len(chat.messages) - 1)
+            if closing or not self._dialect.learned.stop:
+                return start, own[1] + closing
         # Tool calls and the like stand behind the content: compare with the rendering that ends here.
         base = own[1] if own else anchor
         turn = self._dialect.text(wrapped.dicts[: i + 1], chat.tools)
@@ -199,7 +201,7 @@ class Locator:
             if messages[i].role != "assistant" or not (text.startswith(turn) and turn.startswith(before)):
                 raise UsageError(
                     f"expected to find message {i + 1} ({messages[i].role}) in the text that the template '{dialect.name}' "
-                    "renders, but the template rewrites it; type --template alpaca (or tags), or name a Jinja file that does not"
+                    "renders, but the template rewrites it; type --template alpaca (or tags), or name another Jinja file"
                 )
             end = len(turn)
             if not dialect.closed(turn[len(before) :]):

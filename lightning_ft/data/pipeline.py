@@ -126,7 +126,7 @@ class Pipeline:
             self.say(f"data: the cache folder cannot be written ({error}); encoded data will not be kept")
             target = Path(tempfile.mkdtemp(prefix="lightning-ft-")) / target.name
         with whole_folder(target) as folder:
-            ledger = Ledger(max_length=self.encoder._max_length)
+            ledger = Ledger(max_length=self.encoder.max_length)
             bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
             rows = self._rows(bad, ledger)
             examples = self._format(rows, bad, ledger)

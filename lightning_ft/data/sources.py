@@ -234,6 +234,6 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
                 yield row
     except (OSError, EOFError, zlib.error) as error:
         came = getattr(error, "strerror", None) or str(error)
-        bad.fatal(source, 0, f"expected a readable file, got an error after {count:,} rows: {came}; copy it again")
+        bad.fatal(source, 0, f"expected a readable file, got an error after {count:,} rows: {came}; check the file")
     if not count and bad.count == before:
         bad.fatal(source, 0, "expected at least one row, got an empty file; check how it was written")

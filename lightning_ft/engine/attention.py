@@ -195,9 +195,10 @@ def documents_attention(
         out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
         return out, None
     parts = []
-    for start, end in itertools.pairwise(cu_seq_lens):
-        q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
-        mask = _window_mask(end - start, sliding_window, query.device)
+    lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
+    # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
+    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
+        mask = _window_mask(q.shape[2], sliding_window, query.device)
         if softcap is None and s_aux is None:
             grouped = query.shape[1] != key.shape[1]
             part = F.scaled_dot_product_attention(

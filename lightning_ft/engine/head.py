@@ -55,6 +55,19 @@ def base_model(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def reshard(model: nn.Module) -> None:
+    """Let `model.parameters()` be the optimiser's parameters again under FSDP2.
+
+    A forward pass without a backward pass leaves the root's parameters gathered: other objects, whose `.grad` is nobody's.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode and no gradients, for the length of a `with` block; leaves the random state alone."""
@@ -65,6 +78,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
+        reshard(model)
         for module in training:
             module.training = True
 
@@ -90,7 +104,9 @@ def head_path(model: nn.Module) -> HeadPath:
     """The way for `model`: decided once, by looking at its output layer and by a forward pass of three tokens."""
     key = unwrapped(model)
     if key not in _paths:
-        _paths[key] = _decide(key)
+        # Autocast rounds the two ways differently, which must not look like a head that does more than a product.
+        with torch.autocast(next(key.parameters()).device.type, enabled=False):
+            _paths[key] = _decide(key)
     return _paths[key]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_ft.engine.attention import documents, forward_kwargs
 from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy, wide_dtype
-from lightning_ft.engine.head import HeadPath, bypassed, demote, head_linear, head_module, head_path, takes_selection
+from lightning_ft.engine.head import HeadPath, bypassed, demote, head_linear, head_module, head_path, reshard, takes_selection
 from lightning_ft.types import IGNORE_INDEX, Batch
 
 if TYPE_CHECKING:
@@ -115,21 +115,23 @@ def verify_head(model: nn.Module, batch: Batch, tolerance: float | None = None) 
         One sentence for the log.
     """
     path, sample = head_path(model), _sample(batch)
-    if sample is None:
-        return f"Loss path {path.name}: {path.reason} (not compared with the full logits: the batch has no supervised token)."
+    missing = _over_ranks(float(sample is None), batch.input_ids.device)
+    if sample is None or missing:
+        return f"Loss path {path.name}: {path.reason} (not compared with the full logits: a batch has no supervised token)."
     tolerance = _tolerance(model) if tolerance is None else tolerance
     expected = _loss_and_gradients(model, sample, HeadPath("full", ""))
     while True:
         if path.name == "full":
             return f"Loss path full: {path.reason}."
+        why = ""
         try:
             difference = _difference(expected, _loss_and_gradients(model, sample, path))
         except (RuntimeError, TypeError, ValueError) as error:
-            path = demote(model, f"{path.name} logits failed on the first batch ({type(error).__name__}: {error})")
-            continue
+            difference, why = float("inf"), f" ({type(error).__name__}: {error})"
+        difference = _over_ranks(difference, batch.input_ids.device)
         if difference <= tolerance:
             return f"Loss path {path.name}: {path.reason}; loss and gradients equal the full logits' to {difference:.1e}."
-        path = demote(model, f"{path.name} logits differ from the full ones by {difference:.1e} on the first batch")
+        path = demote(model, f"{path.name} logits differ from the full ones by {difference:.1e} on the first batch{why}")
 
 
 def _token_loss(model: nn.Module, batch: Batch, path: HeadPath) -> tuple[Tensor, Tensor]:
@@ -221,6 +223,7 @@ def _tolerance(model: nn.Module) -> float:
 
 def _loss_and_gradients(model: nn.Module, batch: Batch, path: HeadPath) -> list[Tensor | None]:
     """The mean loss and the gradient of every trained parameter (this rank's part of it); same dropout every time."""
+    reshard(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     before = [p.grad for p in trained]
     device = batch.input_ids.device
@@ -237,6 +240,15 @@ def _loss_and_gradients(model: nn.Module, batch: Batch, path: HeadPath) -> list[
     finally:
         for p, grad in zip(trained, before, strict=True):
             p.grad = grad
+
+
+def _over_ranks(value: float, device: torch.device) -> float:
+    """The largest value of all ranks: they have to go the same way, or FSDP's collectives would not meet."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return float(shared)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -11,7 +12,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,11 +128,20 @@ def create(config: TrainingConfig, task: str, identity: str) -> RunFolder:
     run.record = {
         "status": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "config_hash": identity,
         "host": socket.gethostname(), "python": platform.python_version(),
-        "versions": {name: version(name) for name in RECORDED},
+        "versions": versions(),
     }  # fmt: skip
     run.write_config(config)
     run.update()
     return run
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result, of those packages that are installed."""
+    found = {}
+    for name in RECORDED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _first_free(stem: str, *, numbered: bool) -> RunFolder:

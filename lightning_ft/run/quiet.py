@@ -26,6 +26,9 @@ NOISE = (
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within it Lightning's hints and progress lines are not shown; warnings of substance still are."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one bar per saved file says nothing during training
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from lightning_ft.data.schedule import Schedule
     from lightning_ft.module import FineTuner
     from lightning_ft.run.callbacks import Saver
+    from lightning_ft.run.preflight import Estimate
 
-VALIDATIONS = 10
-"""Validations of a run where the user does not say how often, at most one an epoch."""
+VALIDATIONS, LEAST_APART = 10, 10
+"""Validations of a run, and the fewest steps between two, where the user does not say how often."""
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several."""
 
@@ -136,7 +137,7 @@ class Session:
         packed = self._packed(model)
         self.schedule: Schedule = self._schedule(packed, MICRO_TOKENS[device])
         total = self.schedule.total_steps
-        self.eval_every = self.config.eval_every or max(1, math.ceil(total / VALIDATIONS))
+        self.eval_every = self.config.eval_every or max(math.ceil(total / VALIDATIONS), min(total, LEAST_APART))
         self._open_folder()
         holder = [model]
         del model  # the list holds the only reference, so that configure_model can take it over
@@ -251,6 +252,11 @@ class Session:
         options["plugins"] += extra.pop("plugins", None) or []
         with quiet_libraries():
             return L.Trainer(callbacks=callbacks, **(options | extra))
+
+    def _estimated(self, estimate: Estimate) -> None:
+        self.say(estimate.sentence())
+        if self.world.main:
+            self.folder.update(preflight=vars(estimate))
 
     def _strategy(self) -> Any:
         return "ddp" if self.config.strategy == "auto" and self.world.size > 1 else self.config.strategy

@@ -86,6 +86,8 @@ def train(method: Method, family: Family) -> Trained:
     base_logits = logits(tiny_model(family))
     model = attach(method, family).train()
     frozen = {n: t for n, t in [*model.named_parameters(), *model.named_buffers()] if not t.requires_grad}
+    trains = any(p.requires_grad for p in model.parameters())
+    require("gradients", f"method {method.name} on {family}", trains, "no parameter requires a gradient after attach")
     before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
     everything = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     groups = method.param_groups(model, LEARNING_RATE) or everything
@@ -135,7 +137,6 @@ def clause_options(run: Trained) -> None:
 def clause_gradients(run: Trained) -> None:
     """Something trains, and every trainable parameter gets a finite gradient that is not always zero."""
     trainable = {name for name, p in run.model.named_parameters() if p.requires_grad}
-    require("gradients", run.subject, bool(trainable), "no parameter requires a gradient after attach")
     require("gradients", run.subject, not run.lacking, f"no finite gradient reaches {sorted(run.lacking)[:3]}")
     idle = sorted(trainable - run.moved)
     require("gradients", run.subject, not idle, f"the gradient is zero in both of two steps for {idle[:3]}")
@@ -146,7 +147,8 @@ def clause_frozen(run: Trained) -> None:
     changed = [name for name, (before, after) in run.frozen.items() if not torch.equal(before, after)]
     require("frozen", run.subject, not changed, f"training changed {changed[:3]}, which require no gradient")
     if not run.method.trains_base:
-        require("frozen", run.subject, bool(run.frozen), "it trains every weight, so it must declare `trains_base`")
+        some = any(not p.requires_grad for p in run.model.parameters())
+        require("frozen", run.subject, some, "it trains every weight, so it must declare `trains_base`")
 
 
 def clause_loss(run: Trained) -> None:

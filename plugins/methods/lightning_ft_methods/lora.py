@@ -110,7 +110,7 @@ class LoRA(Method):
                     f"Expected --method.target_modules to name layers of this model ({', '.join(_linear_names(model))}); "
                     f"got {self.target_modules}."
                 ) from error
-        for kept in adapted.peft_config.values():  # type: ignore[operator, union-attr]  # a PeftModel's dict
+        for kept in adapted.peft_config.values():  # type: ignore[operator]  # a PeftModel's dict
             # peft puts the tied module's name here and, loading the saved adapter, would not find its twin.
             kept.modules_to_save = copy.copy(self.modules_to_save)
         object.__setattr__(adapted, "widened", _widen(adapted))

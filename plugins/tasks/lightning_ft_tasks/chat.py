@@ -122,9 +122,7 @@ def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"expected 'tools' to be a list or its JSON text, got text that is no JSON ({error.msg})"
-            ) from None
+            raise ValueError(f"expected 'tools' to be a list or its JSON text, got no JSON ({error.msg})") from None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise ValueError(f"expected 'tools' to be a list of objects, got {type(value).__name__}")
     return tuple(value)

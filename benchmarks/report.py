@@ -1,0 +1,116 @@
+"""Print a result file as a Markdown table and hold it against its targets: exit 3 when one is missed.
+
+`python -m benchmarks.report benchmarks/results/FILE.json`
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+REQUIRED = (
+    "schema", "suite", "title", "date", "revision", "complete", "hardware", "versions", "rounds", "summary", "ratios",
+    "targets",
+)  # fmt: skip
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A result file, with the parts that make it comparable.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    missing = [key for key in REQUIRED if key not in result]
+    if missing:
+        raise ValueError(f"{path}: expected {', '.join(missing)} in a result file; run the suite again.")
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """One line per contestant: median (least to greatest) of every metric."""
+    summary = result["summary"]
+    metrics = list(dict.fromkeys(metric for values in summary.values() for metric in values))
+    lines = [f"| contestant | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
+    for name, values in summary.items():
+        cells = [_cell(values[metric]) if metric in values else "" for metric in metrics]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def check(result: dict[str, Any]) -> list[tuple[str, bool]]:
+    """Each target with what was measured, and whether it was met.
+
+    A comparison is met by the median of the ratios of the rounds; `within` bounds the distance of that ratio from 1.
+    """
+    ratios = {(entry["metric"], entry["of"], entry["over"]): entry for entry in result["ratios"]}
+    found = []
+    for target in result["targets"]:
+        metric, of, over = target["metric"], target["of"], target.get("over")
+        measured = ratios.get((metric, of, over)) if over else result["summary"].get(of, {}).get(metric)
+        subject = f"{metric} of {of}" + (f" / {over}" if over else "")
+        if measured is None:
+            found.append((f"{subject}: not measured", False))
+            continue
+        value = measured["median"]
+        if "at_least" in target:
+            wanted, met = f"at least {target['at_least']}", value >= target["at_least"]
+        elif "at_most" in target:
+            wanted, met = f"at most {target['at_most']}", value <= target["at_most"]
+        else:
+            wanted, met = f"within {target['within']:.0%}", abs(value - 1) <= target["within"]
+        found.append((f"{subject}: {_cell(measured)}, wanted {wanted}", met))
+    return found
+
+
+def render(result: dict[str, Any]) -> str:
+    """The whole report as Markdown."""
+    hardware, numbers = result["hardware"], {entry["round"] for entry in result["rounds"]}
+    revision = (result["revision"] or "unknown")[:12]
+    lines = [
+        f"## {result['title']}",
+        "",
+        f"{result['date'][:10]}, revision {revision}, {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{hardware['threads']} threads, {hardware['memory_gb']} GB, {' '.join(hardware['flags'])}; "
+        f"{len(numbers)} rounds, median (least to greatest).",
+        "",
+        table(result),
+        "",
+    ]
+    if result.get("untrained"):
+        lines += [f"Held-out loss before training: {result['untrained']['heldout_loss']:.4f}.", ""]
+    lines += [f"- {'met' if met else 'MISSED'}: {line}" for line, met in check(result)]
+    for name, versions in result["versions"].items():
+        lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}")
+    return "\n".join(lines)
+
+
+def _cell(spread: dict[str, float]) -> str:
+    median, least, greatest = (f"{spread[key]:.4g}" for key in ("median", "min", "max"))
+    return median if least == greatest else f"{median} ({least} to {greatest})"
+
+
+def main(argv: list[str]) -> int:
+    """Print the reports of the files named; 3 when a target of a complete run is missed."""
+    if not argv:
+        print("error: expected result files; type python -m benchmarks.report benchmarks/results/FILE.json", file=sys.stderr)
+        return 2
+    missed = False
+    for name in argv:
+        try:
+            result = load(Path(name))
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(render(result) + "\n")
+        if not result["complete"]:
+            print("A trial (fewer rounds, rows or contestants than the suite): targets do not count.\n")
+        elif not all(met for _, met in check(result)):
+            missed = True
+    return 3 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,307 @@
+"""Run a suite: every contestant in a fresh process, round after round in turn (A B C A B C ...), one result file.
+
+`python -m benchmarks.run cpu_sft` (or `make bench SUITE=cpu_sft`). Wall time and peak memory are taken from outside, by
+the kernel's account of the process; examples per second are clocked inside, at the optimiser steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "benchmarks"
+SCHEMA = 1
+PACKAGES = (
+    "torch", "lightning", "transformers", "peft", "datasets", "accelerate", "tokenizers", "trl", "lightning-ft",
+)  # fmt: skip
+FORGOTTEN = re.compile(
+    r"^(OMP|MKL|KMP|GOMP|MALLOC|GLIBC|LIGHTNING_FT|PYTEST)_|^(LD_PRELOAD|TOKENIZERS_PARALLELISM|PYTHONPATH)$"
+)
+"""Variables of the caller that would favour or hinder somebody."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A file of `suites/`, checked."""
+
+    name: str
+    title: str
+    rounds: int
+    contestants: dict[str, dict[str, Any]]
+    targets: list[dict[str, Any]]
+    setting: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, name: str) -> Suite:
+        """The suite of that name.
+
+        Raises:
+            ValueError: there is none, or it says something that cannot be run.
+        """
+        path = HERE / "suites" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            raise ValueError(f"Expected a suite ({known}), got '{name}'.")
+        suite = cls(name=name, **yaml.safe_load(path.read_text(encoding="utf-8")))
+        for contestant, spec in suite.contestants.items():
+            if ("module" in spec) == ("command" in spec) or set(spec) - {"module", "command", "venv", "args", "exit_code"}:
+                raise ValueError(f"{path}: expected contestant {contestant} to have either a module or a command, got {spec}.")
+        for target in suite.targets:
+            if {target["of"], target.get("over", target["of"])} - set(suite.contestants):
+                raise ValueError(f"{path}: target {target} names an unknown contestant.")
+            if len({"at_least", "at_most", "within"} & set(target)) != 1:
+                raise ValueError(f"{path}: expected one of at_least, at_most, within in {target}.")
+        return suite
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things lie, and who runs."""
+
+    suite: Suite
+    pythons: dict[str, str]
+    """Interpreter of each environment, `main` and `peers`."""
+    work: Path
+    data: Path | None
+    threads: int
+    timeout: float
+
+    def environment(self, number: int) -> dict[str, str]:
+        """The same variables for every contestant: nothing tuned, no network, caches that are new in each round."""
+        kept = {key: value for key, value in os.environ.items() if not FORGOTTEN.match(key)}
+        caches = self.work / f"caches_{number}"
+        own = {
+            "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(caches / "datasets"),
+            "XDG_CACHE_HOME": str(caches / "xdg"), "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        return {**kept, **own}
+
+    def build_setting(self, overrides: dict[str, Any]) -> dict[str, Any] | None:
+        """Write the suite's setting folder; what was counted comes back."""
+        if self.suite.setting is None:
+            return None
+        if self.data is None:
+            raise ValueError("Expected the folder of public data sets: type --data FOLDER or set LIGHTNING_FT_DATA.")
+        options = {**self.suite.setting, **overrides}
+        module = "benchmarks.setting" if "shape" in options else "benchmarks.tokenise"
+        call = f"import {module} as m, json, sys, pathlib as p; m.build(json.loads(sys.argv[1]), *map(p.Path, sys.argv[2:]))"
+        command = [self.pythons["main"], "-c", call, json.dumps(options), str(self.data), str(self.work / "setting")]
+        subprocess.run(command, check=True, cwd=ROOT, env=self.environment(0), stdout=subprocess.DEVNULL)
+        facts: dict[str, Any] = json.loads((self.work / "setting" / "setting.json").read_text(encoding="utf-8"))
+        return facts
+
+    def measure(self, contestant: str, number: int) -> dict[str, Any]:
+        """One contestant once: its own numbers, wall seconds and peak memory."""
+        spec = self.suite.contestants[contestant]
+        out = self.work / f"round_{number}" / contestant
+        out.mkdir(parents=True)
+        load = os.getloadavg()[0]
+        status, wall, peak = self._process(self._command(spec, out), out, number)
+        if status != spec.get("exit_code", 0):
+            log = (out / "log.txt").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"{contestant} ended with {status} in round {number}:\n{log[-3000:]}")
+        metrics: dict[str, Any] = {"wall_s": wall, "peak_mb": peak}
+        if (out / "measure.json").is_file():
+            metrics |= json.loads((out / "measure.json").read_text(encoding="utf-8"))
+        if adapter := metrics.pop("adapter", None):
+            metrics |= self.score(adapter)
+        return {"round": number, "contestant": contestant, "load_before": load, "metrics": metrics}
+
+    def score(self, *adapter: str) -> dict[str, float]:
+        """The held-out loss of an adapter (of the untrained model without one), by the same script for all."""
+        command = [self.pythons["main"], "-m", "benchmarks.score", str(self.work / "setting"), *adapter]
+        done = subprocess.run(command, check=True, cwd=ROOT, env=self.environment(0), capture_output=True, text=True)
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def _command(self, spec: dict[str, Any], out: Path) -> list[str]:
+        python = self.pythons[spec.get("venv", "main")]
+        if "module" in spec:
+            setting = [str(self.work / "setting")] if self.suite.setting else []
+            # -m: a script's own folder would come first on the path, and trl.py would be imported for the package trl.
+            return [python, "-m", spec["module"], *setting, str(out), *spec.get("args", [])]
+        name, *rest = (part.format(out=out) for part in spec["command"])
+        return [str(Path(python).with_name(name)), *rest]
+
+    def _process(self, command: list[str], out: Path, number: int) -> tuple[int, float, float]:
+        """Exit code, wall seconds, and peak resident memory in MB of a process."""
+        with (out / "log.txt").open("wb") as log:
+            begin = time.perf_counter()
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment(number), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+            watch = threading.Timer(self.timeout, process.kill)
+            watch.start()
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - begin
+            watch.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)  # wait4 took it, so Popen cannot find it any more
+        return process.returncode, wall, usage.ru_maxrss / 1024
+
+
+def peers_python(venv: Path) -> str:
+    """The interpreter of the peers' environment, made from peers.txt where it is missing or out of date."""
+    wanted = (HERE / "peers.txt").read_text(encoding="utf-8")
+    stamp = venv / "peers.sha256"
+    digest = hashlib.sha256(wanted.encode()).hexdigest()
+    python = venv / "bin" / "python"
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == digest):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+        torch = next(line for line in wanted.splitlines() if line.startswith("torch=="))
+        for what in ([torch], [torch, "-r", str(HERE / "peers.txt")]):
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *what], check=True)
+        stamp.write_text(digest, encoding="utf-8")
+    return str(python)
+
+
+def versions(python: str) -> dict[str, str]:
+    """Python and package versions of an environment."""
+    code = (
+        "import importlib.metadata as m, json, platform\n"
+        "known = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        f"print(json.dumps({{'python': platform.python_version(), **{{n: known[n] for n in {PACKAGES!r} if n in known}}}}))"
+    )
+    found: dict[str, str] = json.loads(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def hardware(threads: int) -> dict[str, Any]:
+    """Processor, cores, memory and the instructions that decide the speed of bfloat16; no names of machines."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)$", info, re.MULTILINE)
+    known = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": model[1].strip() if model else "unknown", "cores": len(os.sched_getaffinity(0)), "threads": threads,
+        "memory_gb": round(pages / 2**30, 1), "flags": sorted(known & set(flags[1].split())) if flags else [],
+    }  # fmt: skip
+
+
+def revision() -> str | None:
+    """The commit that is measured, with `+` where files differ from it."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summarise(rounds: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Each contestant's metrics over the rounds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for entry in rounds:
+        for metric, value in entry["metrics"].items():
+            found.setdefault(entry["contestant"], {}).setdefault(metric, []).append(value)
+    return {name: {metric: spread(values) for metric, values in metrics.items()} for name, metrics in found.items()}
+
+
+def ratios(rounds: list[dict[str, Any]], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every target that compares two contestants: the ratio in each round, and its spread."""
+    table = {(entry["round"], entry["contestant"]): entry["metrics"] for entry in rounds}
+    numbers = sorted({number for number, _ in table})
+    found = []
+    for target in targets:
+        pairs = [(table.get((n, target["of"])), table.get((n, target.get("over", "")))) for n in numbers]
+        values = [of[target["metric"]] / over[target["metric"]] for of, over in pairs if of and over]
+        if values:
+            key = {name: target[name] for name in ("metric", "of", "over")}
+            found.append({**key, "per_round": values, **spread(values)})
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the suite that the command line names and write its result file."""
+    arguments = parse(argv)
+    overrides = {key: int(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
+    try:
+        suite = Suite.load(arguments.suite)
+        result = run(suite, arguments, overrides)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    slug = re.sub(r"[^a-z0-9]+", "-", result["hardware"]["cpu"].lower()).strip("-")
+    name = f"{suite.name}_{slug}-{result['hardware']['cores']}c_{result['date'][:10]}.json"
+    target = arguments.output or HERE / "results" / (name if result["complete"] else f"trial_{name}")
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {target}")
+    from benchmarks import report
+
+    return report.main([str(target)])
+
+
+def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
+    """All rounds of a suite; the result file's content."""
+    chosen = arguments.only.split(",") if arguments.only else list(suite.contestants)
+    if unknown := set(chosen) - set(suite.contestants):
+        raise ValueError(f"Expected --only to name contestants of {suite.name}, got {', '.join(sorted(unknown))}.")
+    pythons = {"main": sys.executable}
+    if any(suite.contestants[name].get("venv") == "peers" for name in chosen):
+        pythons["peers"] = peers_python(arguments.peers_venv)
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    number_of_rounds = arguments.rounds or suite.rounds
+    work = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    try:
+        bench = Bench(suite, pythons, work, arguments.data, threads, arguments.timeout)
+        setting = bench.build_setting(overrides)
+        untrained = bench.score() if setting and "shape" in setting else None
+        rounds = []
+        for number in range(1, number_of_rounds + 1):
+            for contestant in chosen:
+                rounds.append(bench.measure(contestant, number))
+                numbers = "  ".join(f"{key} {value:.4g}" for key, value in rounds[-1]["metrics"].items())
+                print(f"round {number}/{number_of_rounds}  {contestant}: {numbers}", flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {
+        "schema": SCHEMA, "suite": suite.name, "title": suite.title,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "revision": revision(),
+        # Only a complete run may be compared with the targets.
+        "complete": not (overrides or arguments.only or arguments.threads) and number_of_rounds >= suite.rounds,
+        "hardware": hardware(threads), "versions": {name: versions(python) for name, python in pythons.items()},
+        "setting": setting, "untrained": untrained, "contestants": {name: suite.contestants[name] for name in chosen},
+        "rounds": rounds, "summary": summarise(rounds), "ratios": ratios(rounds, suite.targets), "targets": suite.targets,
+    }  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    data = os.environ.get("LIGHTNING_FT_DATA", ROOT.parent / "shared" / "data")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run a suite of benchmarks/suites.")
+    parser.add_argument("suite", help="name of a file of benchmarks/suites, without .yaml")
+    parser.add_argument("--rounds", type=int, help="instead of the suite's number")
+    parser.add_argument("--only", help="some contestants, by comma; such a result is a trial")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=N", help="another number in the setting; a trial")
+    parser.add_argument("--threads", type=int, help="computing threads of all contestants (default: one per core); a trial")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds after which a contestant is stopped")
+    parser.add_argument("--data", type=Path, default=Path(data) if Path(data).is_dir() else None, help="public data sets")
+    parser.add_argument("--peers-venv", type=Path, default=HERE / ".venv-peers", help="environment of the peers")
+    parser.add_argument("--output", type=Path, help="the file to write instead of one in benchmarks/results")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

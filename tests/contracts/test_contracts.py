@@ -1,0 +1,88 @@
+"""Every registered class against every clause of its contract. A class that a new plugin registers is checked here unasked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_ft.registry import registry
+from lightning_ft.testing.checks import (
+    METRIC_CLAUSES,
+    OBJECTIVE_CLAUSES,
+    TASK_CLAUSES,
+    halves,
+    scored_rows,
+    text_batch,
+)
+from lightning_ft.testing.methods import METHOD_CLAUSES, Trained, trained
+from lightning_ft.testing.models import FAMILIES, Family, tiny_llama
+from lightning_ft.types import Conversation
+
+CORE_ROWS: dict[str, list[dict[str, Any]]] = {
+    "messages": [{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}], "id": 7}],
+    "text": [{"text": "Once upon a time.", "id": 7}],
+}
+
+
+@pytest.mark.parametrize("clause", METHOD_CLAUSES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", list(registry().methods))
+def test_method(name: str, family: Family, clause: str) -> None:
+    run = trained(registry().methods[name].cls, family)
+    if not isinstance(run, Trained):
+        pytest.skip(f"{name} refuses {family}: {run}")
+    METHOD_CLAUSES[clause](run)
+
+
+@pytest.mark.parametrize("name", list(registry().methods))
+def test_method_takes_some_family(name: str) -> None:
+    assert any(isinstance(trained(registry().methods[name].cls, family), Trained) for family in FAMILIES)
+
+
+@pytest.mark.parametrize("clause", TASK_CLAUSES)
+@pytest.mark.parametrize("name", list(registry().tasks))
+def test_task(name: str, clause: str) -> None:
+    cls = registry().tasks[name].cls
+    TASK_CLAUSES[clause](cls(), getattr(cls, "samples", None) or CORE_ROWS[name])
+
+
+@pytest.mark.parametrize("name", list(registry().tasks))
+def test_task_names_registered_metrics(name: str) -> None:
+    cls = registry().tasks[name].cls
+    assert [metric for metric in cls.metrics if metric not in registry().metrics] == []
+
+
+@pytest.mark.parametrize("clause", METRIC_CLAUSES)
+@pytest.mark.parametrize("name", list(registry().metrics))
+def test_metric(name: str, clause: str) -> None:
+    METRIC_CLAUSES[clause](registry().metrics[name].cls, scored_rows(right=True), scored_rows(right=False))
+
+
+@pytest.mark.parametrize("clause", OBJECTIVE_CLAUSES)
+@pytest.mark.parametrize("name", list(registry().objectives))
+def test_objective(name: str, clause: str) -> None:
+    cls = registry().objectives[name].cls
+    if Conversation not in cls.examples:
+        pytest.skip(f"{name} eats {', '.join(kind.__name__ for kind in cls.examples)}; its own tests bring batches of them")
+    OBJECTIVE_CLAUSES[clause](cls(), tiny_llama(), text_batch(), halves(text_batch()))
+
+
+@pytest.mark.parametrize("name", list(registry().optimizers))
+def test_optimizer_goes_downhill(name: str) -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    optimizer = registry().optimizers[name].cls([weight], lr=0.01)
+    values = []
+    for _ in range(20):
+        loss = weight.square().sum()
+        values.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["method", "objective"])
+def test_there_is_one_default(kind: str) -> None:
+    assert registry()[kind].default().cls.default

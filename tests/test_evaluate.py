@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_ft.data.encode import Encoder
+from lightning_ft.data.render import Template
+from lightning_ft.errors import DataError
+from lightning_ft.evaluate import Evaluation, as_given, as_metrics, compute, references_of, score_examples
+from lightning_ft.generate import Sampling, generate_texts
+from lightning_ft.likelihood import BitsPerByte, Loss, Perplexity, TokenAccuracy
+from lightning_ft.metric import RowMetric
+from lightning_ft.testing.models import tiny_llama, tiny_tokenizer
+from lightning_ft.types import Classified, Conversation, Example, Message, Preference, ScoredRow, Text, Unpaired
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Exact(RowMetric):
+    """Whether the answer is one of the references."""
+
+    name: ClassVar[str] = "exact"
+
+    def score(self, row: ScoredRow) -> float:
+        assert row.prediction is not None
+        return float(row.prediction in row.references)
+
+
+def chat(*contents: str, **meta: Any) -> Conversation:
+    roles = ("user", "assistant") * len(contents)
+    return Conversation(tuple(Message(role, text) for role, text in zip(roles, contents, strict=False)), meta=meta)
+
+
+EXAMPLES: list[Example] = [
+    chat("Say hi", "hi \u00e9\u6771", "Again", "hi"),
+    Text("Raw text, all of it."),
+    chat("Where is my parcel, which I ordered three weeks ago and which never came?", "On its way."),
+    chat("Only a question"),
+    chat("2+2", "4", references=["four", "4"]),
+]
+ROWS = [f"f:{i}" for i in range(len(EXAMPLES))]
+
+
+class Setup:
+    def __init__(self) -> None:
+        self.model = tiny_llama()
+        self.tokenizer = tiny_tokenizer()
+        self.template = Template.resolve("chat", self.tokenizer)
+        self.encoder = Encoder(self.tokenizer, self.template, 200)
+
+    def score(self, examples: list[Example], rows: list[str], **options: Any) -> list[ScoredRow]:
+        defaults: dict[str, Any] = {"metrics": [Loss, Exact], "sampling": Sampling(max_new_tokens=6), "batch_tokens": 300}
+        return score_examples(self.model, self.encoder, self.template, self.tokenizer, examples, rows, **(defaults | options))
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return Setup()
+
+
+@pytest.fixture(scope="module")
+def scored(setup: Setup) -> list[ScoredRow]:
+    return setup.score(EXAMPLES, ROWS)
+
+
+def test_likelihoods_are_those_of_the_plain_model(setup: Setup, scored: list[ScoredRow]) -> None:
+    assert [row.row for row in scored] == ROWS
+    for row, item in zip(scored, setup.encoder.encode(EXAMPLES, ROWS), strict=True):
+        with torch.no_grad():
+            logits = setup.model(input_ids=torch.tensor([item.input_ids])).logits[0, :-1]
+        labels = torch.tensor(item.labels[1:])
+        assert row.nll == pytest.approx(float(F.cross_entropy(logits, labels, reduction="sum")), rel=1e-5)
+        assert row.tokens == int((labels != -100).sum())
+        assert row.correct == int((logits.argmax(-1) == labels)[labels != -100].sum())
+    assert scored[3].tokens == 0
+
+
+def test_perplexity_is_exp_of_the_mean_over_all_tokens(scored: list[ScoredRow]) -> None:
+    values = compute([Loss, Perplexity, TokenAccuracy, BitsPerByte], scored)
+    nll, tokens = sum(row.nll for row in scored), sum(row.tokens for row in scored)
+    assert values["loss"] == pytest.approx(nll / tokens)
+    assert values["perplexity"] == pytest.approx(math.exp(nll / tokens))
+    mean_of_rows = sum(math.exp(row.nll / row.tokens) for row in scored if row.tokens) / 4
+    assert values["perplexity"] != pytest.approx(mean_of_rows, rel=1e-3)
+    assert values["token_accuracy"] == pytest.approx(sum(row.correct for row in scored) / tokens)
+
+
+def test_bytes_are_those_of_the_supervised_text(scored: list[ScoredRow]) -> None:
+    """'hi ' + 2 + 3 bytes, and 'hi'; the stop token is no text. A raw text has no predicted first byte."""
+    expected = [len("hi \u00e9\u6771".encode()) + 2, len("Raw text, all of it."), len("On its way."), 0, 1]
+    assert abs(scored[1].utf8_bytes - expected[1]) <= 1
+    expected[1] = scored[1].utf8_bytes
+    assert [row.utf8_bytes for row in scored] == expected
+    assert compute(["bits_per_byte"], scored)["bits_per_byte"] == pytest.approx(
+        sum(row.nll for row in scored) / math.log(2) / sum(expected)
+    )
+
+
+def test_the_last_assistant_turn_is_answered(setup: Setup, scored: list[ScoredRow]) -> None:
+    turns = ["user\nSay hi", "assistant\nhi \u00e9\u6771", "user\nAgain"]
+    assert scored[0].prompt == "<|bos|>" + "".join(f"<|start|>{turn}<|stop|>\n" for turn in turns) + "<|start|>assistant\n"
+    prompts = [row.prompt for row in scored if row.prompt is not None]
+    assert [row.prompt is None for row in scored] == [False, True, False, True, False]
+    stops = setup.template.stop_tokens(setup.tokenizer)
+    assert [row.prediction for row in scored if row.prompt is not None] == generate_texts(
+        setup.model, setup.tokenizer, prompts, Sampling(max_new_tokens=6), stop_tokens=stops
+    )
+    assert [row.references for row in scored] == [("hi",), (), ("On its way.",), (), ("4", "four")]
+
+
+def test_text_is_generated_only_where_a_metric_reads_it(setup: Setup) -> None:
+    for options in ({"metrics": [Loss]}, {"metrics": [Loss, Exact], "generate": False}):
+        rows = setup.score(EXAMPLES, ROWS, **options)
+        assert all(row.prediction is None for row in rows)
+        assert set(compute([Loss, Exact], rows)) == {"loss"}
+
+
+def test_scores_do_not_depend_on_the_batch(setup: Setup, scored: list[ScoredRow]) -> None:
+    single = setup.score(EXAMPLES, ROWS, batch_tokens=1)
+    assert [row.nll for row in single] == pytest.approx([row.nll for row in scored], rel=1e-5)
+    assert [(r.tokens, r.correct, r.prediction) for r in single] == [(r.tokens, r.correct, r.prediction) for r in scored]
+
+
+def test_dropout_is_off_and_modes_are_restored(scored: list[ScoredRow]) -> None:
+    setup = Setup()
+    setup.model.config.attention_dropout = 0.9
+    setup.model.train()
+    assert [row.nll for row in setup.score(EXAMPLES, ROWS)] == pytest.approx([row.nll for row in scored], rel=1e-5)
+    assert all(module.training for module in setup.model.modules())
+
+
+def test_every_kind_of_example_is_scored_as_its_given_answer() -> None:
+    question, good, bad = (Message("user", "q"),), (Message("assistant", "good"),), (Message("assistant", "bad"),)
+    pair = Preference(question, good, bad, meta={"references": "fine"})
+    assert as_given(pair) == Conversation(question + good, meta={"references": "fine"})
+    assert as_given(Unpaired(question, bad, desirable=False)) == Conversation(question + bad)
+    assert as_given(Classified("my text", "refund")) == chat("my text", "refund")
+    given = as_given(pair)
+    assert references_of(given) == ("good", "fine")
+
+
+def test_rows_without_an_answer_change_no_text_metric() -> None:
+    rows = [ScoredRow("a", chat("q", "x"), prediction="x", references=("x",)),
+            ScoredRow("b", chat("q", "x"), prediction="", references=("x",)),
+            ScoredRow("c", Text("t"), nll=2.0, tokens=4)]  # fmt: skip
+    found = Evaluation.of([Exact, Loss], rows)
+    assert found.metrics == {"exact": 0.5, "loss": 0.5}
+    assert found.tables["exact"].tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert found.tables["loss"].shape == (3, 2)
+
+
+def test_metrics_by_name_class_and_instance() -> None:
+    assert [type(m) for m in as_metrics(["LOSS", Exact, Perplexity()])] == [Loss, Exact, Perplexity]
+    assert compute([Loss, Exact], []) == {}
+
+
+def test_written_and_read_back(tmp_path: Path, scored: list[ScoredRow]) -> None:
+    question = (Message("user", "q", extra={"name": "x"}),)
+    more = [ScoredRow("p", Preference(question, (Message("assistant", "a", 0.5),), ()), nll=math.nan, tokens=1)]
+    done = Evaluation.of([Loss, Exact, Perplexity], [*scored, *more], {"seed": 3})
+    done.write(tmp_path / "eval_1")
+    results = json.loads((tmp_path / "eval_1" / "results.json").read_text())
+    assert results["metrics"]["loss"] is None
+    assert (results["rows"], results["generated"], results["details"]) == (6, 3, {"seed": 3})
+    back = Evaluation.read(tmp_path / "eval_1")
+    assert back.rows[:-1] == scored
+    assert back.rows[-1].example == more[0].example
+    assert math.isnan(back.rows[-1].nll)
+    assert back.metrics["exact"] == done.metrics["exact"]
+    for name, table in done.tables.items():
+        torch.testing.assert_close(back.tables[name], table, rtol=0, atol=0, equal_nan=True)
+    assert back.folder == done.folder == tmp_path / "eval_1"
+
+
+def test_broken_folders_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected an evaluation \(results.json"):
+        Evaluation.read(tmp_path)
+    (tmp_path / "results.json").write_text('{"version": 99}')
+    (tmp_path / "predictions.jsonl").write_text("")
+    with pytest.raises(DataError, match="version 99"):
+        Evaluation.read(tmp_path)
+
+
+def test_published_loss_of_a_real_model(shared_data: Path) -> None:
+    """Stories of the training distribution have a loss near the published 1.30; other English is far from it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared_data / "lm_stories260k"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf")
+    template = Template.resolve("alpaca", tokenizer)
+    encoder = Encoder(tokenizer, template, 512)
+    story = json.loads((folder / "expected.json").read_text())["expected_text"]
+    other = "Notwithstanding the foregoing, the lessee shall indemnify the lessor against all claims."
+    rows = score_examples(
+        model, encoder, template, tokenizer, [Text(story), Text(other)], ["a", "b"], metrics=[Loss], sampling=Sampling()
+    )
+    story_loss, other_loss = (row.nll / row.tokens for row in rows)
+    assert story_loss < 1.3
+    assert other_loss > 3

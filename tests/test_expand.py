@@ -1,0 +1,71 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from lightning_ft.data.sources import BadRows, digest, expand, read_rows, splits_by_name
+from lightning_ft.errors import DataError
+
+SUFFIXES = ".jsonl .ndjson .json .csv .tsv .parquet .arrow .txt .md"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text('{"q": "a"}\n')
+
+
+def test_expand_files_globs_and_folders() -> None:
+    touch("d/b.jsonl", "d/a.csv.gz", "d/sub/c.txt", "d/LICENSE.txt", "d/README.md", "d/.hidden.jsonl", "d/.git/x.json",
+          "d/dataset_info.json", "d/model.bin", "d/citation-intent.jsonl", "e[1].json")  # fmt: skip
+    assert [str(path) for path in expand(["d"])] == ["d/a.csv.gz", "d/b.jsonl", "d/citation-intent.jsonl", "d/sub/c.txt"]
+    assert [str(path) for path in expand(["d/*.jsonl"])] == ["d/b.jsonl", "d/citation-intent.jsonl"]
+    assert [str(path) for path in expand(["d/**/*.txt"])] == ["d/LICENSE.txt", "d/sub/c.txt"]
+    assert [str(path) for path in expand(["e[1].json"])] == ["e[1].json"]
+    assert [str(path) for path in expand(["d/b.jsonl", "d/*.jsonl", str(Path("d/b.jsonl").resolve())])] == [
+        "d/b.jsonl",
+        "d/citation-intent.jsonl",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("trian.jsonl", "trian.jsonl: expected a file or folder, got nothing of that name; check the path."
+                        " Did you mean 'train.jsonl'?"),
+        ("no/such.jsonl", "no/such.jsonl: expected a file or folder, but there is no folder 'no'; check the path."),
+        ("empty", f"empty: expected a folder with data files ({SUFFIXES}), got none in it; name a file."),
+        ("*.csv", "*.csv: expected data files that match the pattern, got none; try the pattern with `ls`."),
+        ("x.xlsx", f"x.xlsx: expected a data file ({SUFFIXES}, each also with .gz), got the suffix '.xlsx'; convert the file,"
+                   " for example to .jsonl."),
+    ],
+)  # fmt: skip
+def test_paths_without_data(name: str, expected: str) -> None:
+    touch("train.jsonl", "empty/model.bin", "x.xlsx")
+    with pytest.raises(DataError) as caught:
+        expand([name])
+    assert str(caught.value) == expected
+
+
+def test_no_path_and_unknown_suffix() -> None:
+    with pytest.raises(ValueError, match="Expected --data to name at least one file; got none"):
+        expand([])
+    with pytest.raises(DataError, match=r"^x.pdf: expected a data file .* got the suffix '.pdf'; convert it"):
+        list(read_rows(Path("x.pdf"), BadRows("fail")))
+
+
+def test_splits_by_name() -> None:
+    names = [Path("d/train-00000-of-00002.parquet"), Path("d/test.jsonl"), Path("dev/part.csv")]
+    assert list(splits_by_name(names).values()) == ["train", "test", "validation"]
+    assert splits_by_name([Path("train.csv")]) == {}
+    assert splits_by_name([Path("train.csv"), Path("notes.csv")]) == {}
+
+
+def test_digest() -> None:
+    Path("x.bin").write_bytes(b"abc" * 100_000)
+    assert digest(Path("x.bin")) == hashlib.sha256(b"abc" * 100_000).hexdigest()
