@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.backbone import Loaded, load
@@ -14,7 +12,11 @@ from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import RunInterruptedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from lightning_ft.bootstrap import Verdict
+    from lightning_ft.data.split import Split
 
 __all__ = ["EvaluationResult", "Run", "TrainingConfig", "evaluate", "fit", "fit_config", "generate", "load", "run_stage"]
 
@@ -109,7 +111,7 @@ def run_stage(config: TrainingConfig, stage: str) -> dict[str, Any]:
     """
     from lightning_ft.run.stages import evaluate_split
 
-    split = "validation" if stage == "validate" else "test"
+    split: Split = "validation" if stage == "validate" else "test"
     result = evaluate_split(config, split, generate=stage == "predict")
     return {**result.metrics, "folder": str(result.folder)}
 

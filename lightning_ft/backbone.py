@@ -120,7 +120,8 @@ def check_folder(folder: Path, spec: BackboneSpec) -> None:
     config = _config(folder)
     if config.get("auto_map") and not spec.trust_remote_code:
         raise UsageError(
-            f"'{folder}' needs Python code of its own (auto_map in config.json); read it, then type --trust_remote_code --revision COMMIT."
+            f"'{folder}' needs Python code of its own (auto_map in config.json); read it, then type --trust_remote_code "
+            "--revision COMMIT."
         )
     private = sorted(key for key in config if key.startswith("_") and ("implementation" in key or "kernel" in key))
     if private:
@@ -130,7 +131,8 @@ def check_folder(folder: Path, spec: BackboneSpec) -> None:
     if not spec.from_scratch and not any((folder / name).is_file() for name in WEIGHTS):
         found = "pickled weights only" if list(folder.glob("*.bin")) else "none"
         raise UsageError(
-            f"Expected weights in '{folder}' ({' or '.join(WEIGHTS)}), found {found}; to start from random weights type --from_scratch true."
+            f"Expected weights in '{folder}' ({' or '.join(WEIGHTS)}), found {found}; to start from random weights type "
+            "--from_scratch true."
         )
 
 
@@ -168,7 +170,7 @@ def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_cod
     if tokenizer.pad_token_id is None:
         # Padding is masked by position everywhere, so the id only has to exist; eos keeps the vocabulary as it is.
         tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token_id is not None else tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]  # AutoTokenizer is untyped
+    return tokenizer
 
 
 def load_causal_lm(spec: BackboneSpec) -> Backbone:
@@ -186,7 +188,8 @@ def load_causal_lm(spec: BackboneSpec) -> Backbone:
     try:
         if spec.from_scratch:
             config = AutoConfig.from_pretrained(spec.model, **hub)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code).to(spec.dtype)
+            auto: Any = AutoModelForCausalLM
+            model = auto.from_config(config, trust_remote_code=spec.trust_remote_code).to(spec.dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=spec.dtype or "auto", use_safetensors=True, **hub)
     except (OSError, ValueError) as error:

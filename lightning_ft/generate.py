@@ -200,7 +200,7 @@ def _own_defaults(model: Any) -> Iterator[None]:
     """Set the model folder's generation defaults aside: `generate` would fill them in wherever we say nothing."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kept = base.generation_config
-    base.generation_config = cast(Any, GenerationConfig)()
+    base.generation_config = cast("Any", GenerationConfig)()
     try:
         yield
     finally:
@@ -229,7 +229,7 @@ def _generate(
         criteria.append(StopText(tokenizer, sampling.stop, width))
     if closed is not None:
         criteria.append(Closed(closed))
-    config = cast(Any, GenerationConfig)(
+    config = cast("Any", GenerationConfig)(
         max_new_tokens=room,
         do_sample=False,
         use_cache=True,

@@ -20,7 +20,7 @@ class Loss(Metric):
 
     name: ClassVar[str] = "loss"
     reads = "tokens"
-    higher_is_better: ClassVar[bool] = False
+    higher_is_better = False
 
     def statistics(self, row: ScoredRow) -> Sequence[float]:
         """Summed likelihoods and their number."""
@@ -42,7 +42,7 @@ class BitsPerByte(Metric):
 
     name: ClassVar[str] = "bits_per_byte"
     reads = "tokens"
-    higher_is_better: ClassVar[bool] = False
+    higher_is_better = False
 
     def statistics(self, row: ScoredRow) -> Sequence[float]:
         """Summed bits and bytes."""

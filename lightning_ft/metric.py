@@ -26,10 +26,10 @@ class Metric(TorchMetric):
     """What users type and read, case-insensitively."""
     reads: ClassVar[Literal["tokens", "text"]] = "text"
     """`tokens`: likelihoods of the given answers; `text`: answers that the model generated."""
-    higher_is_better: ClassVar[bool] = True
+    higher_is_better: bool | None = True
     percent: ClassVar[bool] = False
     """Whether the value is a share that tables show in per cent."""
-    full_state_update: ClassVar[bool] = False
+    full_state_update: bool | None = False
 
     rows: list[Tensor]
 

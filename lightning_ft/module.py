@@ -8,7 +8,6 @@ pass, each micro-batch adds `sum / total`, and nothing is ever half done when a 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
@@ -21,6 +20,7 @@ from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import load_trained
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn

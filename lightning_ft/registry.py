@@ -17,6 +17,10 @@ KINDS = ("method", "objective", "task", "metric", "optimizer")
 """What can be registered; the hook of a kind is `register_<kind>s`."""
 
 
+FLAGS = {"metric": "metrics"}
+"""Flags that are not called as the kind is."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered class."""
@@ -39,8 +43,9 @@ class Table(Mapping[str, Entry]):
             return self._entries[name.lower()]
         except KeyError:
             names = [entry.name for entry in self._entries.values()]
+            flag = FLAGS.get(self.kind, self.kind)
             raise UsageError(
-                f"Expected --{self.kind} to be one of {', '.join(names)}; got '{name}'.{did_you_mean(name, names)}"
+                f"Expected --{flag} to be one of {', '.join(names)}; got '{name}'.{did_you_mean(name, names)}"
                 " `lightning-ft plugins list` shows which plugin brings which."
             ) from None
 
@@ -136,7 +141,8 @@ class Registry:
 def _call(implementation: pluggy.HookImpl, plugin: str, kind: str) -> list[Any]:
     """What one plugin's hook returns; a failing import inside the hook names the plugin."""
     try:
-        return list(implementation.function())
+        found: Any = implementation.function()
+        return list(found)
     except Exception as error:
         raise PluginError(
             f"Plugin '{plugin}' failed in register_{kind}s: {type(error).__name__}: {error}; mend or uninstall it, "

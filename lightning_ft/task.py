@@ -27,6 +27,8 @@ class Task(ABC):
     """Names of the metrics that judge generated answers."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Everyday options (`epochs`, `max_length` ...) that this task sets where the user does not."""
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Two or three rows as users write them; the test kit formats them."""
     columns_help: ClassVar[str] = ""
     """The columns that the task reads, for messages: `instruction, input (optional), output`."""
 

@@ -160,11 +160,16 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device (Lightning's transfer calls this)."""
-        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731 - three uses, one line
         return Batch(
-            input_ids=move(self.input_ids), labels=move(self.labels), position_ids=move(self.position_ids),
-            documents=self.documents, rows=self.rows, weights=move(self.weights), lengths=self.lengths, group=self.group,
-        )  # fmt: skip
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            documents=self.documents,
+            rows=self.rows,
+            weights=None if self.weights is None else self.weights.to(device, non_blocking=True),
+            lengths=self.lengths,
+            group=self.group,
+        )
 
 
 @dataclass(slots=True)

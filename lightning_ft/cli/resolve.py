@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_ft.cli.classpaths import check_class_paths
+from lightning_ft.classpaths import check_class_paths
 from lightning_ft.cli.flags import Arguments, Given, Layer, file_layer, parse_flags
 from lightning_ft.cli.options import EVERYDAY_OF_OPTIMIZERS, Option, options_of
 from lightning_ft.cli.values import MismatchError, read_yaml_text
@@ -70,6 +70,8 @@ def resolve(arguments: Arguments, *, stage: str = "fit", complete: bool = True) 
     _check_remote_code(layers)
     if stage != "fit":
         layers.insert(0, _run_layer(layers, options))
+    elif (resumed := _resumed_layer(layers, options)) is not None:
+        layers.insert(0, resumed)
     request = Request({}, frozenset(), switches=arguments.switches)
     merged: dict[str, Given] = {}
     for layer in layers:
@@ -110,6 +112,20 @@ def _run_layer(layers: Sequence[Layer], options: Mapping[str, Option]) -> Layer:
                 layer.values.pop("resume")
             return layer
     return Layer()
+
+
+def _resumed_layer(layers: Sequence[Layer], options: Mapping[str, Option]) -> Layer | None:
+    """The config of the run that `resume` names, so that `fit --resume RUN` needs nothing else."""
+    name = next((layer.values["resume"].value for layer in reversed(layers) if "resume" in layer.values), None)
+    if name in (None, "auto") or not Path(str(name)).is_dir():
+        return None
+    folder = Path(str(name))
+    for place in (folder, *folder.parents[:2]):
+        if (place / "config.yaml").is_file() and (place / "run.json").is_file():
+            layer = file_layer(read_config(place / "config.yaml"), options)
+            layer.values.pop("resume", None)
+            return layer
+    return None
 
 
 def _merge_section(kind: str, layers: Sequence[Layer]) -> dict[str, Given] | None:

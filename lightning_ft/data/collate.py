@@ -12,6 +12,8 @@ from lightning_ft.types import IGNORE_INDEX, Batch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from lightning_ft.types import Encoded
 
 
@@ -40,11 +42,11 @@ def pack(rows: Sequence[Encoded]) -> Batch:
     """Rows end to end in one row of length `sum(lengths)`; positions restart and `documents` has the borders."""
     lengths = tuple(len(row.input_ids) for row in rows)
     borders = (0, *np.cumsum(lengths).tolist())
-    join = lambda parts: torch.from_numpy(np.concatenate(parts))[None]  # noqa: E731 - three uses, one line
+    join = lambda parts: torch.from_numpy(np.concatenate(parts))[None]
     return Batch(
-        input_ids=join([np.asarray(row.input_ids, dtype=np.int64) for row in rows]),
-        labels=join([np.asarray(row.labels, dtype=np.int64) for row in rows]),
-        position_ids=join([np.arange(length, dtype=np.int64) for length in lengths]),
+        input_ids=_joined([np.asarray(row.input_ids, dtype=np.int64) for row in rows]),
+        labels=_joined([np.asarray(row.labels, dtype=np.int64) for row in rows]),
+        position_ids=_joined([np.arange(length, dtype=np.int64) for length in lengths]),
         documents=borders,
         rows=tuple(row.row for row in rows),
         weights=_weights(rows, (1, borders[-1]), packed=True),
@@ -59,6 +61,11 @@ def muted(batch: Batch) -> Batch:
     """
     batch.weights = torch.zeros(batch.input_ids.shape, dtype=torch.float32)
     return batch
+
+
+def _joined(parts: list[NDArray[np.int64]]) -> torch.Tensor:
+    """(1, T) from the rows' own arrays."""
+    return torch.from_numpy(np.concatenate(parts))[None]
 
 
 def _weights(rows: Sequence[Encoded], shape: tuple[int, int], *, packed: bool) -> torch.Tensor | None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.detect import columns_of, detect_task
-from lightning_ft.data.encode import Encoder
 from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
-from lightning_ft.data.sources import BadRows, digest, expand, read_rows
+from lightning_ft.data.sources import BadRows, digest, expand, read_rows, splits_by_name
 from lightning_ft.data.split import SPLITS, Split, split_rows
 from lightning_ft.data.table import EncodedTable, TableWriter
 from lightning_ft.errors import UsageError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lightning_ft.config import TrainingConfig
+    from lightning_ft.data.encode import Encoder
     from lightning_ft.registry import Registry
     from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
@@ -43,8 +43,8 @@ class Prepared:
     tables: Mapping[Split, EncodedTable]
     ledger: Ledger
     task: Task
-    key: str
-    """Hash of everything that decided the tokens: the identity of the data in checkpoints."""
+    identity: str
+    """Hash of contents, task, tokens and split, wherever the files lie: by it a resume knows that it is the same data."""
     folder: Path
     """Where the tables lie, and the quarantine file if there is one."""
 
@@ -81,9 +81,7 @@ class Pipeline:
         given: list[tuple[list[str] | None, Split | None]] = [
             (config.data, None), (config.val_data, "validation"), (config.test_data, "test"),
         ]  # fmt: skip
-        self.files: list[tuple[Path, Split | None]] = [
-            (path, split) for names, split in given if names for path in expand(names)
-        ]
+        self.files = _assigned([(path, split) for names, split in given if names for path in expand(names)])
 
     def prepare(self) -> Prepared:
         """The encoded splits."""
@@ -101,9 +99,16 @@ class Pipeline:
         ledger.closes()
         ledger.check(self.config.max_lost)
         self.say(f"data: {ledger.summary()}")
-        return Prepared(tables, ledger, self.task, key, folder)
+        return Prepared(tables, ledger, self.task, self._identity(), folder)
+
+    def _identity(self) -> str:
+        assert self.task is not None
+        contents = [(digest(path), split) for path, split in self.files]
+        facts = (contents, self.task.name, asdict(self.task), self.encoder.fingerprint, self.config.split, self.config.seed)
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def _key(self) -> str:
+        """The cache entry: everything that decides the tokens, and the names that messages and rows show."""
         tasks = [self.registry.tasks[name].cls for name in self.registry.tasks] if self.task is None else [type(self.task)]
         facts = {
             "format": FORMAT_VERSION,
@@ -218,7 +223,7 @@ class Pipeline:
             shares[1] = 0.0
         if self.config.test_data:
             shares[2] = 0.0
-        return [share / sum(shares) for share in shares]
+        return [share / sum(shares) for share in shares] if sum(shares) else [1.0, 0.0, 0.0]
 
     def _progress(self, blocks: range, total: int) -> Iterator[int]:
         """The blocks, with a bar on a terminal when there are many rows."""
@@ -229,6 +234,22 @@ class Pipeline:
         from rich.progress import track
 
         yield from track(blocks, description="tokenising", console=Console(stderr=True))
+
+
+def _assigned(files: list[tuple[Path, Split | None]]) -> list[tuple[Path, Split | None]]:
+    """The files with the split that their flag or, where all of `data` is named so, their name says.
+
+    Raises:
+        UsageError: one file is given twice; its rows would stand in training and in the test.
+    """
+    named = splits_by_name([path for path, split in files if split is None])
+    seen: dict[Path, Split | None] = {}
+    for path, split in files:
+        if seen.setdefault(path.resolve(), split) != split:
+            raise UsageError(
+                f"Expected each file once, got '{path}' both for {seen[path.resolve()] or 'data'} and for {split}."
+            )
+    return [(path, split or named.get(path)) for path, split in files]
 
 
 def _code(cls: type[Any]) -> str:

@@ -7,6 +7,7 @@ a resumed run asks for step n directly. No timing and no process count changes t
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,7 +139,7 @@ class Schedule:
         if not borders:
             borders = self._token_borders(order)
         # Neighbouring steps of one block have like lengths; shuffling the steps takes that order away again.
-        pieces = [order[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+        pieces = [order[a:b] for a, b in itertools.pairwise(borders)]
         last = [pieces.pop()] if self.rows_mode and len(pieces[-1]) < self.rows_per_step else []
         pieces = [pieces[i] for i in rng.permutation(len(pieces))] + last
         return np.concatenate(pieces), [0, *np.cumsum([len(piece) for piece in pieces]).tolist()]

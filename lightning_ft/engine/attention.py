@@ -197,7 +197,7 @@ def documents_attention(
     parts = []
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
     # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
-    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
+    for q, k, v in zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True):
         mask = _window_mask(q.shape[2], sliding_window, query.device)
         if softcap is None and s_aux is None:
             grouped = query.shape[1] != key.shape[1]

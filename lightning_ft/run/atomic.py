@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -17,6 +16,7 @@ from lightning_ft.errors import TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"

@@ -118,7 +118,7 @@ class Saver(L.Callback):
     def _validation_due(self, trainer: L.Trainer, step: int) -> bool:
         if not self.validates:
             return False
-        return trainer.should_stop or step % int(trainer.val_check_batch) == 0
+        return trainer.should_stop or step % int(trainer.val_check_batch or 1) == 0
 
     def _due(self, step: int, *, validated: bool) -> bool:
         if self.save_every == 0:

@@ -1,9 +1,10 @@
-"""Hush what libraries print that says nothing to the person who runs a fine-tuning."""
+"""What the person who runs a fine-tuning gets to read: our lines, and not every hint of every library."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,17 @@ NOISE = (
 )
 
 
+def say(line: str) -> None:
+    """A line for the person, on stderr so that results can be piped."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within it Lightning's hints and progress lines are not shown; warnings of substance still are."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # one bar per saved file says nothing during training
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar per saved file says nothing during training
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -25,7 +25,7 @@ class Resume:
     checkpoint: Path | None
     """None: the run stopped before its first checkpoint, so it starts again in the same folder."""
 
-    def open(self, data_key: str, total_steps: int, world_size: int) -> RunFolder:
+    def open(self, identity: str, total_steps: int, world_size: int) -> RunFolder:
         """The run's folder, locked, if it is still the same run.
 
         Raises:
@@ -35,7 +35,7 @@ class Resume:
         run = folder.reopen(self.run)
         then = run.record
         for what, before, now, mend in (
-            ("data and tokens", (then.get("data") or {}).get("key"), data_key, "restore the file"),
+            ("data and tokens", (then.get("data") or {}).get("identity"), identity, "restore the file"),
             ("number of steps", then.get("total_steps"), total_steps, "leave epochs and batch sizes as they were"),
             ("number of processes", then.get("world_size"), world_size, f"type --devices {then.get('world_size')}"),
         ):

@@ -15,9 +15,10 @@ from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
+from lightning_ft.run.atomic import write_json
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.choices import Choices, choose
-from lightning_ft.run.quiet import quiet_libraries
+from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.world import World, world
 
@@ -37,11 +38,6 @@ VALIDATIONS, LEAST_APART = 10, 10
 """Validations of a run, and the fewest steps between two, where the user does not say how often."""
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several."""
-
-
-def say(line: str) -> None:
-    """A line for the person, on stderr so that results can be piped."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class Session:
@@ -69,8 +65,8 @@ class Session:
         self.hash = folders.config_hash(config)
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
         self.location: Location = locate(config.model, revision=config.revision)
-        hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)  # type: ignore[arg-type]  # two plain values
+        hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)
         self._prepare()
 
     def _apply_task_defaults(self) -> None:
@@ -154,7 +150,7 @@ class Session:
         )  # fmt: skip
         self.folder.update(
             task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
-            data={"key": self.prepared.key, "files": list(self.prepared.ledger.sources)}, template=self.template.name,
+            data={"identity": self.prepared.identity, "files": list(self.prepared.ledger.sources)}, template=self.template.name,
             precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=self.world.size,
             total_steps=total, packed=packed, parameters=self.module.parameter_line(),
         )  # fmt: skip
@@ -200,11 +196,11 @@ class Session:
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or "runs"))
             return
         if self.resume is not None:
-            self.folder = self.resume.open(self.prepared.key, self.schedule.total_steps, self.world.size)
+            self.folder = self.resume.open(self.prepared.identity, self.schedule.total_steps, self.world.size)
         else:
             self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
-        folders.write_json(self.folder.path / "ledger.json", self.prepared.ledger.as_dict())
+        write_json(self.folder.path / "ledger.json", self.prepared.ledger.as_dict())
         copy_quarantine(self.prepared, self.folder.path)
         self.say(f"run folder: {self.folder.path}")
 
@@ -217,6 +213,7 @@ class Session:
         from lightning_ft.run.callbacks import Recorder, Saver
         from lightning_ft.run.checkpoint import FolderCheckpoint
         from lightning_ft.run.preflight import Preflight
+        from lightning_ft.run.trainer_arguments import trainer_arguments
 
         config, path, total = self.config, self.folder.path, self.schedule.total_steps
         bar = sys.stderr.isatty() and self.world.main
@@ -226,11 +223,7 @@ class Session:
             self.saver,
         ]
         if config.preflight:
-            done = lambda estimate: (
-                self.say(estimate.sentence()),
-                self.folder.update(preflight=vars(estimate)) if self.world.main else None,
-            )  # noqa: E731,E501
-            callbacks.insert(0, Preflight(self.data, path, config.save_every, done))
+            callbacks.insert(0, Preflight(self.data, path, config.save_every, self._estimated))
         if config.early_stopping and self.data.has_validation:
             # Before the Saver, so that its decision is in the checkpoint of the same step.
             callbacks.insert(0, EarlyStopping(config.monitor, patience=config.early_stopping, mode="min"))
@@ -247,7 +240,7 @@ class Session:
             "logger": TensorBoardLogger(str(self.folder.path), name="logs", version="") if self.world.main else False,
             "plugins": [FolderCheckpoint(self.writer)], "default_root_dir": str(path),
         }  # fmt: skip
-        extra = dict(config.trainer)
+        extra = trainer_arguments(config.trainer) if config.trainer else {}
         callbacks += extra.pop("callbacks", None) or []
         options["plugins"] += extra.pop("plugins", None) or []
         with quiet_libraries():
@@ -338,7 +331,7 @@ class Session:
         started = time.perf_counter()
         names, base, tuned = evaluate_both(self, rows)
         found = compare(names, base, tuned)
-        folders.write_json(self.folder.path / "verdict.json", found.as_dict())
+        write_json(self.folder.path / "verdict.json", found.as_dict())
         self.folder.update(verdict_seconds=round(time.perf_counter() - started, 3))
         return found
 

@@ -57,11 +57,10 @@ def evaluate_files(
     """The model on all rows of some files, or on a seeded sample of them."""
     sampling_names = {f.name for f in dataclasses.fields(Sampling)} - {"max_new_tokens", "seed"}
     sampling = {name: options.pop(name) for name in list(options) if name in sampling_names}
-    config = TrainingConfig.from_dict({
-        "model": model, "data": [], "test_data": list(data), "task": task, "output": output,
-        "metrics": None if metrics is None else list(metrics), **options, "data": list(data), "split": [0.0, 0.0, 1.0],
-    })  # fmt: skip
-    config.test_data, config.data = list(data), []
+    named = None if metrics is None else list(metrics)
+    values = {"model": model, "data": list(data), "task": task, "output": output, "metrics": named, **options}
+    config = TrainingConfig.from_dict(values)
+    config.test_data, config.data = config.data, []  # every row is held out, whatever its split column says
     loaded, prepared, encoder = _prepare(config)
     rows: list[tuple[Split, int]] = [(split, i) for split in SPLITS for i in range(len(prepared.tables[split]))]
     if not rows:
@@ -74,8 +73,8 @@ def evaluate_files(
 
 def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
     """The model and the data as training would have encoded them."""
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731 - handed on as a value
-    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    say = lambda line: print(line, file=sys.stderr, flush=True)
+    hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     loaded = load(config.model, template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
     encoder = Encoder(loaded.tokenizer, loaded.template, limit)
@@ -105,8 +104,9 @@ def _score(
     if not generate and config.metrics is None:
         metrics = [metric for metric in metrics if metric.reads == "tokens"]
     examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in rows]
+    ids = [prepared.tables[split][i].row for split, i in rows]
     scored = score_examples(
-        loaded.model, encoder, loaded.template, loaded.tokenizer, examples, [prepared.tables[split][i].row for split, i in rows],
+        loaded.model, encoder, loaded.template, loaded.tokenizer, examples, ids,
         metrics=metrics, sampling=Sampling(max_new_tokens=config.max_new_tokens, seed=config.seed, **sampling),
         generate=generate or config.metrics is not None, progress=sys.stderr.isatty(),
     )  # fmt: skip

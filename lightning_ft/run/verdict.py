@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.decoding import Sampling
@@ -37,7 +38,7 @@ def evaluate_both(session: Session, rows: int) -> tuple[list[Any], Evaluation, E
     def evaluate(model: Any) -> Evaluation:
         scored = score_examples(
             model, session.encoder, session.template, session.tokenizer, examples, ids, metrics=_metrics(session, names),
-            sampling=Sampling(max_new_tokens=session.config.max_new_tokens), progress=session.trainer.progress_bar_callback is not None,
+            sampling=Sampling(max_new_tokens=session.config.max_new_tokens), progress=sys.stderr.isatty(),
         )  # fmt: skip
         return Evaluation.of(_metrics(session, names), scored)
 

@@ -58,7 +58,7 @@ def rows_of(vocab, lengths=(9, 4, 13, 2, 6), seed=0):
 
 
 def pad(rows):
-    pack = lambda n, fill: torch.nn.utils.rnn.pad_sequence([row[n] for row in rows], True, fill)  # noqa: E731 - three uses
+    pack = lambda n, fill: torch.nn.utils.rnn.pad_sequence([row[n] for row in rows], True, fill)
     ids = pack(0, 0)
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     lengths = tuple(len(row[0]) for row in rows)
