@@ -122,7 +122,7 @@ def paired_bootstrap(
         if rows >= MIN_ROWS and (low > 0 or high < 0):
             better = (low > 0) == one.higher_is_better
     return Comparison(
-        one.name, base, tuned, tuned - base, low, high, p_value, better, rows, level, one.higher_is_better, one.percent
+        one.name, base, tuned, tuned - base, low, high, p_value, better, rows, level, bool(one.higher_is_better), one.percent
     )  # fmt: skip
 
 

@@ -48,6 +48,10 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(ASSETS / "base")
 
 
+def asked(row: dict[str, Any]) -> str:
+    return str(row["messages"][0]["content"])
+
+
 @pytest.fixture(scope="module")
 def support() -> list[dict[str, Any]]:
     return rows_of(ASSETS / "data" / "support.jsonl")
@@ -59,7 +63,8 @@ def support() -> list[dict[str, Any]]:
 def test_every_intent_of_the_support_data_has_ten_phrasings_over_all_splits(support: list[dict[str, Any]]) -> None:
     splits: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row in support:
-        assert list(row) == ["instruction", "output", "intent", "split"]
+        assert list(row) == ["messages", "intent", "split"]
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
         splits[row["intent"]][row["split"]] += 1
     assert len(support) == 400
     assert len(splits) == 40
@@ -69,7 +74,7 @@ def test_every_intent_of_the_support_data_has_ten_phrasings_over_all_splits(supp
 def test_each_intent_has_one_answer_and_answers_differ_from_their_first_words_on(support: list[dict[str, Any]]) -> None:
     answers = defaultdict(set)
     for row in support:
-        answers[row["intent"]].add(row["output"])
+        answers[row["intent"]].add(row["messages"][1]["content"])
     assert all(len(texts) == 1 for texts in answers.values())
     texts = [next(iter(texts)) for texts in answers.values()]
     assert len({text.split()[0] for text in texts}) == len(texts)
@@ -77,7 +82,7 @@ def test_each_intent_has_one_answer_and_answers_differ_from_their_first_words_on
 
 
 def test_no_phrasing_is_in_two_rows_whatever_its_case_and_punctuation(support: list[dict[str, Any]]) -> None:
-    phrasings = Counter(re.sub(r"\W+", " ", row["instruction"].lower()).strip() for row in support)
+    phrasings = Counter(re.sub(r"\W+", " ", asked(row).lower()).strip() for row in support)
     assert [text for text, count in phrasings.items() if count > 1] == []
 
 
@@ -85,11 +90,11 @@ def test_held_out_phrasings_share_a_word_with_training_that_few_other_intents_us
     words: defaultdict[str, set[str]] = defaultdict(set)
     for row in support:
         if row["split"] == "train":
-            words[row["intent"]] |= set(re.findall(r"\w+", row["instruction"].lower()))
+            words[row["intent"]] |= set(re.findall(r"\w+", asked(row).lower()))
     spread = Counter(word for known in words.values() for word in known)
     for row in (row for row in support if row["split"] != "train"):
-        shared = set(re.findall(r"\w+", row["instruction"].lower())) & words[row["intent"]]
-        assert min(spread[word] for word in shared) <= 4, row["instruction"]
+        shared = set(re.findall(r"\w+", asked(row).lower())) & words[row["intent"]]
+        assert min(spread[word] for word in shared) <= 4, asked(row)
 
 
 def test_chat_sample_has_conversations_of_several_turns_that_the_core_reads() -> None:

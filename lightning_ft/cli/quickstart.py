@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parents[1] / "assets" / "data" / "support.jsonl"
 """Questions to the support of a shop, with answers, split into train, validation and test."""
 OPTIONS: dict[str, Any] = {
-    "epochs": 8.0, "batch_size": 8, "learning_rate": 2e-3, "max_length": 256, "max_new_tokens": 64, "verdict_rows": 40,
+    "epochs": 8.0, "batch_size": 8, "learning_rate": 2e-3, "max_length": 256, "max_new_tokens": 64, "verdict_rows": 80,
     "log_every": 20,
 }  # fmt: skip
 """What suits a model of a few million parameters; everything else is as `fit` has it."""

@@ -35,7 +35,7 @@ class Formats:
 def bf16_is_fast() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here; measured once where flags do not tell."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
         return not BF16_FLAGS.isdisjoint(flags)
