@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from lightning_ft.bootstrap import Verdict
     from lightning_ft.data.split import Split
+    from lightning_ft.run.stages import EvaluationResult
 
-__all__ = ["EvaluationResult", "Run", "TrainingConfig", "evaluate", "fit", "fit_config", "generate", "load", "run_stage"]
+__all__ = ["Run", "TrainingConfig", "evaluate", "fit", "fit_config", "generate", "load", "run_stage"]
 
 
 @dataclass
@@ -46,15 +47,6 @@ class Run:
         if self._loaded is None:
             self._loaded = load(str(self.folder))
         return _answers(self._loaded, prompts, **sampling)
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """What `evaluate` found."""
-
-    metrics: dict[str, float]
-    folder: Path
-    """Where results.json and predictions.jsonl lie."""
 
 
 def fit(*, model: str, data: str | Sequence[str], **options: Any) -> Run:

@@ -202,6 +202,15 @@ def load_causal_lm(spec: BackboneSpec) -> Backbone:
     return Backbone(model, tokenizer)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Let the model recompute its activations in the backward pass instead of keeping them."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # before transformers 5.23
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

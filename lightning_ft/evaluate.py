@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_ft.atomic import write_json, write_text
 from lightning_ft.decoding import decode
 from lightning_ft.errors import DataError
 from lightning_ft.generate import batches_by_length, evaluating, generate_texts, tracked
-from lightning_ft.run.atomic import write_json, write_text
 from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
 
 if TYPE_CHECKING:

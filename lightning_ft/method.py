@@ -81,5 +81,5 @@ class Method(ABC):
         """A scalar added to the loss once per optimiser step, or None."""
         return None
 
-    def on_step(self, model: nn.Module, step: int) -> None:
+    def on_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - optional: nothing by default
         """Called after optimiser step `step` (0-based), while the gradients still exist."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_ft import optim
+from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.engine import attention
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import load_trained
@@ -79,8 +80,7 @@ class FineTuner(L.LightningModule):
         torch.manual_seed(self.config.seed)
         model = self._load()
         if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]  # transformers' own
-            model.enable_input_require_grads()  # type: ignore[operator]  # as above: frozen embeddings end the graph
+            checkpoint_activations(model)
         self.model = self.method.attach(model, self.total_steps)
         if self.start_from is not None:
             load_trained(self.model, self.method, self.start_from)

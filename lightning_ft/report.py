@@ -63,7 +63,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         UsageError: there is no such folder.
     """
-    from lightning_ft.run.atomic import write_text
+    from lightning_ft.atomic import write_text
 
     if not folder.is_dir():
         raise UsageError(f"Expected a run folder, got '{folder}', which is none; type the folder that `fit` wrote.")

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_ft.data.sources import BadRows, digest, expand, read_rows, splits_by_name
+from lightning_ft.data.badrows import BadRows
+from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
 from lightning_ft.errors import DataError
 
 SUFFIXES = ".jsonl .ndjson .json .csv .tsv .parquet .arrow .txt .md"

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_ft.data.sources import BadRows, expand, read_rows
+from lightning_ft.data.badrows import BadRows
+from lightning_ft.data.sources import expand, read_rows
 from lightning_ft.data.text import MAX_RECORD, SECTION_BYTES
 from lightning_ft.errors import DataError
 from lightning_ft.types import Row

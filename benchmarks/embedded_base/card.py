@@ -87,8 +87,8 @@ def held_out_answers(model: Any, tokenizer: Any, rows: list[Row]) -> list[Row]:
 def support_exact_match(model: Any, tokenizer: Any) -> float:
     """Share of the sample data's test rows that the base answers word for word; it must be near 0 to leave room to learn."""
     rows = [r for r in json_lines(ROOT / "lightning_ft" / "assets" / "data" / "support.jsonl") if r["split"] == "test"]
-    answers = [answer(model, tokenizer, [{"role": "user", "content": row["instruction"]}], 64) for row in rows]
-    return sum(text == str(row["output"]) for text, row in zip(answers, rows, strict=True)) / len(rows)
+    answers = [answer(model, tokenizer, row["messages"][:1], 64) for row in rows]
+    return sum(text == str(row["messages"][1]["content"]) for text, row in zip(answers, rows, strict=True)) / len(rows)
 
 
 def tokens_seen(tokenizer: Any, data: Path) -> dict[str, int]:

@@ -127,7 +127,7 @@ def _memory() -> Finding:
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return Finding(
-        "memory", "ok", f"{_size(total)}: LoRA on fp32 weights fits up to about {total / 5e9:.1f} billion parameters"
+        "memory", "ok", f"{_size(total)}: adapters on fp32 weights fit up to about {total / 5e9:.1f} billion parameters"
     )
 
 

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     parser = command(
         "evaluate",
         "Measure a model on held-out data: likelihoods, and generated answers where a metric reads them.",
-        "example: lightning-ft evaluate runs/support_1 --data test.jsonl --metrics exact_match,rougeL",
+        "example: lightning-ft evaluate runs/support_1 --data test.jsonl --metrics loss,token_accuracy",
     )
     parser.add_argument("model_", nargs="?", metavar="MODEL", help="run folder, adapter, model folder, hub id, or embedded")
     parser.add_argument("--model", help="the same as MODEL")
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         "--metrics", nargs="+", metavar="NAME", help="default: loss, perplexity, token accuracy and those of the task"
     )
     parser.add_argument("--task", default="auto", help="what a row is; auto: by its columns")
-    parser.add_argument("--max_rows", type=int, metavar="N", help="measure only the first N rows")
+    parser.add_argument("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
     parser.add_argument("--output", metavar="FOLDER", help="the folder to write; default: <run>/eval_<n>")
     add_sampling(parser)
     arguments = parser.parse_args(argv)

@@ -207,7 +207,7 @@ def file_layer(config: ConfigFile, options: Mapping[str, Option]) -> Layer:
 
 
 def _section(name: str, given: Given) -> dict[str, Given]:
-    """`lora`, `{name: lora, rank: 32}` or null as {"name": ..., "rank": ...}."""
+    """`full`, `{name: full, option: 32}` or null as {"name": ..., "option": ...}."""
     value = given.value
     if given.text and isinstance(value, str) and value.startswith("{"):
         value = given.typed(dict)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser = command(
         "score",
         'Measure predictions: a .jsonl file of {"prediction": ..., "reference": ...} or {"prediction", "references": [...]}.',
-        "example: lightning-ft score --predictions predictions.jsonl --metrics exact_match,rougeL",
+        "example: lightning-ft score --predictions predictions.jsonl --metrics NAME,NAME (`plugins list --check` shows them)",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="the predictions")
     parser.add_argument("--predictions", metavar="FILE", help="the same as FILE")

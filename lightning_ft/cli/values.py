@@ -115,7 +115,7 @@ def _union(value: Any, args: tuple[Any, ...], *, text: bool) -> Any:
             return coerce(value, member, text=text)
         except MismatchError:
             continue
-    raise MismatchError(describe(Union[args]))
+    raise MismatchError(describe(Union[args]))  # noqa: UP007 - the members are known at run time only
 
 
 def _literal(value: Any, choices: tuple[Any, ...], *, text: bool) -> Any:

@@ -42,7 +42,6 @@ def pack(rows: Sequence[Encoded]) -> Batch:
     """Rows end to end in one row of length `sum(lengths)`; positions restart and `documents` has the borders."""
     lengths = tuple(len(row.input_ids) for row in rows)
     borders = (0, *np.cumsum(lengths).tolist())
-    join = lambda parts: torch.from_numpy(np.concatenate(parts))[None]
     return Batch(
         input_ids=_joined([np.asarray(row.input_ids, dtype=np.int64) for row in rows]),
         labels=_joined([np.asarray(row.labels, dtype=np.int64) for row in rows]),

@@ -15,7 +15,7 @@ from lightning_ft.types import Row
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from lightning_ft.data.sources import BadRows
+    from lightning_ft.data.badrows import BadRows
 
 WRAPPERS = ("data", "rows", "examples", "instances")
 """Keys of a JSON object that holds nothing but a list of rows."""

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.atomic import broken, whole_folder, write_json
+from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import columns_of, detect_task
 from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
-from lightning_ft.data.sources import BadRows, digest, expand, read_rows, splits_by_name
+from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
 from lightning_ft.data.split import SPLITS, Split, split_rows
 from lightning_ft.data.table import EncodedTable, TableWriter
 from lightning_ft.errors import UsageError
-from lightning_ft.run.atomic import broken, whole_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,14 +5,11 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
-import json
 import os
 import re
 import zlib
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from lightning_ft.data.formats import READERS
 from lightning_ft.data.split import split_name
@@ -21,115 +18,18 @@ from lightning_ft.errors import DataError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from lightning_ft.data.badrows import BadRows
     from lightning_ft.data.split import Split
     from lightning_ft.types import Row
 
 SUFFIXES = tuple(READERS)
 """Suffixes of data files, each with an optional `.gz` behind it."""
-MAX_LISTED = 20
-"""Problems that are listed one by one."""
-MAX_SKIPPED = 0.01
-"""Share of unreadable rows that `--on_error skip` allows."""
-MAX_RAW = 2**20
-"""Characters of an unreadable record that go into the quarantine file."""
 NO_DATA = re.compile(
     r"\..*|(readme|licen[cs]e|notice|changelog|citation)([-_.].*)?\.(txt|md)|cache-.*\.arrow"
     r"|(dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
 )
 """Names in a folder that are no data: hidden files, papers about the data, and what `datasets` keeps beside its files."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One record, or (line 0) one file, that cannot be read."""
-
-    source: str
-    line: int
-    reason: str
-    raw: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}: {self.reason}" if self.line else f"{self.source}: {self.reason}"
-
-
-class BadRows:
-    """Collects unreadable rows over all files, and decides at the end whether they stop the run.
-
-    `fail`: any of them does. `skip`: up to 1 % of the rows are left out and written to the quarantine file, one JSON
-    object per line with `file`, `line`, `reason` and `raw` (the first 2^20 characters of the record).
-    """
-
-    def __init__(self, policy: Literal["fail", "skip"], quarantine: Path | None = None) -> None:
-        self.policy = policy
-        self.quarantine = quarantine
-        self.problems: list[Problem] = []
-        self.count = 0
-
-    def add(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
-        """Note an unreadable row; `reason` says what was expected and what came."""
-        self.count += 1
-        if self.policy == "skip" or len(self.problems) < MAX_LISTED:
-            text = raw if isinstance(raw, str) else raw[: 4 * MAX_RAW].decode("utf-8", "backslashreplace")
-            self.problems.append(Problem(source, line, reason, text[:MAX_RAW] if self.policy == "skip" else ""))
-
-    def fatal(self, source: str, line: int, reason: str) -> None:
-        """Note a file that cannot be read (on), which no policy skips.
-
-        Raises:
-            DataError: the policy is `skip`, under which the problem would otherwise pass as a single row.
-        """
-        if self.policy == "skip":
-            raise DataError(f"{Problem(source, line, reason)}.")
-        self.add(source, line, reason)
-
-    def finish(self, total: int) -> int:
-        """The number of rows left out; may be called again when more were added.
-
-        Args:
-            total: all rows that were met, unreadable ones included.
-
-        Raises:
-            DataError: more rows are unreadable than the policy allows.
-        """
-        if not self.count:
-            return 0
-        if self.policy == "fail":
-            if self.count > 1:
-                raise DataError(
-                    f"Expected every row to be readable, got {self.count:,} that are not; mend them, or leave out up to 1 % of"
-                    f" the rows with --on_error skip:{self._listing()}"
-                )
-            mend = "; mend it, or leave out up to 1 % of the rows with --on_error skip" if self.problems[0].line else ""
-            raise DataError(f"{self.problems[0]}{mend}.")
-        if self.count > MAX_SKIPPED * total:
-            raise DataError(
-                f"Expected --on_error skip to leave out at most 1 % of the rows, got {self.count:,} of {total:,} that are"
-                f" unreadable; mend them:{self._listing()}"
-            )
-        if self.quarantine is not None:
-            self._write(self.quarantine)
-        return self.count
-
-    def _listing(self) -> str:
-        listed = self.problems[:MAX_LISTED]
-        rest = [f"and {self.count - len(listed):,} more"] if self.count > len(listed) else []
-        return "".join(f"\n  {line}" for line in [*listed, *rest])
-
-    def _write(self, path: Path) -> None:
-        """Write the quarantine file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-                for p in self.problems:
-                    stream.write(json.dumps({"file": p.source, "line": p.line, "reason": p.reason, "raw": p.raw}) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
 
 
 def suffix_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from lightning_ft.types import Row
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from lightning_ft.data.sources import BadRows
+    from lightning_ft.data.badrows import BadRows
 
 MAX_RECORD = 64 * 2**20
 """Longest record in bytes."""

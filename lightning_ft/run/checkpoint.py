@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from lightning_ft.atomic import broken, whole_folder
 from lightning_ft.errors import UsageError
-from lightning_ft.run.atomic import broken, whole_folder
 from lightning_ft.run.state import load_state, save_state
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lightning_ft.atomic import clear_leftovers, write_json, write_text
 from lightning_ft.errors import UsageError
-from lightning_ft.run.atomic import clear_leftovers, write_json, write_text
 
 if TYPE_CHECKING:
     from typing import IO

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.atomic import write_json
 from lightning_ft.backbone import BackboneSpec, Loaded, Location, load_tokenizer, locate
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
-from lightning_ft.run.atomic import write_json
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.quiet import quiet_libraries, say
@@ -120,6 +120,10 @@ class Session:
         from lightning_ft.run.hardware import device_name, formats
 
         method = self.choices.method
+        if self.config.gradient_checkpointing and not method.can_checkpoint:
+            raise UsageError(
+                f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out."
+            )
         chosen = formats(self.config.precision, trains_base=method.trains_base)
         self.say(chosen.sentence)
         spec = BackboneSpec(
@@ -284,7 +288,7 @@ class Session:
 
     def finish(self) -> None:
         """Final and best model, verdict and report."""
-        from lightning_ft.run.atomic import whole_folder
+        from lightning_ft.atomic import whole_folder
 
         with whole_folder(self.folder.path / "final_model") as target:
             self.writer(target)
@@ -292,7 +296,7 @@ class Session:
 
     def _write_best(self) -> None:
         """`best_model`: the checkpoint with the best validation, without the trainer's state."""
-        from lightning_ft.run.atomic import MANIFEST, whole_folder
+        from lightning_ft.atomic import MANIFEST, whole_folder
         from lightning_ft.run.checkpoint import path_of
         from lightning_ft.run.state import TENSORS, TREE
 

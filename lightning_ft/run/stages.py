@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,23 @@ from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluate import Evaluation, score_examples
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
+from lightning_ft.run.quiet import say
 from lightning_ft.run.verdict import names_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_ft.api import EvaluationResult
     from lightning_ft.data.pipeline import Prepared
     from lightning_ft.data.split import Split
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` found."""
+
+    metrics: dict[str, float]
+    folder: Path
+    """Where results.json and predictions.jsonl lie."""
 
 
 def evaluate_split(config: TrainingConfig, split: Split, *, generate: bool) -> EvaluationResult:
@@ -73,7 +83,6 @@ def evaluate_files(
 
 def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
     """The model and the data as training would have encoded them."""
-    say = lambda line: print(line, file=sys.stderr, flush=True)
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     loaded = load(config.model, template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
@@ -97,8 +106,6 @@ def _score(
     generate: bool,
     **sampling: Any,
 ) -> EvaluationResult:
-    from lightning_ft.api import EvaluationResult
-
     names = names_for(prepared.task, config.metrics)
     metrics = [registry().metrics[name].cls() for name in names]
     if not generate and config.metrics is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.errors import NotMergeableError, UsageError
 from lightning_ft.testing.clauses import options_documented, require, run_clauses
 from lightning_ft.testing.models import FAMILIES, Family, tiny_model
@@ -113,15 +114,6 @@ def train(method: Method, family: Family) -> Trained:
         method, family, model.eval(), base_logits, losses, moved, lacking,
         {name: (before[name], tensor.detach()) for name, tensor in frozen.items() if not tensor.requires_grad},
     )  # fmt: skip
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute activations in the backward pass, under the name that this version of transformers has for it."""
-    new = getattr(model, "activation_checkpointing_enable", None)
-    if new is not None:
-        new(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]  # transformers'
 
 
 def adapter_of(model: nn.Module) -> bool:

@@ -1,0 +1,164 @@
+"""What the invariants share: a tiny backbone with dropout, rows of very uneven lengths, and runs that can be killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+}  # fmt: skip
+"""One thread: sums of several threads depend on who finishes first."""
+TIMES = ("tokens_per_second", "supervised_tokens_per_second", "seconds", "peak_memory")
+"""What two equal runs may differ in."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that came to its end."""
+
+    status: int
+    """Exit code, or minus the signal."""
+    log: str
+    operations: int | None = None
+    """Changes to files in the run folder, where it was counted to the end."""
+
+    def checked(self) -> "Ended":
+        """Itself, if it went well."""
+        assert self.status == 0, self.log
+        return self
+
+    def killed(self) -> "Ended":
+        """Itself, if it was killed."""
+        assert self.status == -signal.SIGKILL, self.log
+        return self
+
+
+class Running:
+    """A process of the server."""
+
+    def __init__(self, server: "Forks", log: Path, pid: int) -> None:
+        self.server, self.log, self.pid = server, log, pid
+
+    def wait(self) -> Ended:
+        """Its end."""
+        answer = self.server.answer()
+        return Ended(answer["status"], self.log.read_text(), answer["operations"])
+
+
+class Forks:
+    """Runs of the command line, each in a process of its own that does not have to import torch first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.number = 0
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forks.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+            env=os.environ | ENVIRONMENT | {"LIGHTNING_FT_CACHE": str(folder / "cache")},
+        )  # fmt: skip
+
+    def answer(self) -> dict[str, Any]:
+        """The server's next line."""
+        assert self.server.stdout is not None
+        line = self.server.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the server of runs ended: {self.server.communicate()[1]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def start(self, *argv: object, folder: Path, die: Mapping[str, int] | None = None) -> Running:
+        """`lightning-ft ARGV`; `die` says where to kill it, operations on files being counted in `folder`."""
+        self.number += 1
+        log = self.folder / f"log_{self.number}.txt"
+        request = {"argv": [str(word) for word in argv], "folder": str(folder), "log": str(log), "die": die or {}}
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return Running(self, log, self.answer()["pid"])
+
+    def __call__(self, *argv: object, folder: Path, die: Mapping[str, int] | None = None) -> Ended:
+        return self.start(*argv, folder=folder, die=die).wait()
+
+    def close(self) -> None:
+        """End the server."""
+        self.server.communicate()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """The server of runs."""
+    server = Forks(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose attention drops a tenth."""
+    from lightning_ft.testing.models import tiny_llama, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("backbone")
+    model = tiny_llama()
+    model.config.attention_dropout = 0.1
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama without dropout."""
+    from lightning_ft.testing.models import tiny_backbone_folder
+
+    return tiny_backbone_folder(tmp_path_factory.mktemp("plain_backbone"))
+
+
+@pytest.fixture(scope="session")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """43 training rows of 20 to 200 tokens with 1 to 100 supervised ones, 5 validation rows, 2 test rows."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    with path.open("w") as file:
+        for i in range(50):
+            row = {
+                "instruction": f"Say {i} " + "".join(draw.choices("abc ", k=draw.choice([0, 3, 60]))),
+                "input": "",
+                "output": "".join(draw.choices("xyz ", k=draw.choice([0, 1, 10, 90]))) + str(i),
+                "split": "train" if i < 43 else "validation" if i < 48 else "test",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def weights(run: Path, folder: str = "final_model") -> dict[str, torch.Tensor]:
+    """The tensors that a run left."""
+    files = [p for p in (run / folder).glob("*.safetensors") if p.name != "trainer_state.safetensors"]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without its times."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in found]
+
+
+@pytest.fixture(scope="session")
+def of_run() -> Any:
+    """Functions that read a run folder: `weights`, `lines`."""
+
+    class OfRun:
+        weights = staticmethod(weights)
+        lines = staticmethod(lines)
+
+    return OfRun
