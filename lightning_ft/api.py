@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.backbone import Loaded, load
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import RunInterruptedError, UsageError
+from lightning_ft.loading import Loaded, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning_ft.errors import UsageError
 
@@ -14,13 +13,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lightning_ft.data.render import Template
 
-EMBEDDED = "embedded"
-"""The name of the small model that is shipped with the package."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-ADAPTER = "adapter_config.json"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +29,6 @@ class BackboneSpec:
     trust_remote_code: bool = False
     from_scratch: bool = False
     """Random weights from the model's config."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """For plugins that load models in their own way (quantisation)."""
 
 
 @dataclass(frozen=True)
@@ -45,70 +37,6 @@ class Backbone:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a model's parts lie."""
-
-    kind: Literal["plain", "adapter", "hub"]
-    base: str
-    """Folder or hub id of the plain model."""
-    adapter: Path | None = None
-    revision: str | None = None
-
-    @property
-    def tokenizer(self) -> str:
-        """Where the tokenizer and its template lie: beside the adapter where it has its own."""
-        if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
-            return str(self.adapter)
-        return self.base
-
-
-def embedded_folder() -> Path:
-    """The folder of the model that is shipped."""
-    return Path(__file__).parent / "assets" / "base"
-
-
-def locate(name: str, *, revision: str | None = None) -> Location:
-    """What `--model NAME` means: `embedded`, a run folder, an adapter, a plain model folder, or a hub id.
-
-    Raises:
-        UsageError: nothing of these; the message says what was looked for.
-    """
-    if name == EMBEDDED:
-        return Location("plain", str(embedded_folder()))
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        if HUB_ID.fullmatch(name) and not folder.parent.is_dir():
-            return Location("hub", name, revision=revision)
-        raise UsageError(
-            f"Expected --model to be a model folder, a run folder, a hub id (owner/name) or 'embedded'; '{name}' is none."
-        )
-    if not folder.is_dir():
-        raise UsageError(f"Expected --model to be a folder, got the file '{name}'; type the folder that holds it.")
-    if (folder / "run.json").is_file():
-        return locate(str(_best_of_run(folder)))
-    if (folder / ADAPTER).is_file():
-        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not base:
-            raise UsageError(f"Expected {folder / ADAPTER} to name its base model in 'base_model_name_or_path'; it does not.")
-        return replace(locate(base), kind="adapter", adapter=folder)
-    if (folder / "config.json").is_file():
-        return Location("plain", str(folder))
-    raise UsageError(f"Expected '{name}' to hold config.json, {ADAPTER} or run.json; it holds none, so it is no model folder.")
-
-
-def _best_of_run(folder: Path) -> Path:
-    """The model that a run offers: its final one, else its newest whole checkpoint."""
-    if (folder / "final_model").is_dir():
-        return folder / "final_model"
-    from lightning_ft.run.checkpoint import newest
-
-    checkpoint = newest(folder)
-    if checkpoint is None:
-        raise UsageError(f"Expected run folder '{folder}' to hold final_model/ or a whole checkpoint; it holds neither.")
-    return checkpoint
 
 
 def check_folder(folder: Path, spec: BackboneSpec) -> None:
@@ -213,35 +141,3 @@ def checkpoint_activations(model: Any) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model that is ready to answer."""
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-    stop_tokens: tuple[int, ...]
-
-
-def load(
-    name: str, *, dtype: torch.dtype | None = None, device: str | None = None, template: str = "auto", **hub: Any
-) -> Loaded:
-    """Model, tokenizer and template of whatever `--model` may name, on the best device, in evaluation mode."""
-    import torch
-
-    from lightning_ft.data.render import Template
-    from lightning_ft.registry import registry
-
-    where = locate(name, revision=hub.get("revision"))
-    spec = BackboneSpec(model=where.base, dtype=dtype, **hub)
-    model: Any = registry().manager.hook.load_backbone(spec=spec).model
-    if where.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(where.adapter))
-    tokenizer = load_tokenizer(where.tokenizer, revision=where.revision)
-    chosen = Template.resolve(template, tokenizer)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    return Loaded(model, tokenizer, chosen, chosen.stop_tokens(tokenizer))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import write_json
-from lightning_ft.backbone import BackboneSpec, Loaded, Location, load_tokenizer, locate
+from lightning_ft.backbone import BackboneSpec, load_tokenizer
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import RunInterruptedError, UsageError
+from lightning_ft.loading import Loaded, Location, locate
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
 from lightning_ft.run.card import ModelWriter

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_ft.backbone import Loaded, load
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline
@@ -18,6 +17,7 @@ from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluate import Evaluation, score_examples
+from lightning_ft.loading import Loaded, load
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
 from lightning_ft.run.quiet import say

@@ -60,7 +60,7 @@ def _base(session: Session) -> Iterator[Any]:
             with contextlib.suppress(NotImplementedError):
                 model = stack.enter_context(session.choices.method.reference(session.module.model))
         if model is None:
-            from lightning_ft.backbone import load
+            from lightning_ft.loading import load
 
             model = load(session.config.model, dtype=session.spec.dtype, device=str(session.module.device)).model
         yield model
