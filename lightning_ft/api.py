@@ -12,7 +12,7 @@ from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.loading import Loaded, load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from lightning_ft.bootstrap import Verdict
@@ -44,9 +44,12 @@ class Run:
 
     def generate(self, prompts: str | Sequence[str], **sampling: Any) -> Any:
         """Answers of the tuned model: a text for a text, a list for a list."""
+        return _answers(self._model, prompts, **sampling)
+
+    def _model(self) -> Loaded:
         if self._loaded is None:
             self._loaded = load(str(self.folder))
-        return _answers(self._loaded, prompts, **sampling)
+        return self._loaded
 
 
 def fit(*, model: str, data: str | Sequence[str], **options: Any) -> Run:
@@ -137,22 +140,24 @@ def generate(model: str, prompts: str | Sequence[str], **sampling: Any) -> Any:
         prompts: One prompt or several.
         **sampling: Fields of `Sampling`: `max_new_tokens`, `temperature` ...
     """
-    return _answers(load(model), prompts, **sampling)
+    return _answers(lambda: load(model), prompts, **sampling)
 
 
-def _answers(loaded: Loaded, prompts: str | Sequence[str], **sampling: Any) -> Any:
+def _answers(loading: Callable[[], Loaded], prompts: str | Sequence[str], **sampling: Any) -> Any:
+    """Prompts and options are checked before the model is loaded."""
     from lightning_ft.decoding import Sampling
     from lightning_ft.generate import generate_texts
     from lightning_ft.types import Message
 
     single = isinstance(prompts, str)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts or not all(isinstance(text, str) and text for text in texts):
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UsageError("Expected at least one prompt, and none of them empty; got an empty one.")
-    rendered = [loaded.template.prompt((Message("user", text),)) for text in texts]
     try:
         chosen = Sampling(**sampling)
     except TypeError as error:
         raise UsageError(f"Expected options of Sampling (max_new_tokens, temperature ...): {error}.") from None
+    loaded = loading()
+    rendered = [loaded.template.prompt((Message("user", text),)) for text in texts]
     answers = generate_texts(loaded.model, loaded.tokenizer, rendered, chosen, stop_tokens=loaded.stop_tokens)
     return answers[0] if single else answers

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+ASIDE = f"{TEMPORARY}old-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux's renameat2: paths are as open() takes them; swap the two."""
 
 
 @contextlib.contextmanager
@@ -64,13 +69,25 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Rename into place; a folder of the same name steps aside first, since a rename cannot replace a full folder."""
-    aside = target.parent / f"{TEMPORARY}old-{target.name}-{os.getpid()}"
-    if target.exists():
+    """Rename into place. A rename cannot replace a full folder: the two are swapped, or the old one steps aside first."""
+    if not target.exists():
+        temporary.rename(target)
+        sync(target.parent)
+        return
+    aside = target.parent / f"{ASIDE}{target.name}-{os.getpid()}"
+    if _swap(temporary, target):
+        aside = temporary
+    else:
         target.rename(aside)
-    temporary.rename(target)
+        temporary.rename(target)
     sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two folders in a single step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    return renameat2 is not None and renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 def broken(folder: Path) -> str | None:
@@ -111,7 +128,20 @@ def write_json(path: Path, value: Any) -> None:
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed processes left half written; call it under the run's lock only."""
     for path in (*folder.glob(f"{TEMPORARY}*"), *(folder / "checkpoints").glob(f"{TEMPORARY}*")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        home = path.with_name(path.name.removeprefix(ASIDE).rpartition("-")[0])
+        if path.name.startswith(ASIDE) and not home.exists():
+            path.rename(home)  # it stepped aside for a folder that never came
+        else:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Within it no other process is in a block of the same lock file; the lock ends with the process."""
+    with lock.open("a") as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync(path: Path) -> None:

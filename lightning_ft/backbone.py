@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from safetensors import SafetensorError
 
 from lightning_ft.errors import UsageError
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+AGAIN = "copy the folder again from where the model came from"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -45,7 +49,7 @@ def check_folder(folder: Path, spec: BackboneSpec) -> None:
     Raises:
         UsageError: config, weights or tokenizer are missing; the config names code of its own or private kernels.
     """
-    config = _config(folder)
+    config = read_json(folder / "config.json")
     if config.get("auto_map") and not spec.trust_remote_code:
         raise UsageError(
             f"'{folder}' needs Python code of its own (auto_map in config.json); read it, then type --trust_remote_code "
@@ -64,17 +68,42 @@ def check_folder(folder: Path, spec: BackboneSpec) -> None:
         )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder.
+
+    Raises:
+        UsageError: there is no such file, or it holds anything else.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"Expected '{folder}' to hold config.json; it does not.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: expected JSON, got {error}.") from None
-    if not isinstance(config, dict):
-        raise UsageError(f"{path}: expected an object, got {type(config).__name__}.")
-    return config
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"Expected '{path.parent}' to hold a readable {path.name}, got: {error.strerror}; {AGAIN}.") from None
+    except UnicodeDecodeError as error:
+        got = f"the byte {error.object[error.start]:#04x} at byte {error.start}"
+        raise UsageError(f"{path}: expected JSON in UTF-8, got {got}; {AGAIN}.") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f'{path}:{error.lineno}: expected JSON, got "{error.msg}" at column {error.colno}; {AGAIN}.') from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}:1: expected a JSON object, got {type(values).__name__}; {AGAIN}.")
+    return values
+
+
+def load_config(spec: BackboneSpec) -> Any:
+    """The model's transformers config.
+
+    Raises:
+        UsageError: there is none, or transformers does not know its `model_type`.
+    """
+    from transformers import AutoConfig
+
+    if Path(spec.model).is_dir():
+        values = read_json(Path(spec.model) / "config.json")
+        if not isinstance(values.get("model_type"), str):
+            raise UsageError(f"Expected '{spec.model}/config.json' to name its 'model_type', as \"llama\"; it does not.")
+    try:
+        return AutoConfig.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except Exception as error:  # a config of wrong values fails in any way that its class can
+        raise _refused("a model", spec.model, error, "mend its config.json, or name another model with --model") from error
 
 
 def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -91,10 +120,13 @@ def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_cod
         raise UsageError(
             f"Expected a tokenizer in '{source}' (tokenizer.json), found none; copy the base model's tokenizer files there."
         )
+    for name in names[:2]:
+        if (folder / name).is_file():
+            read_json(folder / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Expected a tokenizer in '{source}'; transformers says: {_first_line(error)}") from error
+    except Exception as error:  # the tokenizers library raises bare Exceptions, half a file a KeyError
+        raise _refused("a tokenizer", source, error) from error
     if tokenizer.pad_token_id is None:
         # Padding is masked by position everywhere, so the id only has to exist; eos keeps the vocabulary as it is.
         tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token_id is not None else tokenizer.eos_token
@@ -105,25 +137,40 @@ def load_causal_lm(spec: BackboneSpec) -> Backbone:
     """A causal language model with `AutoModelForCausalLM`, in evaluation mode.
 
     Raises:
-        UsageError: the folder is incomplete, or the hub cannot be reached.
+        UsageError: the folder is incomplete or damaged, weights are missing in it, or the hub cannot be reached.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     if Path(spec.model).is_dir():
         check_folder(Path(spec.model), spec)
-    tokenizer = load_tokenizer(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers does not type it
+    config, auto, lost = load_config(spec), cast("Any", AutoModelForCausalLM), set()
     hub: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    tokenizer = load_tokenizer(spec.model, **hub)
     try:
         if spec.from_scratch:
-            config = AutoConfig.from_pretrained(spec.model, **hub)
-            auto: Any = AutoModelForCausalLM
             model = auto.from_config(config, trust_remote_code=spec.trust_remote_code).to(spec.dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=spec.dtype or "auto", use_safetensors=True, **hub)
-    except (OSError, ValueError) as error:
+            model, info = auto.from_pretrained(
+                spec.model, dtype=spec.dtype or "auto", use_safetensors=True, output_loading_info=True, **hub
+            )
+            lost = set(info["missing_keys"])
+    except ValueError as error:
+        raise _refused("a causal language model", spec.model, error, "name one with --model") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if "mismatched_sizes" in str(error):
+            raise UsageError(
+                f"Expected the weights in '{spec.model}' to have the shapes that its config.json says; some differ: {AGAIN}."
+            ) from error
+        raise _refused("a causal language model", spec.model, error) from error
+    if lost:
+        # transformers would go on with random numbers in their place.
         raise UsageError(
-            f"Expected a causal language model in '{spec.model}'; transformers says: {_first_line(error)}"
-        ) from error
+            f"Expected weights for all of {type(model).__name__} in '{spec.model}', but {len(lost)} are missing "
+            f"({', '.join(sorted(lost)[:3])}); name a causal language model, or the whole folder of it."
+        )
     # Adapters note this as their base; an absolute path makes them loadable from any working folder.
     if Path(spec.model).is_dir():
         model.name_or_path = model.config._name_or_path = str(Path(spec.model).resolve())
@@ -139,5 +186,15 @@ def checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _refused(what: str, source: str, error: Exception, mend: str = AGAIN) -> UsageError:
+    """What could not be loaded, why, and what to type."""
+    if not Path(source).exists() and isinstance(error, OSError):
+        return UsageError(
+            f"Expected {what} in '{source}' on the hub or in the local cache, and could reach neither; look at the network "
+            "and the spelling, or type --model FOLDER for a model on this machine."
+        )
+    said = " ".join(str(error).split())
+    said = (
+        said.partition(". ")[0].rstrip(".") if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {said}"
+    )
+    return UsageError(f"Expected {what} in '{source}', got: {said[:300]}; {mend}.")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -21,6 +25,12 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "warmup", "weight_decay", "max_grad_norm", "save_every", "keep_best", "workers", "max_lost", "verdict_rows", "seed",
 )  # fmt: skip
+CHOICES = {"precision": Precision, "on_error": OnError, "packing": Packing, "lr_scheduler": Schedule}
+WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
+"""Types of options as messages name them."""
+MOST_SEED = 2**32 - 1
+"""So that seed, step and rank together fit the 64 bits that torch's generators take."""
+FILES = ("data", "val_data", "test_data")
 PLUGGABLE = ("method", "task", "objective", "optimizer")
 """Options that name a registered class: a name, `{name: ..., option: ...}`, or (in Python) an instance."""
 
@@ -56,7 +66,7 @@ class TrainingConfig:
     max_steps: int | None = None
     """Optimiser steps after which training ends, if earlier than `epochs`; None: no such limit."""
     batch_size: int | None = None
-    """Rows per rank and micro-batch; None with `batch_tokens` None: 16 rows per step in micro-batches that fit."""
+    """Rows per rank and micro-batch; None with `batch_tokens` None: 16, in several micro-batches where they are long."""
     batch_tokens: int | None = None
     """Most tokens (padding included) of a micro-batch; with `batch_size` None this also sets the rows per step."""
     accumulate: int = 1
@@ -125,18 +135,29 @@ class TrainingConfig:
     """Further arguments of Lightning's Trainer."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "val_data", "test_data", "metrics"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                setattr(self, name, [value])
+        for f in dataclasses.fields(self):
+            setattr(self, f.name, _normal(f.name, getattr(self, f.name)))
+        hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
             _check_choice(f.name, getattr(self, f.name))
+            _check_type(f.name, getattr(self, f.name), hints[f.name])
+        for name in (*FILES, "metrics"):
+            if not all(getattr(self, name) or ["-"]):
+                raise UsageError(f"Expected --{name} to be names that are not empty; got {getattr(self, name)!r}.")
         for name in POSITIVE:
             _check_number(name, getattr(self, name), above=0)
         for name in NOT_NEGATIVE:
             _check_number(name, getattr(self, name), least=0)
         if not self.data:
             raise UsageError("Expected --data to name at least one file; got none.")
+        if self.seed > MOST_SEED:
+            raise UsageError(f"Expected --seed to be at most {MOST_SEED}; got {self.seed}.")
+        if self.name is not None and not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]+", self.name):
+            raise UsageError(
+                f"Expected --name to be the name of a folder under runs/; got '{self.name}': use --output for a path."
+            )
+        if self.monitor != "val_loss" and not self.trainer.get("callbacks"):
+            raise UsageError(f"Expected --monitor to be val_loss, which every validation measures; got '{self.monitor}'.")
         if len(self.split) not in (2, 3) or min(self.split) < 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
             raise UsageError(f"Expected --split to be 2 or 3 shares that add up to 1, as [0.8,0.1,0.1]; got {self.split}.")
         if self.trust_remote_code and not self.revision:
@@ -147,7 +168,7 @@ class TrainingConfig:
         out: dict[str, Any] = {}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            out[f.name] = describe(value) if f.name in PLUGGABLE else value
+            out[f.name] = describe(value) if f.name in PLUGGABLE else _plain(value)
         return out
 
     @classmethod
@@ -176,21 +197,67 @@ def describe(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
+def _plain(value: Any) -> Any:
+    """A copy in plain values; an object (a callback from Python) becomes a text that no parser takes for a class."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return f"<{type(value).__module__}.{type(value).__qualname__} from Python>"
+
+
+def _normal(name: str, value: Any) -> Any:
+    """Paths as text, one file or metric as a list of one, GPUs in a list as `0,1,`."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and name in (*FILES, "metrics"):
+        value = [value]
+    if isinstance(value, tuple) and name in (*FILES, "metrics", "split"):
+        value = list(value)
+    if isinstance(value, list) and name in FILES:
+        value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    if isinstance(value, (list, tuple)) and name == "devices":
+        value = "".join(f"{item}," for item in value)
+    return value
+
+
 def _check_choice(name: str, value: Any) -> None:
-    choices: dict[str, tuple[str, ...]] = {
-        "precision": get_args(Precision), "on_error": get_args(OnError),
-        "packing": get_args(Packing), "lr_scheduler": get_args(Schedule),
-    }  # fmt: skip
-    if name in choices and value not in choices[name]:
-        hint = did_you_mean(str(value), choices[name])
-        raise UsageError(f"Expected --{name} to be one of {', '.join(choices[name])}; got '{value}'.{hint}")
+    choices = get_args(CHOICES.get(name))
+    if choices and value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise UsageError(f"Expected --{name} to be one of {', '.join(choices)}; got '{value}'.{hint}")
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if not any(_is_a(value, kind) for kind in kinds):
+        words = [_words(kind) for kind in kinds if kind is not type(None)]
+        raise UsageError(f"Expected --{name} to be {' or '.join(words)}; got {value!r}.")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of an option: a truth value is no number, a whole number is one."""
+    origin = typing.get_origin(kind) or kind
+    if origin in (Any, Literal):
+        return True
+    if origin in (int, float):
+        numbers = int if origin is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    return isinstance(value, origin)
+
+
+def _words(kind: Any) -> str:
+    origin = typing.get_origin(kind) or kind
+    return f"a list, each {WORDS[get_args(kind)[0]]}" if origin is list else WORDS[origin]
 
 
 def _check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise UsageError(f"Expected --{name} to be a number; got {value!r}.")
     if above is not None and value <= above:
         raise UsageError(f"Expected --{name} to be above {above}; got {value}.")
     if least is not None and value < least:

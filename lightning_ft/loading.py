@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_ft.backbone import BackboneSpec, load_tokenizer
+from safetensors import SafetensorError
+
+from lightning_ft.backbone import BackboneSpec, load_tokenizer, read_json
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,13 +68,25 @@ def locate(name: str, *, revision: str | None = None) -> Location:
     if (folder / "run.json").is_file():
         return locate(str(_best_of_run(folder)))
     if (folder / ADAPTER).is_file():
-        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not base:
-            raise UsageError(f"Expected {folder / ADAPTER} to name its base model in 'base_model_name_or_path'; it does not.")
-        return replace(locate(base), kind="adapter", adapter=folder)
+        return replace(locate(_base_of(folder)), kind="adapter", adapter=folder)
     if (folder / "config.json").is_file():
         return Location("plain", str(folder))
     raise UsageError(f"Expected '{name}' to hold config.json, {ADAPTER} or run.json; it holds none, so it is no model folder.")
+
+
+def _base_of(adapter: Path) -> str:
+    """The plain model that an adapter stands on."""
+    base = read_json(adapter / ADAPTER).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise UsageError(f"Expected {adapter / ADAPTER} to name its base model in 'base_model_name_or_path'; it does not.")
+    folder = Path(base).expanduser()
+    if (folder / ADAPTER).is_file() or not (folder.is_dir() or HUB_ID.fullmatch(base)):
+        got = "an adapter itself" if folder.is_dir() else "not there"
+        raise UsageError(
+            f"Expected the base model '{base}' that '{adapter}' names to be a plain model, but it is {got}; put it back, or "
+            f"write where it lies as 'base_model_name_or_path' into {adapter / ADAPTER}."
+        )
+    return base
 
 
 def _best_of_run(folder: Path) -> Path:
@@ -112,7 +126,16 @@ def load(
     if where.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(where.adapter))
+        with warnings.catch_warnings():
+            # peft asks transformers by an old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
+            try:
+                model = PeftModel.from_pretrained(model, str(where.adapter))
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise UsageError(
+                    f"Expected an adapter of '{where.base}' in '{where.adapter}', got: {' '.join(str(error).split())[:200]}; "
+                    "name a whole one with --model."
+                ) from error
     tokenizer = load_tokenizer(where.tokenizer, revision=where.revision)
     chosen = Template.resolve(template, tokenizer)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

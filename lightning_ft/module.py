@@ -181,7 +181,8 @@ class FineTuner(L.LightningModule):
         """Add the batch's likelihoods: sum of NLL, tokens, right tokens."""
         from lightning_ft.engine.loss import score_rows
 
-        for row in score_rows(self.model, batch):
+        scores = score_rows(self.model, batch)
+        for row in scores if batch.rows else ():
             self._validation += torch.tensor(row, dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:

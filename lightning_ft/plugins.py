@@ -38,13 +38,13 @@ def autoload() -> bool:
 
 
 def _points(group: str) -> list[EntryPoint]:
-    """Entry points of a group, sorted; a name that two distributions claim is an error naming both."""
+    """Entry points of a group, sorted; a name that two distributions claim is an error naming both, unless it is disabled."""
     if not autoload():
         return []
     found: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=group), key=lambda p: p.name):
         twin = found.setdefault(point.name.lower(), point)
-        if (twin.value, origin(twin)) != (point.value, origin(point)):
+        if (twin.value, origin(twin)) != (point.value, origin(point)) and point.name.lower() not in _disabled():
             raise PluginError(
                 f"Expected one distribution for the {group} entry point '{point.name}', got two: {origin(twin)} and "
                 f"{origin(point)}; uninstall one, or set LIGHTNING_FT_DISABLE_PLUGINS={point.name}."
@@ -92,9 +92,11 @@ def load(*, tolerant: bool = False) -> tuple[pluggy.PluginManager, list[PluginIn
     manager.add_hookspecs(hookspecs)
     manager.register(defaults, name="lightning_ft.defaults")
     points = {point.name.lower(): point for point in _points(GROUP)}
-    for name in sorted(_disabled() - points.keys()) if autoload() else ():
+    installed = points.keys() | {point.name.lower() for point in _points(COMMANDS_GROUP)}
+    unknown = sorted(_disabled() - installed)
+    if unknown and autoload():
         raise PluginError(
-            f"LIGHTNING_FT_DISABLE_PLUGINS names '{name}', which is not installed.{did_you_mean(name, points)} "
+            f"LIGHTNING_FT_DISABLE_PLUGINS names '{unknown[0]}', which is not installed.{did_you_mean(unknown[0], installed)} "
             "`lightning-ft plugins list` shows what is."
         )
     infos: list[PluginInfo] = []
@@ -122,7 +124,7 @@ def _register(manager: pluggy.PluginManager, point: EntryPoint, *, tolerant: boo
     except (pluggy.PluginValidationError, ValueError) as error:
         message = f"Plugin '{point.name}' ({origin(point)}) does not fit the hooks: {error}; {mend}."
         if tolerant:
-            if manager.is_registered(module):
+            if manager.get_name(module) == point.name:  # else it is the twin of a plugin that works
                 manager.unregister(module)
             return message
         raise PluginError(message) from error

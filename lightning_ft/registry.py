@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 KINDS = ("method", "objective", "task", "metric", "optimizer")
 """What can be registered; the hook of a kind is `register_<kind>s`."""
-
-
+CORE = "lightning_ft.defaults"
+"""The plugin that the core registers itself."""
 FLAGS = {"metric": "metrics"}
 """Flags that are not called as the kind is."""
 
@@ -63,16 +63,16 @@ class Table(Mapping[str, Entry]):
 
         Raises:
             PluginError: two plugins both declare a default.
+            UsageError: none does.
         """
         declared = [e for e in self._entries.values() if getattr(e.cls, "default", False)]
+        if not declared:
+            raise UsageError(f"Expected --{self.kind} to be one of {', '.join(self)}, got options without a name.")
         foreign = [e for e in declared if e.plugin != CORE]
         if len(foreign) > 1:
             both = " and ".join(f"{e.name} ({e.plugin})" for e in foreign[:2])
             raise PluginError(f"Expected one default {self.kind}, got {both}; name one with --{self.kind}.")
         return (foreign or declared)[0]
-
-
-CORE = "lightning_ft.defaults"
 
 
 class Registry:

@@ -17,7 +17,7 @@ from benchmarks.run import HERE, SCHEMA, Bench, Suite, ratios, summarise
 from benchmarks.setting import Setting, build, encode
 
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.yaml"))
-RESULTS = sorted((HERE / "results").glob("*.json"))
+RESULTS = sorted(path for path in (HERE / "results").glob("*.json") if not path.name.startswith("trial_"))
 
 
 def result(**changes: Any) -> dict[str, Any]:

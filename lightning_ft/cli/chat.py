@@ -83,8 +83,8 @@ def answerer(model: str, sampling: dict[str, Any]) -> Callable[[list[Message]], 
     from lightning_ft.api import load
     from lightning_ft.generate import Sampling, stream_text
 
-    loaded = load(model)
     chosen = Sampling(**sampling)
+    loaded = load(model)
 
     def answer(messages: list[Message]) -> Iterable[str]:
         prompt = loaded.template.prompt(messages)

@@ -41,6 +41,10 @@ def main(argv: Sequence[str]) -> int:
         prompts = [text] if text.strip() else []
     if not prompts:
         raise UsageError("Expected a prompt by --prompt, --prompts or standard input; got none.")
+    if arguments.output:
+        from lightning_ft.run.folder import check_writable
+
+        check_writable(Path(arguments.output))
 
     from lightning_ft.api import generate
 
@@ -68,7 +72,8 @@ def _read_prompts(name: str) -> list[str]:
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: expected a text file of prompts; {error}.") from None
+        said = error.strerror if isinstance(error, OSError) else f"byte {error.start} is no UTF-8"
+        raise DataError(f"{name}: expected a text file of prompts; {said}.") from None
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not name.endswith(".jsonl"):
         return [line for _, line in lines]

@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("Expected --predictions, got nothing; type `lightning-ft score --predictions FILE --metrics NAME`.")
     rows = read_predictions(name)
     metrics = text_metrics(split_names(arguments.metrics) or [])
+    if not metrics:
+        raise UsageError("Expected --metrics to name at least one metric, as exact_match; got none.")
 
     from lightning_ft.cli.tables import print_metrics
     from lightning_ft.evaluate import compute

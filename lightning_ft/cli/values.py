@@ -108,7 +108,7 @@ def _union(value: Any, args: tuple[Any, ...], *, text: bool) -> Any:
     members = [arg for arg in args if arg is not type(None)]
     # A text fits everything, so it is asked last: `int | str` reads 2 as a number.
     members.sort(key=lambda arg: arg is str)
-    if text and isinstance(value, str) and str in members and not value.startswith("["):
+    if isinstance(value, str) and str in members and not (text and value.startswith("[")):
         members = [arg for arg in members if not is_list(arg)]
     for member in members:
         try:

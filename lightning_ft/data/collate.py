@@ -59,6 +59,7 @@ def muted(batch: Batch) -> Batch:
     The weights are zeroed rather than the labels, so that every parameter still gets a (zero) gradient.
     """
     batch.weights = torch.zeros(batch.input_ids.shape, dtype=torch.float32)
+    batch.lengths = ()
     return batch
 
 

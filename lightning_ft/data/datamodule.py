@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
@@ -77,10 +78,10 @@ class FineTuneData(L.LightningDataModule):
         plan = self.schedule.step(number)
         table = self.tables["train"]
         batches = []
-        for micro in plan.ranks[rank]:
+        for i, micro in enumerate(plan.ranks[rank]):
             rows = [table[i] for i in micro]
             batch = pack(rows) if self.schedule.packed else pad(rows, self.pad_id)
-            batches.append(muted(batch) if rank in plan.fillers else batch)
+            batches.append(muted(batch) if (rank, i) in plan.fillers else batch)
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
 
     def train_dataloader(self) -> DataLoader[Step]:
@@ -107,11 +108,17 @@ class FineTuneData(L.LightningDataModule):
                 batches[-1].append(i)
             else:
                 batches.append([i])
-        return [tuple(batch) for batch in batches[rank::world_size]]
+        mine = [tuple(batch) for batch in batches[rank::world_size]]
+        # Every rank makes as many forward passes: it would wait for the others in FSDP, or at the sum in the end.
+        return mine + [()] * (math.ceil(len(batches) / world_size) - len(mine))
 
     def validation_batch(self, indices: tuple[int, ...], split: Split = "validation") -> Batch:
-        """The rows as a padded batch."""
-        return pad([self.tables[split][i] for i in indices], self.pad_id)
+        """The rows as a padded batch; without any, a batch that names no row: it keeps a rank in step and counts nowhere."""
+        if indices:
+            return pad([self.tables[split][i] for i in indices], self.pad_id)
+        filler = pad([self.tables[split][int(self.tables[split].lengths.argmin())]], self.pad_id)
+        filler.rows = ()
+        return filler
 
     def _evaluation(self, split: Split) -> DataLoader[Batch] | list[Any]:
         trainer = self.trainer

@@ -29,12 +29,12 @@ class Encoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UsageError(
-                "expected a fast tokenizer (tokenizer.json), which tells the place of each token in the text, got "
+                "Expected a fast tokenizer (tokenizer.json), which tells the place of each token in the text, got "
                 f"{type(tokenizer).__name__}; convert it once with AutoTokenizer.from_pretrained(FOLDER, use_fast=True)"
-                ".save_pretrained(FOLDER)"
+                ".save_pretrained(FOLDER)."
             )
         if max_length < 2:
-            raise UsageError(f"expected --max-length of at least 2 tokens, got {max_length}")
+            raise UsageError(f"Expected --max_length of at least 2 tokens, got {max_length}.")
         self._backend = backend
         self._template = template
         self.max_length = max_length

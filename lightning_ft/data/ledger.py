@@ -137,20 +137,22 @@ class Ledger:
             CheckFailedError: `max_length` cuts or empties a larger share of the rows than `max_lost`.
         """
         total = self.total
-        if not total.used or not total.supervised:
+        share = total.truncated / max(1, total.used + sum(total.dropped.values()))
+        nothing = not total.used or not total.supervised
+        if nothing and share <= max_lost:
             advice = self._advice(FIT) if total.truncated else "check the columns and --task"
             raise DataError(
                 f"{', '.join(self.sources) or 'data'}: expected at least one row with a supervised token, got none of"
                 f" {total.read:,} rows{_reasons(total)}; {advice}."
             )
-        share = total.truncated / max(1, total.used + sum(total.dropped.values()))
         if share > max_lost:
             limit = "--max_length" if self.max_length is None else f"--max_length {self.max_length}"
             lost = f"{total.truncated:,} rows, {total.tokens_lost:,} tokens, {total.supervised_lost:,} of them supervised"
             raise CheckFailedError(
                 f"Expected {limit} to cut at most {_percent(max_lost)} of the rows (--max_lost {max_lost:g}), got"
                 f" {_percent(share)} ({lost});"
-                f" {self._advice(max(FIT, 1 - max_lost))}, or --max_lost {_round_up(share):g} to accept it."
+                f" {self._advice(max(FIT, 1 - max_lost))}"
+                + ("." if nothing else f", or --max_lost {_round_up(share):g} to accept it.")
             )
 
     def _advice(self, share: float) -> str:

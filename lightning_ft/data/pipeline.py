@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import inspect
 import json
+import marshal
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import broken, whole_folder, write_json
+from lightning_ft.atomic import broken, one_at_a_time, whole_folder, write_json
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import columns_of, detect_task
 from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
@@ -34,7 +39,6 @@ BLOCK = 2000
 """Rows that are encoded at a time."""
 DETECTED_FROM = 200
 """Rows whose columns decide the task."""
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,7 @@ class Pipeline:
 
     def prepare(self) -> Prepared:
         """The encoded splits."""
-        key = self._key()
-        folder = cache_root() / "encoded" / key
-        if not folder.is_dir() or broken(folder):
-            folder = self._build(folder)
-        else:
-            self.say(f"data: encoded earlier, read from the cache ({key[:12]})")
+        folder = self._entry()
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         if self.task is None:
             self.task = self.registry.tasks[facts["task"]].cls()
@@ -102,9 +101,14 @@ class Pipeline:
         self.say(f"data: {ledger.summary()}")
         return Prepared(tables, ledger, self.task, self._identity(), folder)
 
+    @cached_property
+    def _digests(self) -> list[str]:
+        """Hash of each file's content."""
+        return [digest(path) for path, _ in self.files]
+
     def _identity(self) -> str:
         assert self.task is not None
-        contents = [(digest(path), split) for path, split in self.files]
+        contents = [(content, split) for content, (_, split) in zip(self._digests, self.files, strict=True)]
         facts = (contents, self.task.name, asdict(self.task), self.encoder.fingerprint, self.config.split, self.config.seed)
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -112,25 +116,36 @@ class Pipeline:
         """The cache entry: everything that decides the tokens, and the names that messages and rows show."""
         tasks = [self.registry.tasks[name].cls for name in self.registry.tasks] if self.task is None else [type(self.task)]
         facts = {
-            "format": FORMAT_VERSION,
-            "files": [(str(path), digest(path), split) for path, split in self.files],
+            "files": [(str(path), content, split) for content, (path, split) in zip(self._digests, self.files, strict=True)],
             "task": None if self.task is None else (type(self.task).__name__, asdict(self.task)),
-            "code": [_code(cls) for cls in tasks],
+            "code": [_own_code(), *(_code(cls) for cls in tasks)],
             "encoder": self.encoder.fingerprint,
             "split": self.config.split, "seed": self.config.seed, "on_error": self.config.on_error,
             "kinds": [kind.__name__ for kind in self.kinds],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _build(self, target: Path) -> Path:
-        """Do the work; a cache folder that cannot be written is replaced by a temporary one."""
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            import tempfile
+    def _entry(self) -> Path:
+        """The folder with the encoded rows, built now unless an earlier run or another rank has left it."""
+        entry = cache_root() / "encoded" / self._key()
+        with contextlib.ExitStack() as stack:
+            try:
+                entry.parent.mkdir(parents=True, exist_ok=True)
+                # Ranks start together: one does the work, the others wait for it. The lock's file must stay: deleted, it
+                # could be locked by one process while another locks a new one.
+                stack.enter_context(one_at_a_time(entry.with_suffix(".lock")))
+            except OSError as error:
+                if broken(entry) is not None:
+                    self.say(f"data: the cache folder cannot be written ({error}); encoded data will not be kept")
+                    entry = _temporary() / entry.name
+            if broken(entry) is None:
+                self.say(f"data: encoded earlier, read from the cache ({entry.name[:12]})")
+            else:
+                self._build(entry)
+        return entry
 
-            self.say(f"data: the cache folder cannot be written ({error}); encoded data will not be kept")
-            target = Path(tempfile.mkdtemp(prefix="lightning-ft-")) / target.name
+    def _build(self, target: Path) -> None:
+        """Do the work; the folder is there only when all of it is done."""
         with whole_folder(target) as folder:
             ledger = Ledger(max_length=self.encoder.max_length)
             bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
@@ -140,7 +155,6 @@ class Pipeline:
             self._encode(folder, rows, examples, ledger)
             assert self.task is not None
             write_json(folder / "facts.json", {"task": self.task.name, "ledger": ledger.as_dict()})
-        return target
 
     def _rows(self, bad: BadRows, ledger: Ledger) -> list[tuple[Row, Split | None]]:
         """All readable rows of all files, and the split that a file was given for."""
@@ -216,15 +230,10 @@ class Pipeline:
             writer.close()
 
     def _shares(self) -> list[float]:
-        """The shares of `data`, without what has files of its own."""
-        shares = list(self.config.split)
-        if len(shares) == 2:
-            shares.append(0.0)
-        if self.config.val_data:
-            shares[1] = 0.0
-        if self.config.test_data:
-            shares[2] = 0.0
-        return [share / sum(shares) for share in shares] if sum(shares) else [1.0, 0.0, 0.0]
+        """The shares of rows without a split, those of splits with files of their own set to 0."""
+        given = {split for _, split in self.files}
+        shares = [0.0 if split in given else share for split, share in zip(SPLITS, [*self.config.split, 0.0], strict=False)]
+        return shares if sum(shares) else [1.0, 0.0, 0.0]
 
     def _progress(self, blocks: range, total: int) -> Iterator[int]:
         """The blocks, with a bar on a terminal when there are many rows."""
@@ -240,25 +249,49 @@ class Pipeline:
 def _assigned(files: list[tuple[Path, Split | None]]) -> list[tuple[Path, Split | None]]:
     """The files with the split that their flag or, where all of `data` is named so, their name says.
 
+    Training files keep None, so that a split without any file is taken from their rows, as it is with a `split` column.
+
     Raises:
         UsageError: one file is given twice; its rows would stand in training and in the test.
     """
     named = splits_by_name([path for path, split in files if split is None])
+    flags = {None: "--data", "validation": "--val_data", "test": "--test_data"}
     seen: dict[Path, Split | None] = {}
     for path, split in files:
-        if seen.setdefault(path.resolve(), split) != split:
+        before = seen.setdefault(path.resolve(), split)
+        if before != split:
             raise UsageError(
-                f"Expected each file once, got '{path}' both for {seen[path.resolve()] or 'data'} and for {split}."
+                f"Expected each file once, got '{path}' in {flags[before]} and in {flags[split]}; take it out of one."
             )
-    return [(path, split or named.get(path)) for path, split in files]
+    assigned = [(path, split or named.get(path)) for path, split in files]
+    return [(path, None if split == "train" else split) for path, split in assigned]
+
+
+def _temporary() -> Path:
+    """A folder that is deleted when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="lightning-ft-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _own_code() -> str:
+    """Hash of the code that reads, splits and writes rows, so that nobody has to remember to raise a version number."""
+    code = "\0".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 def _code(cls: type[Any]) -> str:
-    """Hash of the module that a task class stands in: an edited formatter is another cache entry."""
+    """Hash of the modules that a task class and its bases stand in: an edited formatter is another cache entry."""
+    return hashlib.sha256(b"\0".join(_source(base) for base in cls.__mro__[:-1])).hexdigest()
+
+
+def _source(cls: type[Any]) -> bytes:
+    """The source of a class's module; of a class from a notebook, which has none, the compiled functions."""
     try:
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(cls) or cls).encode()).hexdigest()
-    except OSError:
-        return f"{cls.__module__}.{cls.__qualname__}"
+        return inspect.getsource(inspect.getmodule(cls) or cls).encode()
+    except (OSError, TypeError):
+        functions = [getattr(member, "__func__", member) for member in vars(cls).values()]
+        return b"\0".join(marshal.dumps(f.__code__, 2) for f in functions if hasattr(f, "__code__"))
 
 
 def copy_quarantine(prepared: Prepared, run: Path) -> None:

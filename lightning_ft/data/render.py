@@ -76,14 +76,14 @@ class Template:
         if key == "chat":
             if not own:
                 raise UsageError("expected a tokenizer with a chat template, but it has none; type --template alpaca (or tags)")
-            return cls("chat", own, tokenizer)
+            return cls("chat", _compiled(own, f"the chat template of '{tokenizer.name_or_path}'"), tokenizer)
         if key in ASSETS:
             source = resources.files("lightning_ft").joinpath(f"assets/templates/{key}.jinja").read_text(encoding="utf-8")
             # Chat text is tokenised just as the template writes it: where a model expects a first token, it must be in here.
             return cls(key, ("{{- bos_token -}}\n" if adds_bos(tokenizer) else "") + source, tokenizer)
         path = Path(name).expanduser()
         if path.is_file():
-            return cls(path.stem, path.read_text(encoding="utf-8"), tokenizer)
+            return cls(path.stem, _read(path), tokenizer)
         known = ("auto", "chat", *ASSETS)
         raise UsageError(
             f"expected a template ({', '.join(known)}) or the path of a Jinja file, got '{name}'.{did_you_mean(name, known)}"
@@ -131,6 +131,36 @@ class Template:
                 end = len(text)
             spans.append(Span(start, end, messages[i].loss_weight, messages[i].role))
         return Rendered(text, tuple(spans))
+
+
+def _read(path: Path) -> str:
+    """The text of a template file, once Jinja has taken it.
+
+    Raises:
+        UsageError: it is no UTF-8, or no Jinja.
+    """
+    try:
+        return _compiled(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: expected UTF-8, got a wrong byte at byte {error.start}; convert it with `iconv -t UTF-8`."
+        ) from None
+
+
+def _compiled(source: str, place: str) -> str:
+    """The template's text itself, once Jinja has taken it.
+
+    Raises:
+        UsageError: it is no Jinja.
+    """
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        _compile_jinja_template(source)
+    except TemplateSyntaxError as error:
+        raise UsageError(f"{place}:{error.lineno}: expected a Jinja template, got: {error.message}; mend the line.") from None
+    return source
 
 
 def adds_bos(tokenizer: Any) -> bool:

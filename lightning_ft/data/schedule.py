@@ -34,8 +34,8 @@ class PlannedStep:
     tokens: float
     """Weighted supervised tokens of all rows of the step."""
     rows: int
-    fillers: frozenset[int] = frozenset()
-    """Ranks whose single micro-batch only keeps them in step: its rows count nowhere."""
+    fillers: frozenset[tuple[int, int]] = frozenset()
+    """(rank, micro-batch) of those that only keep their rank in step with the others: their rows count nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +174,11 @@ class Schedule:
             rank = min((r for r in range(self.world_size) if len(shares[r]) < most), key=lambda r: (loads[r], r))
             shares[rank].append(row)
             loads[rank] += int(self.lengths[row])
-        fillers = frozenset(r for r, share in enumerate(shares) if not share)
-        ranks = tuple(self._micro(share) if share else ((by_length[-1],),) for share in shares)
+        micro = [self._micro(share) for share in shares]
+        # FSDP's ranks meet in every forward pass, so that all of them need as many; a filler is the shortest row.
+        number_of_passes = max(map(len, micro))
+        fillers = frozenset((r, i) for r, cut in enumerate(micro) for i in range(len(cut), number_of_passes))
+        ranks = tuple(cut + ((by_length[-1],),) * (number_of_passes - len(cut)) for cut in micro)
         return PlannedStep(number, ranks, float(self.supervised[rows].sum()), len(rows), fillers)
 
     def _micro(self, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:

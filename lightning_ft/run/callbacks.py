@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
+from lightning_ft.atomic import write_text
 from lightning_ft.errors import RunInterruptedError, TrainingError
 from lightning_ft.run import checkpoint
 from lightning_ft.run.hardware import peak_memory
@@ -44,27 +45,35 @@ class Saver(L.Callback):
         self.save_every = config.save_every
         self.scores: dict[int, float] = {}
         """Monitored value by step, of all validations so far."""
+        self._stops = False
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs to know which checkpoints are best."""
-        return {"scores": dict(self.scores)}
+        """What a resume needs to know which checkpoints are best, and whether early stopping has ended the run."""
+        return {"scores": dict(self.scores), "stops": self._stops}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.scores = {int(step): float(score) for step, score in state_dict["scores"].items()}
+        self._stops = bool(state_dict["stops"])
 
     @property
     def best_step(self) -> int | None:
         """The step with the lowest monitored value among the checkpoints that exist."""
         there = {checkpoint.step_of(p) for p in checkpoint.checkpoints(self.folder)}
         scored = [step for step in self.scores if step in there]
-        return min(scored, key=lambda step: (self.scores[step], step)) if scored else None
+        return min(scored, key=self._rank) if scored else None
+
+    def _rank(self, step: int) -> tuple[bool, float, int]:
+        """Sorts steps from best to worst; of equals the earlier is better, and what is not a number is worst."""
+        score = self.scores[step]
+        return math.isnan(score), score, step
 
     # Lightning installs its own handlers when fit begins; ours come after them and give them back.
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for SIGINT and SIGTERM."""
+        """Listen for SIGINT and SIGTERM; train no further where early stopping had ended the run that is resumed."""
+        trainer.should_stop = trainer.should_stop or self._stops
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._note)
@@ -85,20 +94,17 @@ class Saver(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        """Stop on a signal, save where no validation follows, and make Lightning validate after the last step."""
+        """Make Lightning validate after the last step; where no validation follows, save, and stop on a signal."""
         step = trainer.global_step
-        if self._stopped(trainer):
-            self.save(trainer, step)
-            number = self._signal or signal.SIGTERM
-            raise RunInterruptedError(
-                f"Stopped by {signal.Signals(number).name} after step {step} of {self.total_steps}; everything is saved. "
-                f"Go on with --resume {self.folder}.",
-                number,
-            )
         if step >= self.total_steps:
             trainer.should_stop = True
-        if not self._validation_due(trainer, step) and self._due(step, validated=False):
+        if self._validation_due(trainer, step):
+            return  # also with a signal: resumed from a checkpoint before it, Lightning would never run this validation
+        stopped = self._stopped(trainer)
+        if stopped or self._due(step, validated=False):
             self.save(trainer, step)
+        if stopped:
+            self._interrupt(step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the score and save."""
@@ -107,8 +113,20 @@ class Saver(L.Callback):
         step = trainer.global_step
         if self.monitor in trainer.callback_metrics:
             self.scores[step] = float(trainer.callback_metrics[self.monitor])
-        if self._due(step, validated=True):
+        self._stops = bool(trainer.should_stop)
+        stopped = self._stopped(trainer)
+        if stopped or self._due(step, validated=True):
             self.save(trainer, step)
+        if stopped:
+            self._interrupt(step)
+
+    def _interrupt(self, step: int) -> None:
+        number = self._signal or signal.SIGTERM
+        raise RunInterruptedError(
+            f"Stopped by {signal.Signals(number).name} after step {step} of {self.total_steps}; everything is saved. "
+            f"Go on with --resume {self.folder}.",
+            number,
+        )
 
     def _stopped(self, trainer: L.Trainer) -> bool:
         """Whether any rank got a signal; all of them decide alike."""
@@ -133,9 +151,7 @@ class Saver(L.Callback):
         if not trainer.is_global_zero:
             return
         there = checkpoint.checkpoints(self.folder)
-        ranked = sorted(
-            (s for s in self.scores if any(checkpoint.step_of(p) == s for p in there)), key=lambda s: self.scores[s]
-        )
+        ranked = sorted((s for s in self.scores if any(checkpoint.step_of(p) == s for p in there)), key=self._rank)
         keep = {step, *ranked[: self.keep_best]}
         for folder in there:
             if checkpoint.step_of(folder) not in keep:
@@ -166,13 +182,27 @@ class Recorder(L.Callback):
         self._supervised = self._seconds = 0.0
         self._loss = torch.zeros(())
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what the steps since the last line add up to, or the next line of a resumed run would be another."""
+        checkpoint["recorder"] = {
+            "sums": [_reduce(trainer, torch.as_tensor(value)).cpu() for value in (self._loss, self._tokens, self._cells)],
+            "steps": self._steps, "supervised": self._supervised, "seconds": self._seconds,
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take it back; what was summed over ranks goes to one of them."""
+        kept = checkpoint["recorder"]
+        self._steps, self._supervised, self._seconds = kept["steps"], kept["supervised"], kept["seconds"]
+        if trainer.is_global_zero:
+            self._loss, self._tokens, self._cells = kept["sums"][0], int(kept["sums"][1]), int(kept["sums"][2])
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the lines after the step that a resume starts from: they will be written again."""
         self._began, self._first = time.perf_counter(), trainer.global_step
         if trainer.is_global_zero and self.path.exists():
             lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if line["step"] <= trainer.global_step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Step, batch_idx: int) -> None:
         """Start the step's clock."""

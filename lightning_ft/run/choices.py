@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.method import Method
+from lightning_ft.objective import Objective
+from lightning_ft.task import Task
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lightning_ft.config import TrainingConfig
-    from lightning_ft.method import Method
-    from lightning_ft.objective import Objective
-    from lightning_ft.registry import Registry
-    from lightning_ft.task import Task
+    from lightning_ft.registry import Entry, Registry
+
+CONTRACTS: Mapping[str, type] = {"method": Method, "objective": Objective, "task": Task}
+EVERYDAY = {"params": "method", "lr": "learning_rate", "weight_decay": "weight_decay"}
+"""Arguments of optimisers that other options decide."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Choices:
 
 
 def choose(config: TrainingConfig, registry: Registry) -> Choices:
-    """Instances of everything that the config names, and the names written back into it, so that the record is complete.
+    """Instances of everything that the config names, written back into it, so that the record is complete.
 
     Raises:
         UsageError: an unknown name, option or value; with a suggestion.
@@ -41,9 +46,10 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
     objective = _instance("objective", config.objective, registry)
     task = None if config.task in (None, "auto") else _instance("task", config.task, registry)
     name, options = _split("optimizer", config.optimizer)
-    optimizer = registry.optimizers[name or "AdamW"].cls
-    config.method, config.objective = method, objective
-    return Choices(method, objective, task, optimizer, options)
+    optimizer = registry.optimizers[name or "AdamW"]
+    _check_options("optimizer", optimizer, options, _arguments(optimizer.cls))
+    config.method, config.objective, config.optimizer = method, objective, {"name": optimizer.name, **options}
+    return Choices(method, objective, task, optimizer.cls, options)
 
 
 def _split(kind: str, value: Any) -> tuple[str | None, dict[str, Any]]:
@@ -52,22 +58,39 @@ def _split(kind: str, value: Any) -> tuple[str | None, dict[str, Any]]:
         return value, {}
     if isinstance(value, Mapping):
         options = dict(value)
-        return options.pop("name", None), options
+        name = options.pop("name", None)
+        if name is None or isinstance(name, str):
+            return name, options
     raise UsageError(f"Expected --{kind} to be a name or {{name: ..., option: value}}; got {value!r}.")
 
 
-def _instance(kind: str, value: Any, registry: Registry) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return value
-    name, options = _split(kind, value)
-    entry = registry[kind].default() if name is None else registry[kind][name]
-    known = [f.name for f in dataclasses.fields(entry.cls)]
+def _arguments(optimizer: type[Optimizer]) -> list[str] | None:
+    """Names of the options of an optimiser; None: any."""
+    parameters = list(inspect.signature(optimizer.__init__).parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.name not in EVERYDAY]
+
+
+def _check_options(kind: str, entry: Entry, options: Mapping[str, Any], known: list[str] | None) -> None:
     for option in options:
-        if option not in known:
+        if kind == "optimizer" and option in EVERYDAY:
+            raise UsageError(f"Expected --{EVERYDAY[option]} in place of the option '{option}' of {kind} {entry.name}.")
+        if known is not None and option not in known:
             have = ", ".join(known) or "none"
             raise UsageError(
                 f"Expected an option of {kind} {entry.name} ({have}), got '{option}'.{did_you_mean(option, known)}"
             )
+
+
+def _instance(kind: str, value: Any, registry: Registry) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if not isinstance(value, CONTRACTS[kind]):
+            raise UsageError(f"Expected --{kind} to be a {CONTRACTS[kind].__name__}, got {type(value).__name__}.")
+        return value
+    name, options = _split(kind, value)
+    entry = registry[kind].default() if name is None else registry[kind][name]
+    _check_options(kind, entry, options, [f.name for f in dataclasses.fields(entry.cls)])
     try:
         return entry.cls(**options)
     except UsageError:

@@ -57,8 +57,11 @@ class RunFolder:
         Raises:
             UsageError: another live process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(self.path, str(error.strerror)) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -72,7 +75,8 @@ class RunFolder:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         self._lock = file
-        clear_leftovers(self.path)
+        if (self.path / "run.json").is_file():
+            clear_leftovers(self.path)
 
     def release(self) -> None:
         """Give the folder free."""
@@ -109,18 +113,9 @@ def create(config: TrainingConfig, task: str, identity: str) -> RunFolder:
     Raises:
         UsageError: `--output` already holds a run, or is in use, or is a file.
     """
+    check_target(config)
     if config.output is not None:
-        folder = Path(config.output)
-        if folder.is_file():
-            raise UsageError(f"Expected --output to be a folder to write, '{folder}' is a file.")
-        if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
-            run = RunFolder(folder)
-            run.lock()
-            run.release()
-            raise UsageError(
-                f"Run folder '{folder}' already holds a run; type --resume {folder} to go on, or name another --output."
-            )
-        run = RunFolder(folder)
+        run = RunFolder(Path(config.output))
         run.lock()
     else:
         stem = config.name or f"{task}_{_slug(config.data[0])}"
@@ -133,6 +128,49 @@ def create(config: TrainingConfig, task: str, identity: str) -> RunFolder:
     run.write_config(config)
     run.update()
     return run
+
+
+def check_target(config: TrainingConfig) -> None:
+    """Refuse the folder that the run would write while nothing has been done yet.
+
+    Raises:
+        UsageError: `--output` already holds a run, or is in use, or is a file, or cannot be written.
+    """
+    folder = Path(config.output or "runs")
+    check_writable(folder)
+    if config.output is not None and (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
+        check_free(folder)
+        raise UsageError(
+            f"Run folder '{folder}' already holds a run; type --resume {folder} to go on, or name another --output."
+        )
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a run folder that a live process has.
+
+    Raises:
+        UsageError: one has it.
+    """
+    run = RunFolder(folder)
+    run.lock()
+    run.release()
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse to write a folder that is a file, or lies below one, or where nothing can be written.
+
+    Raises:
+        UsageError: it is so.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise _unwritable(folder, f"'{there}' is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder, f"'{there}' may not be written by this user")
+
+
+def _unwritable(folder: Path, why: str) -> UsageError:
+    return UsageError(f"Expected '{folder}' to be a folder that can be written, but {why}; name another one with --output.")
 
 
 def versions() -> dict[str, str]:
@@ -151,6 +189,8 @@ def _first_free(stem: str, *, numbered: bool) -> RunFolder:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise _unwritable(folder, str(error.strerror)) from None
         run = RunFolder(folder)
         run.lock()
         return run

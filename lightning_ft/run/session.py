@@ -7,11 +7,12 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import write_json
-from lightning_ft.backbone import BackboneSpec, load_tokenizer
+from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_tokenizer
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.loading import Loaded, Location, locate
@@ -21,7 +22,7 @@ from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
-from lightning_ft.run.world import World, world
+from lightning_ft.run.world import World, check_strategy, world
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -65,8 +66,17 @@ class Session:
         self._apply_task_defaults()
         self.hash = folders.config_hash(config)
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
+        check_strategy(config.strategy)
+        if self.world.main and self.resume is not None:
+            folders.check_free(self.resume.run)
+        elif self.world.main:
+            folders.check_target(config)
         self.location: Location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, **hub)
+        if Path(self.spec.model).is_dir():
+            check_folder(Path(self.spec.model), self.spec)
+        self.positions = getattr(load_config(self.spec).get_text_config(), "max_position_embeddings", None) or 2048
         self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)
         self._prepare()
 
@@ -98,11 +108,7 @@ class Session:
         Raises:
             UsageError: more than the model's positions.
         """
-        from transformers import AutoConfig
-
-        hub = {"revision": self.config.revision, "trust_remote_code": self.config.trust_remote_code}
-        config = AutoConfig.from_pretrained(self.location.base, **hub)
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+        positions = self.positions
         if self.config.max_length is not None and self.config.max_length > positions:
             raise UsageError(
                 f"Expected --max_length of at most {positions}, the model's positions; got {self.config.max_length}."
@@ -127,12 +133,9 @@ class Session:
             )
         chosen = formats(self.config.precision, trains_base=method.trains_base)
         self.say(chosen.sentence)
-        spec = BackboneSpec(
-            model=self.location.base, dtype=chosen.weights, revision=self.config.revision,
-            trust_remote_code=self.config.trust_remote_code, from_scratch=self.config.from_scratch,
-        )  # fmt: skip
-        self.spec = spec
+        self.spec = spec = replace(self.spec, dtype=chosen.weights)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(self.config.seed)  # decides new weights, of --from_scratch
         model: nn.Module | None = self.registry.manager.hook.load_backbone(spec=spec).model
         assert model is not None
         packed = self._packed(model)
@@ -183,6 +186,10 @@ class Session:
 
         table = self.prepared.tables["train"]
         budget = self.config.batch_tokens
+        if budget is not None and (longer := int((table.lengths > budget).sum())):
+            self.say(
+                f"batches: {longer} rows are longer than --batch_tokens {budget} (up to {table.lengths.max()}); each is alone"
+            )
         size = self.config.batch_size
         if budget is None and size is None:
             from lightning_ft.data.schedule import DEFAULT_ROWS

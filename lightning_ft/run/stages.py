@@ -20,6 +20,7 @@ from lightning_ft.evaluate import Evaluation, score_examples
 from lightning_ft.loading import Loaded, load
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
+from lightning_ft.run.folder import check_writable
 from lightning_ft.run.quiet import say
 from lightning_ft.run.verdict import names_for
 
@@ -65,6 +66,8 @@ def evaluate_files(
     **options: Any,
 ) -> EvaluationResult:
     """The model on all rows of some files, or on a seeded sample of them."""
+    if max_rows is not None and max_rows < 1:
+        raise UsageError(f"Expected --max_rows to be at least 1; got {max_rows}.")
     sampling_names = {f.name for f in dataclasses.fields(Sampling)} - {"max_new_tokens", "seed"}
     sampling = {name: options.pop(name) for name in list(options) if name in sampling_names}
     named = None if metrics is None else list(metrics)
@@ -84,10 +87,12 @@ def evaluate_files(
 def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
     """The model and the data as training would have encoded them."""
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    if config.output is not None:
+        check_writable(Path(config.output))
+    choices = choose(config, registry())
     loaded = load(config.model, template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
     encoder = Encoder(loaded.tokenizer, loaded.template, limit)
-    choices = choose(config, registry())
     prepared = Pipeline(config, registry(), encoder, choices.task, choices.objective.examples, say).prepare()
     return loaded, prepared, encoder
 

@@ -34,7 +34,12 @@ def load_state(folder: Path) -> Any:
 
 def _strip(node: Any, tensors: dict[str, Tensor], place: str) -> Any:
     if isinstance(node, Tensor):
-        tensors[place] = node.detach().cpu().contiguous()
+        if place in tensors:  # {"a.b": x, "a": {"b": y}}
+            place = f"{place}#{len(tensors)}"
+        tensor = node.detach().cpu().contiguous()
+        # safetensors refuses two names for one memory.
+        shared = any(tensor.data_ptr() == other.data_ptr() for other in tensors.values())
+        tensors[place] = tensor.clone() if shared else tensor
         return {"$tensor": place}
     if isinstance(node, dict):
         # JSON knows only text keys, optimiser states have numbers: pairs keep every key what it was.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
@@ -39,20 +39,44 @@ def world(config: TrainingConfig) -> World:
     """From `devices`, `trainer.num_nodes` and the launcher's environment (torchrun, SLURM, Lightning's own children).
 
     Raises:
-        UsageError: `devices` is not a number, `auto`, or a list of GPUs.
+        UsageError: `devices` is not a number, `auto`, or a list of GPUs, or `num_nodes` is no number.
     """
-    rank = int(next((os.environ[name] for name in RANKS if name in os.environ), "0"))
-    nodes = int(config.trainer.get("num_nodes", 1))
+    nodes = config.trainer.get("num_nodes", 1)
+    if isinstance(nodes, bool) or not str(nodes).isdigit() or int(nodes) < 1:
+        raise UsageError(f"Expected --trainer.num_nodes to be a number of machines; got {nodes!r}.")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return World(int(os.environ["WORLD_SIZE"]), local, rank)
-    devices = config.devices
+        return World(int(os.environ["WORLD_SIZE"]), local, _rank(local))
+    devices: int | str = config.devices
+    parts = [part.strip() for part in str(devices).strip("[]").split(",")]
     if devices == "auto":
-        local = torch.cuda.device_count() or 1
-    elif isinstance(devices, int) or str(devices).isdigit():
-        local = devices = int(devices)
+        local = devices = torch.cuda.device_count() or 1
+    elif len(parts) == 1:
+        local = devices = int(parts[0]) if parts[0].isdigit() else 0
     else:
-        local = len([part for part in str(devices).strip("[]").split(",") if part.strip().isdigit()])
+        local = len([part for part in parts if part]) if all(part.isdigit() for part in parts if part) else 0
     if local < 1:
-        raise UsageError(f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {devices!r}.")
-    return World(local * nodes, devices if devices != "auto" else local, rank)
+        raise UsageError(f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {config.devices!r}.")
+    return World(local * int(nodes), devices, _rank(local))
+
+
+def _rank(local: int) -> int:
+    """This process's number among all; Lightning's own children only know theirs on this machine."""
+    name = next((name for name in RANKS if name in os.environ), None)
+    rank = int(os.environ[name]) if name else 0
+    if name in (None, "LOCAL_RANK"):
+        rank += local * int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
+    return rank
+
+
+def check_strategy(name: str) -> None:
+    """Refuse a strategy that Lightning does not know.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    known = ("auto", *StrategyRegistry.available_strategies())
+    if name not in known:
+        raise UsageError(f"Expected --strategy to be one of {', '.join(known)}; got '{name}'.{did_you_mean(name, known)}")
