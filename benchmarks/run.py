@@ -113,7 +113,7 @@ class Bench:
         out = self.work / f"round_{number}" / contestant
         out.mkdir(parents=True)
         load = os.getloadavg()[0]
-        status, wall, peak = self._process(self._command(spec, out), out, number)
+        status, wall, peak = self._process(self._command(spec, out, number), out, number)
         if status != spec.get("exit_code", 0):
             log = (out / "log.txt").read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"{contestant} ended with {status} in round {number}:\n{log[-3000:]}")
@@ -131,13 +131,15 @@ class Bench:
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return found
 
-    def _command(self, spec: dict[str, Any], out: Path) -> list[str]:
+    def _command(self, spec: dict[str, Any], out: Path, number: int) -> list[str]:
+        """What starts a contestant; `{out}` and `{round}` stand for its folder and the round's number, its seed."""
         python = self.pythons[spec.get("venv", "main")]
+        given = [str(part).format(out=out, round=number) for part in spec.get("args", [])]
         if "module" in spec:
             setting = [str(self.work / "setting")] if self.suite.setting else []
             # -m: a script's own folder would come first on the path, and trl.py would be imported for the package trl.
-            return [python, "-m", spec["module"], *setting, str(out), *spec.get("args", [])]
-        name, *rest = (part.format(out=out) for part in spec["command"])
+            return [python, "-m", spec["module"], *setting, str(out), *given]
+        name, *rest = (part.format(out=out, round=number) for part in spec["command"])
         return [str(Path(python).with_name(name)), *rest]
 
     def _process(self, command: list[str], out: Path, number: int) -> tuple[int, float, float]:

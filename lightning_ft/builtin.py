@@ -22,6 +22,7 @@ class Full(Method):
     """All weights train."""
 
     name: ClassVar[str] = "full"
+    quickstart: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3, "epochs": 10.0}
     default: ClassVar[bool] = True
     trains_base: ClassVar[bool] = True
 

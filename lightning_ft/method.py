@@ -27,6 +27,8 @@ class Method(ABC):
     """What users type, case-insensitively."""
     default: ClassVar[bool] = False
     """Whether this method is taken when none is named (one installed method may say so)."""
+    quickstart: ClassVar[Mapping[str, Any]] = {}
+    """What suits the small model that is shipped: everyday options, and own ones under `method`."""
     can_pack: ClassVar[bool] = True
     """False where documents of a packed row would see each other (prompt learning)."""
     can_checkpoint: ClassVar[bool] = True

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parents[1] / "assets" / "data" / "support.jsonl"
 """Questions to the support of a shop, with answers, split into train, validation and test."""
 OPTIONS: dict[str, Any] = {
-    "epochs": 8.0, "batch_size": 8, "learning_rate": 2e-3, "max_length": 256, "max_new_tokens": 64, "verdict_rows": 80,
+    "epochs": 10.0, "batch_size": 8, "learning_rate": 1e-3, "max_length": 256, "max_new_tokens": 64, "verdict_rows": 80,
     "log_every": 20,
 }  # fmt: skip
 """What suits a model of a few million parameters; everything else is as `fit` has it."""
@@ -36,13 +36,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides order and new weights (default 0)")
     parser.add_argument("--output", metavar="FOLDER", help="the run folder to write; default: runs/quickstart_<n>")
-    parser.add_argument("--epochs", type=float, default=OPTIONS["epochs"], help=f"default {OPTIONS['epochs']:g}")
+    parser.add_argument("--epochs", type=float, help="passes over the 280 rows; default: what suits the method")
     arguments = parser.parse_args(argv)
 
     from lightning_ft import api
     from lightning_ft.run.world import world
 
-    config = quickstart_config(seed=arguments.seed, output=arguments.output, epochs=arguments.epochs)
+    given = {"epochs": arguments.epochs} if arguments.epochs else {}
+    config = quickstart_config(seed=arguments.seed, output=arguments.output, **given)
     run = api.fit_config(config, given=frozenset({*OPTIONS, "model", "data", "seed"}))
     if world(config).main:
         show(run)
@@ -52,9 +53,13 @@ def main(argv: Sequence[str]) -> int:
 def quickstart_config(**options: Any) -> TrainingConfig:
     """The run's config."""
     from lightning_ft.config import TrainingConfig
+    from lightning_ft.registry import registry
 
+    entry = registry().methods.default()
+    suited = dict(entry.cls.quickstart)
+    suited["method"] = {"name": entry.name, **suited.get("method", {})}
     name = None if options.get("output") else "quickstart"
-    return TrainingConfig(**{"model": "embedded", "data": [str(DATA)], "name": name, **OPTIONS, **options})
+    return TrainingConfig(**{"model": "embedded", "data": [str(DATA)], "name": name, **OPTIONS, **suited, **options})
 
 
 def show(run: Run) -> None:

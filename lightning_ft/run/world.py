@@ -48,13 +48,15 @@ def world(config: TrainingConfig) -> World:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return World(int(os.environ["WORLD_SIZE"]), local, _rank(local))
     devices: int | str = config.devices
-    parts = [part.strip() for part in str(devices).strip("[]").split(",")]
+    parts = [part.strip() for part in str(devices).strip("[]").split(",") if part.strip()]
     if devices == "auto":
         local = devices = torch.cuda.device_count() or 1
-    elif len(parts) == 1:
-        local = devices = int(parts[0]) if parts[0].isdigit() else 0
+    elif not all(part.isdigit() for part in parts):
+        local = 0
+    elif isinstance(devices, str) and ("," in devices or "[" in devices):
+        local = len(parts)
     else:
-        local = len([part for part in parts if part]) if all(part.isdigit() for part in parts if part) else 0
+        local = devices = int(devices)
     if local < 1:
         raise UsageError(f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {config.devices!r}.")
     return World(local * int(nodes), devices, _rank(local))

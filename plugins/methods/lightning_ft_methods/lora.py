@@ -42,6 +42,9 @@ class LoRA(Method):
 
     name: ClassVar[str] = "lora"
     default: ClassVar[bool] = True
+    quickstart: ClassVar[Mapping[str, Any]] = {
+        "method": {"rank": 64, "alpha": 128, "plus_ratio": 8.0}, "learning_rate": 1e-3, "epochs": 12.0,
+    }  # fmt: skip
 
     rank: int = 16
     """Rank of the learned change, r."""
