@@ -52,6 +52,8 @@ class Prepared:
     """Hash of contents, task, tokens and split, wherever the files lie: by it a resume knows that it is the same data."""
     folder: Path
     """Where the tables lie, and the quarantine file if there is one."""
+    hashes: Mapping[str, str]
+    """SHA-256 of each file's content."""
 
     def examples(self, split: Split, indices: Sequence[int]) -> list[Example]:
         """The examples again, of rows in validation or test."""
@@ -99,7 +101,8 @@ class Pipeline:
         ledger.closes()
         ledger.check(self.config.max_lost)
         self.say(f"data: {ledger.summary()}")
-        return Prepared(tables, ledger, self.task, self._identity(), folder)
+        hashes = {str(path): content for content, (path, _) in zip(self._digests, self.files, strict=True)}
+        return Prepared(tables, ledger, self.task, self._identity(), folder, hashes)
 
     @cached_property
     def _digests(self) -> list[str]:

@@ -158,9 +158,9 @@ class Session:
         )  # fmt: skip
         self.folder.update(
             task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
-            data={"identity": self.prepared.identity, "files": list(self.prepared.ledger.sources)}, template=self.template.name,
+            data={"identity": self.prepared.identity, "files": dict(self.prepared.hashes)}, template=self.template.name,
             precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=self.world.size,
-            total_steps=total, packed=packed, parameters=self.module.parameter_line(),
+            seed=self.config.seed, total_steps=total, packed=packed, parameters=self.module.parameter_line(),
         )  # fmt: skip
         self.trainer = self._trainer(chosen.lightning)
 

@@ -1,0 +1,76 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_ft import optim
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 1, bias=False))
+    model[0].weight.requires_grad_(False)
+    decayed, plain = optim.param_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert [id(p) for p in decayed["params"]] == [id(model[2].weight)]
+    assert plain["weight_decay"] == 0
+    assert [id(p) for p in plain["params"]] == [id(model[0].bias), id(model[1].weight), id(model[1].bias)]
+
+
+def test_there_is_no_empty_group() -> None:
+    assert len(optim.param_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"),
+    [(0.03, 100, 3), (0.03, 10, 1), (0, 10, 0), (0.5, 3, 2), (5, 100, 5), (5, 3, 2), (0.99, 1, 0), (1, 10, 1)],
+)
+def test_warmup_is_a_share_below_one_and_else_a_number(warmup: float, total: int, steps: int) -> None:
+    assert optim.warmup_steps(warmup, total) == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # 2 of 6 steps warm up: 1/3, 2/3; then x = 0, 1/4, 2/4, 3/4 and, after the last step, 1.
+        ("linear", [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1 / 3, 2 / 3, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]),
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_multiplier_by_hand(name: str, expected: list[float]) -> None:
+    factor = optim.multiplier(name, 6, 2)  # type: ignore[arg-type]  # the names are Literals
+    assert [factor(step) for step in range(7)] == pytest.approx(expected, abs=1e-15)
+
+
+@given(st.sampled_from(["linear", "cosine", "constant"]), st.integers(1, 50), st.floats(0, 60))
+def test_multiplier_is_never_zero_within_the_run(name: str, total: int, warmup: float) -> None:
+    factor = optim.multiplier(name, total, warmup)  # type: ignore[arg-type]  # the names are Literals
+    assert all(0 < factor(step) <= 1 for step in range(total))
+
+
+@pytest.mark.parametrize("limit", [0.1, 1e6])
+def test_norm_and_clip_are_those_of_torch(limit: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(3, 3))
+    model(torch.randn(7, 5)).square().sum().backward()
+    model[2].weight.grad = None
+    theirs = copy.deepcopy(model)
+    for p, q in zip(model.parameters(), theirs.parameters(), strict=True):
+        q.grad = None if p.grad is None else p.grad.clone()
+    expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit)
+    params = list(model.parameters())
+    norm = optim.grad_norm(params)
+    torch.testing.assert_close(norm, expected, rtol=0, atol=0)
+    optim.clip(params, norm, limit)
+    for p, q in zip(params, theirs.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
+
+
+def test_norm_without_gradients_is_zero() -> None:
+    assert optim.grad_norm([nn.Parameter(torch.ones(2))]) == 0
