@@ -37,10 +37,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
         _write_manifest(temporary)
@@ -93,18 +93,19 @@ def _swap(one: Path, other: Path) -> bool:
 def broken(folder: Path) -> str | None:
     """Why the folder is not whole, or None if every file is there with the size and hash of the manifest."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in dict(listed).items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is unreadable"
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
-        if sha256(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, expected {size}"
+        if sha256(path) != digest:
             return f"{name} has another hash than when it was written"
     return None
 

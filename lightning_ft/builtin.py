@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,14 +66,14 @@ def message(turn: Any, *, role_key: str = "role", content_key: str = "content") 
     if not isinstance(turn, Mapping):
         raise ValueError(f"expected each turn to be an object with '{role_key}' and '{content_key}', got {type(turn).__name__}")
     role, content = turn.get(role_key), turn.get(content_key)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"expected '{role_key}' to be one of {', '.join(ROLES)}, got {role!r}")
     if content is None and turn.get("tool_calls"):
         content = ""
     if not isinstance(content, str):
         raise ValueError(f"expected '{content_key}' to be text, got {type(content).__name__}")
     weight = turn.get("weight")
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0):
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf):
         raise ValueError(f"expected 'weight' to be a number of at least 0, got {weight!r}")
     extra = {k: v for k, v in turn.items() if k not in {role_key, content_key, "weight"}}
     return Message(ROLES[role], content, None if weight is None else float(weight), extra)
@@ -96,8 +97,11 @@ class Messages(Task):
         turns = row.get("messages")
         if not isinstance(turns, list) or not turns:
             raise ValueError(f"expected 'messages' to be a list of turns, got {type(turns).__name__}")
+        tools = row.get("tools") or []
+        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise ValueError(f"expected 'tools' to be a list of objects, got {tools!r:.80}")
         meta = {k: v for k, v in row.items() if k not in {"messages", "tools"}}
-        return Conversation(tuple(message(turn) for turn in turns), tuple(row.get("tools") or ()), meta)
+        return Conversation(tuple(message(turn) for turn in turns), tuple(tools), meta)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class TrainingConfig:
     max_steps: int | None = None
     """Optimiser steps after which training ends, if earlier than `epochs`; None: no such limit."""
     batch_size: int | None = None
-    """Rows per rank and micro-batch; None with `batch_tokens` None: 16, in several micro-batches where they are long."""
+    """Rows per rank and micro-batch; one with too many tokens is cut further, exactly. None: 16, or by `batch_tokens`."""
     batch_tokens: int | None = None
     """Most tokens (padding included) of a micro-batch; with `batch_size` None this also sets the rows per step."""
     accumulate: int = 1

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
-from lightning_ft.engine import attention
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import load_trained
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
     from lightning_ft.method import Method
     from lightning_ft.objective import Objective
-    from lightning_ft.types import Batch, LossOutput, Step
+    from lightning_ft.types import Batch, Step
 
 ADAPTER_RATE, BASE_RATE = 2e-4, 2e-5
 """Peak learning rates where the user gives none: adapters start from zero and stand ten times as much."""
@@ -131,7 +130,7 @@ class FineTuner(L.LightningModule):
     def _micro_loss(self, batch: Batch, step: Step) -> Tensor:
         """This micro-batch's part of the step's loss, times the number of ranks because DDP averages gradients."""
         batch = self.objective.prepare(self.model, batch)
-        output = self.objective_output(batch)
+        output = self.objective(self.model, batch)
         loss = torch.zeros((), device=self.device)
         for term in output.terms.values():
             loss = loss + term.weight * term.sum / step.totals[term.per]
@@ -139,13 +138,6 @@ class FineTuner(L.LightningModule):
             self.counted[term.per] = self.counted.get(term.per, torch.zeros_like(count)) + count.detach()
         self._micro.append((loss.detach(), batch.rows))
         return loss * self.trainer.world_size
-
-    def objective_output(self, batch: Batch) -> LossOutput:
-        """The objective on one micro-batch, packed documents kept apart."""
-        if batch.documents is None:
-            return self.objective(self.model, batch)
-        with attention.documents(self.model):
-            return self.objective(self.model, batch)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the gradient norm, refuse a step that is not finite, and clip.
@@ -190,8 +182,9 @@ class FineTuner(L.LightningModule):
         sums = self.trainer.strategy.reduce(self._validation.to(self.device, torch.float64), reduce_op="sum")
         assert isinstance(sums, Tensor)
         nll, tokens, correct = sums.tolist()
-        self.log("val_loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=False)
-        self.log("val_token_accuracy", correct / max(1.0, tokens))
+        # Not to the loggers: Lightning would write it one step early; the Recorder writes it.
+        self.log("val_loss", nll / max(1.0, tokens), prog_bar=True, logger=False, rank_zero_only=False)
+        self.log("val_token_accuracy", correct / max(1.0, tokens), logger=False)
 
     # ---- optimiser ----------------------------------------------------------------------------------------------
 

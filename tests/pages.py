@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "plugins" / "README.md"
@@ -28,7 +28,7 @@ def generated(page: Path, name: str) -> str:
     return found[1]
 
 
-def table(head: str, rows: list[tuple[str, ...]]) -> str:
+def table(head: str, rows: Sequence[tuple[str, ...]]) -> str:
     names = [name.strip() for name in head.split("|")]
     lines = [names, ["---"] * len(names), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -28,9 +28,9 @@ LAYERS = (
     ("options", "config"),
     ("rows to batches", "data"),
     ("the hot path", "engine"),
-    ("models and their answers", "backbone loading decoding generate"),
+    ("models and their answers", "backbone loading decoding generation"),
     ("the core's own plugin", "defaults builtin likelihood"),
-    ("evidence", "evaluate bootstrap charts report"),
+    ("evidence", "evaluation bootstrap charts report"),
     ("one optimiser step", "optim module"),
     ("the kit for plugins", "testing"),
     ("what surrounds training", "run"),
@@ -143,6 +143,13 @@ def test_imports_go_downwards() -> None:
 def test_upward_imports_that_are_excused_exist() -> None:
     there = {(part_of(path), found.name) for path in python(CORE) for found in imports(path) if found.module == "lightning_ft"}
     assert UPWARDS.keys() <= there
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """`from lightning_ft import x` is the module x as soon as anything has imported that."""
+    import lightning_ft
+
+    assert not {part_of(path) for path in python(CORE)} & set(lightning_ft.__all__)
 
 
 def test_the_core_imports_declared_dependencies_only() -> None:

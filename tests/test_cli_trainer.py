@@ -7,10 +7,11 @@ import sys
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from lightning_ft.cli.lightning import TrainerCLI, trainer_arguments
+from lightning_ft.cli.lightning import TrainerCLI
 from lightning_ft.cli.resolve import parse, resolve
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
+from lightning_ft.run.trainer_arguments import trainer_arguments
 
 STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
 

@@ -1,4 +1,4 @@
-"""README.md, plugins/README.md and benchmarks/README.md are true: examples run, names exist, generated tables are up to date."""
+"""The pages README.md, plugins/README.md and benchmarks/README.md are true: examples run, names exist, tables are up to date."""
 
 from __future__ import annotations
 

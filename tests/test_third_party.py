@@ -115,6 +115,46 @@ def test_command_runs(site: Path) -> None:
     assert python(code, site) == "purple: a b"
 
 
+def test_used_from_yaml_alone(site: Path, tmp_path: Path) -> None:
+    """Method with an option, task and metric of the plugin in a real run; the final norm is all that has changed."""
+    from safetensors.torch import load_file
+
+    from lightning_ft.testing.models import tiny_backbone_folder
+
+    base = tiny_backbone_folder(tmp_path / "base")
+    rows = [{"fruit": f"fruit {n}", "colour": "purple" if n % 2 else "green"} for n in range(30)]
+    (tmp_path / "fruits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "fruit.yaml").write_text(
+        "model: base\ndata: fruits.jsonl\nmethod: {name: LAST_NORM, scale: 2.0}\ntask:\n  name: fruit\n"
+        "  question: What colour has the {fruit}?\nlearning_rate: 0.01\nmax_steps: 2\nbatch_size: 4\nprecision: fp32\n"
+        "verdict_rows: 3\nmax_new_tokens: 4\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("LIGHTNING_FT_")}
+    env |= {"PYTHONPATH": os.pathsep.join((str(site), str(ROOT))), "LIGHTNING_FT_CACHE": str(tmp_path / "cache")}
+
+    def command(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lightning_ft", *argv]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    wrong = command("fit", "--config", "fruit.yaml", "--method.scle", "3")
+    assert wrong.returncode == 2
+    assert "to be an option of method last_norm (scale); got 'scle'. Did you mean 'scale'?" in wrong.stderr
+
+    done = command("fit", "--config", "fruit.yaml")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "fruit_fruits_1"
+    record = json.loads((run / "run.json").read_text())
+    assert (record["method"], record["task"], record["status"]) == ("last_norm", "fruit", "finished")
+    assert ["eggplant", "0.3.1"] in [[plugin["name"], plugin["version"]] for plugin in record["plugins"]]
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert "colour_named" in {metric["metric"] for metric in verdict["comparisons"]}
+    assert "What colour has the fruit " in verdict["samples"][0]["prompt"]
+    before, after = load_file(base / "model.safetensors"), load_file(run / "final_model" / "model.safetensors")
+    assert {name for name in before if not before[name].equal(after[name])} == {"model.norm.weight"}
+    drift = (after["model.norm.weight"] - 2 * before["model.norm.weight"]).abs()
+    assert 0 < drift.max() < 0.1
+
+
 def test_switched_off_by_name(site: Path) -> None:
     seen = json.loads(python(LIST, site, LIGHTNING_FT_DISABLE_PLUGINS="Eggplant"))
     assert ["eggplant", "lightning-ft-eggplant", "0.3.1", True] in seen["plugins"]

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lightning_ft.types import IGNORE_INDEX, Batch
+from lightning_ft.types import IGNORE_INDEX, Batch, Encoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from lightning_ft.types import Encoded
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
@@ -38,19 +36,33 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
     )
 
 
-def pack(rows: Sequence[Encoded]) -> Batch:
-    """Rows end to end in one row of length `sum(lengths)`; positions restart and `documents` has the borders."""
+def pack(rows: Sequence[Encoded], multiple: int = 1, pad_id: int = 0) -> Batch:
+    """Rows end to end in one row; positions restart with each and `documents` has the borders.
+
+    Args:
+        rows: What to lay end to end.
+        multiple: The packed row is filled up to a multiple of this many tokens, by a document that nothing is trained on
+            and that is in neither `rows` nor `lengths`: few different shapes mean few compiled kernels.
+        pad_id: Token id of the filling.
+    """
     lengths = tuple(len(row.input_ids) for row in rows)
-    borders = (0, *np.cumsum(lengths).tolist())
+    extra = -sum(lengths) % multiple
+    parts = [*rows, Encoded([pad_id] * extra, [IGNORE_INDEX] * extra, row="")] if extra else list(rows)
+    borders = (0, *np.cumsum([len(part.input_ids) for part in parts]).tolist())
     return Batch(
-        input_ids=_joined([np.asarray(row.input_ids, dtype=np.int64) for row in rows]),
-        labels=_joined([np.asarray(row.labels, dtype=np.int64) for row in rows]),
-        position_ids=_joined([np.arange(length, dtype=np.int64) for length in lengths]),
+        input_ids=_joined([np.asarray(part.input_ids, dtype=np.int64) for part in parts]),
+        labels=_joined([np.asarray(part.labels, dtype=np.int64) for part in parts]),
+        position_ids=_joined([np.arange(len(part.input_ids), dtype=np.int64) for part in parts]),
         documents=borders,
         rows=tuple(row.row for row in rows),
-        weights=_weights(rows, (1, borders[-1]), packed=True),
+        weights=_weights(parts, (1, borders[-1]), packed=True),
         lengths=lengths,
     )
+
+
+def shape_step(tokens: int) -> int:
+    """The multiple that a packed row of so many tokens is filled up to: eight shapes for each doubling of the length."""
+    return max(8, 1 << max(0, tokens.bit_length() - 4))
 
 
 def muted(batch: Batch) -> Batch:

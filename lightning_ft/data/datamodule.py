@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_ft.data.collate import muted, pack, pad
+from lightning_ft.data.collate import muted, pack, pad, shape_step
 from lightning_ft.types import Batch, Step
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class FineTuneData(L.LightningDataModule):
         batches = []
         for i, micro in enumerate(plan.ranks[rank]):
             rows = [table[i] for i in micro]
-            batch = pack(rows) if self.schedule.packed else pad(rows, self.pad_id)
+            tokens = sum(len(row.input_ids) for row in rows)
+            batch = pack(rows, shape_step(tokens), self.pad_id) if self.schedule.packed else pad(rows, self.pad_id)
             batches.append(muted(batch) if (rank, i) in plan.fillers else batch)
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
 

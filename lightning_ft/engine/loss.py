@@ -26,6 +26,8 @@ __all__ = ["HeadPath", "head_path", "score_rows", "supervised", "token_logps", "
 
 _SAMPLE_TOKENS = 96
 _SAMPLE_ROWS = 2
+ROUND = 32
+"""Supervised positions of a micro-batch are a multiple of this on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,24 @@ def verify_head(model: nn.Module, batch: Batch, tolerance: float | None = None) 
         path = demote(model, f"{path.name} logits differ from the full ones by {difference:.1e} on the first batch{why}")
 
 
+def _rounded(chosen: Supervised) -> Supervised:
+    """The same with positions of weight 0 added up to a multiple of `ROUND`, on a CPU.
+
+    oneDNN keeps compiled kernels and buffers for every shape that it meets (about 18 MB for a small model), so shapes
+    that never repeat would fill the memory and cost compilations.
+    """
+    extra = -len(chosen.index) % ROUND
+    if chosen.index.device.type != "cpu" or not len(chosen.index) or not extra:
+        return chosen
+    weights = torch.ones(len(chosen.index)) if chosen.weights is None else chosen.weights
+    index, targets = (torch.cat((t, t[-1:].expand(extra))) for t in (chosen.index, chosen.targets))
+    return Supervised(index, targets, F.pad(weights, (0, extra)))
+
+
 def _token_loss(model: nn.Module, batch: Batch, path: HeadPath) -> tuple[Tensor, Tensor]:
     chosen = supervised(batch)
+    if path.name == "chunked":
+        chosen = _rounded(chosen)
     states = _states(model, batch, path, chosen.index)
     if path.name == "chunked":
         weight, bias = _head_weights(model)
@@ -183,7 +201,8 @@ def _plain_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _num_rows(batch: Batch) -> int:
-    return len(batch.input_ids) if batch.documents is None else len(batch.documents) - 1
+    # `rows` before documents: a packed row may end with a document that only fills it up.
+    return len(batch.rows) or (len(batch.input_ids) if batch.documents is None else len(batch.documents) - 1)
 
 
 def _rows(batch: Batch, index: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -40,10 +42,12 @@ class ModelWriter:
     def _card(self, *, adapter: bool) -> str:
         kind, loader = ("adapter", "peft") if adapter else ("model", "transformers")
         cls = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+        head = {"base_model": self.config.model, "library_name": loader, "pipeline_tag": "text-generation"}
+        front = yaml.safe_dump({**head, "tags": ["lightning-ft"]}, sort_keys=False, allow_unicode=True)
         lines = "\n".join(f"| {key} | {value} |" for key, value in self.facts.items())
         return (
-            f"---\nbase_model: {self.config.model}\nlibrary_name: {loader}\npipeline_tag: text-generation\n"
-            f"tags: [lightning-ft]\n---\n\n# Fine-tuned {kind} of {self.config.model}\n\n"
+            f"---\n{front}---\n\n"
+            f"# Fine-tuned {kind} of {self.config.model}\n\n"
             f"| | |\n|---|---|\n{lines}\n\nThe chat template it was trained with is in the tokenizer's files.\n\n"
             f"```python\nfrom {loader} import {cls}\n\nmodel = {cls}.from_pretrained('PATH_OF_THIS_FOLDER')\n```\n"
         )

@@ -86,7 +86,7 @@ def _check_options(kind: str, entry: Entry, options: Mapping[str, Any], known: l
 def _instance(kind: str, value: Any, registry: Registry) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if not isinstance(value, CONTRACTS[kind]):
-            raise UsageError(f"Expected --{kind} to be a {CONTRACTS[kind].__name__}, got {type(value).__name__}.")
+            raise UsageError(f"Expected --{kind} to be an instance of {CONTRACTS[kind].__name__}, got {type(value).__name__}.")
         return value
     name, options = _split(kind, value)
     entry = registry[kind].default() if name is None else registry[kind][name]

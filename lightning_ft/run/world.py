@@ -51,7 +51,7 @@ def world(config: TrainingConfig) -> World:
     parts = [part.strip() for part in str(devices).strip("[]").split(",") if part.strip()]
     if devices == "auto":
         local = devices = torch.cuda.device_count() or 1
-    elif not all(part.isdigit() for part in parts):
+    elif not parts or not all(part.isdigit() for part in parts):
         local = 0
     elif isinstance(devices, str) and ("," in devices or "[" in devices):
         local = len(parts)

@@ -29,6 +29,11 @@ FIT = (
 """Flags of the run that all tests of commands look at: three checkpoints, and a loss that falls."""
 
 
+PROGRESS = ("data: ", "precision: ", "packing: ", "batches: ", "resume: ", "run folder: ", "trainable params: ", "loss: ",
+            "preflight: ", "step ")  # fmt: skip
+"""How lines begin that a run says before it stops."""
+
+
 @dataclass(frozen=True)
 class Result:
     """How a command ended."""
@@ -42,6 +47,15 @@ class Cli(Protocol):
     """`lightning-ft ARGV` in this process."""
 
     def __call__(self, *argv: object, stdin: str = "") -> Result: ...
+
+
+class Refused(Protocol):
+    """Asserts that a command ended in one sentence that holds `parts`, and returns it.
+
+    `at_once`: nothing was said before it, and there is no runs/ folder.
+    """
+
+    def __call__(self, result: Result, *parts: str, code: int = 2, at_once: bool = True) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -105,3 +119,32 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, models: dict[Family, Path],
     return Fitted(
         place / "runs" / "instruct_support_1", models["llama"], data, Result(done.returncode, done.stdout, done.stderr)
     )
+
+
+@pytest.fixture
+def clean(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work in an empty folder, and find nothing half-written in it afterwards, nor in the cache."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.rglob(".tmp-*"))
+    assert not list(own_cache.rglob(".tmp-*"))
+
+
+@pytest.fixture
+def refused() -> Refused:
+    """The check of every refusal."""
+
+    def check(result: Result, *parts: str, code: int = 2, at_once: bool = True) -> str:
+        *before, said = result.err.strip().splitlines()
+        assert result.code == code, result.err
+        assert said.startswith("lightning-ft: "), result.err
+        assert all(line.startswith(PROGRESS) for line in before), result.err
+        assert result.out == ""
+        if at_once:
+            assert before == []
+            assert not Path("runs").exists()
+        for part in parts:
+            assert part in said
+        return said.removeprefix("lightning-ft: ")
+
+    return check

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,27 +32,10 @@ class Ended:
     operations: int | None = None
     """Changes to files in the run folder, where it was counted to the end."""
 
-    def checked(self) -> "Ended":
-        """Itself, if it went well."""
-        assert self.status == 0, self.log
+    def ended(self, status: int = 0) -> "Ended":
+        """Itself, if it ended so."""
+        assert self.status == status, self.log
         return self
-
-    def killed(self) -> "Ended":
-        """Itself, if it was killed."""
-        assert self.status == -signal.SIGKILL, self.log
-        return self
-
-
-class Running:
-    """A process of the server."""
-
-    def __init__(self, server: "Forks", log: Path, pid: int) -> None:
-        self.server, self.log, self.pid = server, log, pid
-
-    def wait(self) -> Ended:
-        """Its end."""
-        answer = self.server.answer()
-        return Ended(answer["status"], self.log.read_text(), answer["operations"])
 
 
 class Forks:
@@ -68,27 +50,20 @@ class Forks:
             env=os.environ | ENVIRONMENT | {"LIGHTNING_FT_CACHE": str(folder / "cache")},
         )  # fmt: skip
 
-    def answer(self) -> dict[str, Any]:
-        """The server's next line."""
+    def __call__(self, *argv: object, folder: Path, hit: Mapping[str, tuple[float, int]] | None = None) -> Ended:
+        """`lightning-ft ARGV`; `hit` as in forks.py, operations on files being counted in `folder`."""
+        self.number += 1
+        log = self.folder / f"log_{self.number}.txt"
+        request = {"argv": [str(word) for word in argv], "folder": str(folder), "log": str(log), "hit": hit or {}}
+        assert self.server.stdin is not None
         assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
         line = self.server.stdout.readline()
         if not line:
             raise RuntimeError(f"the server of runs ended: {self.server.communicate()[1]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def start(self, *argv: object, folder: Path, die: Mapping[str, int] | None = None) -> Running:
-        """`lightning-ft ARGV`; `die` says where to kill it, operations on files being counted in `folder`."""
-        self.number += 1
-        log = self.folder / f"log_{self.number}.txt"
-        request = {"argv": [str(word) for word in argv], "folder": str(folder), "log": str(log), "die": die or {}}
-        assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return Running(self, log, self.answer()["pid"])
-
-    def __call__(self, *argv: object, folder: Path, die: Mapping[str, int] | None = None) -> Ended:
-        return self.start(*argv, folder=folder, die=die).wait()
+        answer = json.loads(line)
+        return Ended(answer["status"], log.read_text(), answer["operations"])
 
     def close(self) -> None:
         """End the server."""
@@ -126,16 +101,19 @@ def plain_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """43 training rows of 20 to 200 tokens with 1 to 100 supervised ones, 5 validation rows, 2 test rows."""
+    """41 training rows of 50 to 200 tokens with 2 to 93 supervised ones, 5 validation rows, 2 test rows.
+
+    Eight rows make a step, so that the last step of an epoch has one row.
+    """
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     with path.open("w") as file:
-        for i in range(50):
+        for i in range(48):
             row = {
                 "instruction": f"Say {i} " + "".join(draw.choices("abc ", k=draw.choice([0, 3, 60]))),
                 "input": "",
                 "output": "".join(draw.choices("xyz ", k=draw.choice([0, 1, 10, 90]))) + str(i),
-                "split": "train" if i < 43 else "validation" if i < 48 else "test",
+                "split": "train" if i < 41 else "validation" if i < 46 else "test",
             }
             file.write(json.dumps(row) + "\n")
     return path
@@ -160,5 +138,12 @@ def of_run() -> Any:
     class OfRun:
         weights = staticmethod(weights)
         lines = staticmethod(lines)
+        seconds = staticmethod(lambda run: json.loads((run / "run.json").read_text())["train_seconds"])
 
     return OfRun
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """For runs in processes of their own."""
+    return ENVIRONMENT | {"LIGHTNING_FT_CACHE": str(tmp_path_factory.mktemp("cache"))}

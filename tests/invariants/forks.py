@@ -1,9 +1,11 @@
 """A server of runs: imports everything once, then forks a process per command line, which a test may kill anywhere.
 
-Reads one JSON request per line, `{"argv", "folder", "log", "die"}`; answers `{"pid"}` at once and `{"status", "operations"}`
-at the end, the status being an exit code or minus a signal.
+Reads one JSON request per line, `{"argv", "folder", "log", "hit"}`, and answers it with `{"status", "operations"}`, the
+status being an exit code or minus a signal. `hit` is where a signal comes, as `{place: [n, signal]}`: in the n-th call of a
+method in `PLACES`, before the n-th `operation` on files in `folder`, or `after` n seconds.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -16,13 +18,18 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 
 
-def die() -> None:
-    """As a power cut: nothing is flushed, no handler runs."""
-    os.kill(os.getpid(), signal.SIGKILL)
+PLACES = {
+    "micro-batch": ("lightning_ft.module", "FineTuner", "_micro_loss"),
+    "clip": ("lightning_ft.module", "FineTuner", "configure_gradient_clipping"),
+    "validation": ("lightning_ft.module", "FineTuner", "validation_step"),
+    "validated": ("lightning_ft.run.callbacks", "Saver", "on_validation_end"),
+    "finish": ("lightning_ft.run.session", "Session", "finish"),
+    "best model": ("lightning_ft.run.session", "Session", "_write_best"),
+}
 
 
-def count_operations(folder: str, at: int | None) -> list[int]:
-    """Count what changes files in `folder` from now on, and die just before number `at` (1-based)."""
+def count_operations(folder: str, at: int, number: int) -> list[int]:
+    """Count what changes files in `folder` from now on, and send the signal just before operation `at`."""
     count = [0]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -31,45 +38,41 @@ def count_operations(folder: str, at: int | None) -> list[int]:
         if any(isinstance(arg, (str, os.PathLike)) and os.fspath(arg).startswith(folder) for arg in args[:2]):
             count[0] += 1
             if count[0] == at:
-                die()
+                os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
     return count
 
 
-def die_in(owner: type, name: str, at: int) -> None:
-    """Die in call number `at` (1-based) of a method."""
-    original: Callable[..., Any] = getattr(owner, name)
+def hit_in(module: str, owner: str, name: str, at: int, number: int) -> None:
+    """Send the signal in call `at` of a method."""
+    cls = getattr(importlib.import_module(module), owner)
+    original: Callable[..., Any] = getattr(cls, name)
     calls = [0]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == at:
-            die()
+            os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    setattr(owner, name, counted)
+    setattr(cls, name, counted)
 
 
 def run(request: Mapping[str, Any]) -> None:
     """The body of a forked process; never returns."""
     from lightning_ft.cli import main
-    from lightning_ft.module import FineTuner
-    from lightning_ft.run.callbacks import Saver
 
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    wanted: Mapping[str, int] = request["die"]
-    for place, (owner, name) in {
-        "micro-batch": (FineTuner, "_micro_loss"),
-        "clip": (FineTuner, "configure_gradient_clipping"),
-        "validation": (FineTuner, "validation_step"),
-        "saved": (Saver, "on_validation_end"),
-    }.items():
-        if place in wanted:
-            die_in(owner, name, wanted[place])
-    count = count_operations(request["folder"], wanted.get("operation"))
+    hits = dict(request["hit"])
+    count = count_operations(request["folder"], *hits.pop("operation", (0, 0)))
+    if "after" in hits:
+        # Nobody listens to this signal: the kernel ends the process wherever it is, as with kill -9.
+        signal.setitimer(signal.ITIMER_REAL, hits.pop("after")[0])
+    for place, (at, number) in hits.items():
+        hit_in(*PLACES[place], at, number)
     code = main(request["argv"])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -94,7 +97,6 @@ def serve() -> None:
         if pid == 0:
             sys.stdin.close()
             run(request)
-        print(json.dumps({"pid": pid}), flush=True)
         _, status = os.waitpid(pid, 0)
         operations = Path(request["log"]).with_suffix(".operations")
         counted = int(operations.read_text()) if operations.exists() else None

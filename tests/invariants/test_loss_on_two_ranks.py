@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import transformers as tf
+from torch.distributed.tensor import DTensor
 
 from lightning_ft.engine.attention import check_packing
+from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import head_path, score_rows, token_loss, verify_head
 from lightning_ft.types import IGNORE_INDEX, Batch
 
@@ -16,7 +19,7 @@ CASES = [("ddp", False), ("ddp", True), ("fsdp2", False), ("fsdp2", True), ("fsd
 """How the model is spread, and whether its head is the embedding."""
 
 
-def make(tied: bool) -> torch.nn.Module:
+def make(tied: bool) -> tf.PreTrainedModel:
     torch.manual_seed(0)
     config = tf.LlamaConfig(
         vocab_size=97,
@@ -26,7 +29,8 @@ def make(tied: bool) -> torch.nn.Module:
         num_attention_heads=4,
         tie_word_embeddings=tied,
     )
-    return tf.AutoModelForCausalLM.from_config(config).double().train()
+    model: tf.PreTrainedModel = tf.LlamaForCausalLM(config).double().train()
+    return model
 
 
 def batch_of(rank: int) -> Batch:
@@ -36,14 +40,14 @@ def batch_of(rank: int) -> Batch:
     return Batch(ids, labels, torch.arange(9).expand(2, 9), None, ("a:1", "a:2"))
 
 
-def wrap(model: torch.nn.Module, kind: str) -> torch.nn.Module:
+def wrap(model: tf.PreTrainedModel, kind: str) -> torch.nn.Module:
     if kind == "ddp":
         return torch.nn.parallel.DistributedDataParallel(model)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (2,))
-    parts = [*model.model.layers, *([model.lm_head] if kind == "fsdp2-head" else []), model]
+    parts = [*base_model(model).model.layers, *([base_model(model).lm_head] if kind == "fsdp2-head" else []), model]
     for part in parts:
         fully_shard(part, mesh=mesh)
     return model
@@ -54,7 +58,8 @@ def compare(rank: int, kind: str, tied: bool) -> None:
     for number in range(2):
         batch = batch_of(number)
         logits = reference(input_ids=batch.input_ids).logits[:, :-1].flatten(0, 1)
-        (F.cross_entropy(logits, batch.labels[:, 1:].flatten(), reduction="sum") / 2).backward()
+        half = F.cross_entropy(logits, batch.labels[:, 1:].flatten(), reduction="sum") / 2
+        half.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     expected = {name: p.grad for name, p in reference.named_parameters()}
     scores = score_rows(reference, batch_of(rank))
 
@@ -63,14 +68,14 @@ def compare(rank: int, kind: str, tied: bool) -> None:
         assert "equal" in verify_head(model, batch_of(rank))
         assert check_packing(model, 97).way == "documents"
     assert head_path(model).name == ("selected" if kind == "fsdp2-head" else "chunked")
-    token_loss(model, batch_of(rank))[0].backward()
+    token_loss(model, batch_of(rank))[0].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for name, p in model.named_parameters():
-        grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+        grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
         torch.testing.assert_close(grad, expected[name.removeprefix("module.")])
     torch.testing.assert_close(score_rows(model, batch_of(rank)), scores)
 
 
-def test_two_ranks_equal_one(tmp_path):
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, __file__, str(tmp_path / "meeting")]
     ranks = [

@@ -1,5 +1,9 @@
 """Runs that must be equal: rows packed, rows padded, and rows one by one, in loss and gradient, row by row."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import transformers as tf
@@ -11,32 +15,36 @@ from lightning_ft.types import IGNORE_INDEX, Batch
 # peft asks transformers whether layers are checkpointed by a name that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 VOCAB = 97
-BASE = {
+BASE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-GPT2 = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2,
-        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
-FAMILIES = {
+GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
+EAGER: dict[str, Any] = {"attn_implementation": "eager"}
+FAMILIES: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "llama": lambda: tf.LlamaConfig(**BASE),
     "gpt2": lambda: tf.GPT2Config(**GPT2),
     "gemma2": lambda: tf.Gemma2Config(
-        **BASE,
-        head_dim=8,
-        sliding_window=4,
-        attn_logit_softcapping=0.5,
-        final_logit_softcapping=0.5,
-        attn_implementation="eager",
+        **BASE, **EAGER, head_dim=8, sliding_window=4, attn_logit_softcapping=0.5, final_logit_softcapping=0.5
     ),
 }
 # transformers' eager attention, which capped scores need, takes its softmax in float32; ours in float64.
-CLOSE = {"gemma2": {"rtol": 1e-4, "atol": 1e-5}}
+CLOSE: dict[str, dict[str, Any]] = {"gemma2": {"rtol": 1e-4, "atol": 1e-5}}
+
+Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Ids, labels and weights."""
 
 
-def make(family, adapter):
+def make(family: str, adapter: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     config = FAMILIES[family]()
-    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation).double().train()
+    plain = tf.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        config, attn_implementation=config._attn_implementation
+    )
+    model: torch.nn.Module = plain.double().train()
     if adapter:
         from peft import LoraConfig, get_peft_model
 
@@ -45,8 +53,8 @@ def make(family, adapter):
     return model
 
 
-def rows_of(vocab, lengths=(9, 4, 13, 2, 6), seed=0):
-    """(ids, labels, weights) per row; every row has a prompt, and one row no target at all."""
+def rows_of(vocab: int, lengths: Sequence[int] = (9, 4, 13, 2, 6), seed: int = 0) -> list[Row]:
+    """Every row has a prompt, and one row no target at all."""
     draw = torch.Generator().manual_seed(seed)
     rows = []
     for number, length in enumerate(lengths):
@@ -57,15 +65,16 @@ def rows_of(vocab, lengths=(9, 4, 13, 2, 6), seed=0):
     return rows
 
 
-def pad(rows):
-    pack = lambda n, fill: torch.nn.utils.rnn.pad_sequence([row[n] for row in rows], True, fill)
-    ids = pack(0, 0)
+def pad(rows: Sequence[Row]) -> Batch:
+    ids, labels, weights = (
+        torch.nn.utils.rnn.pad_sequence([row[n] for row in rows], True, fill) for n, fill in enumerate((0, IGNORE_INDEX, 0))
+    )
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     lengths = tuple(len(row[0]) for row in rows)
-    return Batch(ids, pack(1, IGNORE_INDEX), positions, None, tuple(map(str, lengths)), weights=pack(2, 0.0), lengths=lengths)
+    return Batch(ids, labels, positions, None, tuple(map(str, lengths)), weights=weights, lengths=lengths)
 
 
-def pack(rows):
+def pack(rows: Sequence[Row]) -> Batch:
     ids, labels, weights = (torch.cat([row[n] for row in rows])[None] for n in range(3))
     lengths = tuple(len(row[0]) for row in rows)
     borders = tuple(sum(lengths[:n]) for n in range(len(lengths) + 1))
@@ -73,16 +82,19 @@ def pack(rows):
     return Batch(ids, labels, positions, borders, tuple(map(str, lengths)), weights=weights, lengths=lengths)
 
 
-def loss_and_gradients(model, batches):
+def loss_and_gradients(
+    model: torch.nn.Module, batches: Sequence[Batch]
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor | None]]:
     model.zero_grad(set_to_none=True)
     losses, totals = zip(*(token_loss(model, batch) for batch in batches), strict=True)
-    sum(losses).backward()
-    return sum(losses).detach(), sum(totals), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    loss = torch.stack(losses).sum()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return loss.detach(), torch.stack(totals).sum(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_equals_padded_equals_one_by_one(family, adapter):
+def test_packed_equals_padded_equals_one_by_one(family: str, adapter: bool) -> None:
     model, rows = make(family, adapter), rows_of(VOCAB)
     alone = [pad([row]) for row in rows]
     expected = loss_and_gradients(model, alone)
@@ -92,7 +104,7 @@ def test_packed_equals_padded_equals_one_by_one(family, adapter):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_row_scores_the_same(family):
+def test_each_row_scores_the_same(family: str) -> None:
     model, rows = make(family, False), rows_of(VOCAB)
     alone = [score_rows(model, pad([row]))[0] for row in rows]
     assert alone[3] == (0.0, 0, 0)
@@ -103,7 +115,7 @@ def test_each_row_scores_the_same(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_row_has_the_same_gradient(family):
+def test_each_row_has_the_same_gradient(family: str) -> None:
     model, rows = make(family, False), rows_of(VOCAB)
     trained = [p for p in model.parameters() if p.requires_grad]
     for number, row in enumerate(rows):
@@ -113,7 +125,7 @@ def test_each_row_has_the_same_gradient(family):
             torch.testing.assert_close(found, expected, **CLOSE.get(family, {}))
 
 
-def test_real_model(shared_data):
+def test_real_model(shared_data: Path) -> None:
     """A trained model of 260 thousand parameters, in float32."""
     folder = shared_data / "lm_stories260k" / "hf"
     if not folder.is_dir():
