@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.loading import Loaded, load
+from lightning_ft.run.signals import stoppable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ def fit(*, model: str, data: str | Sequence[str], **options: Any) -> Run:
     return fit_config(TrainingConfig.from_dict({"model": model, "data": files, **options}), given=frozenset(options))
 
 
+@stoppable()
 def fit_config(config: TrainingConfig, *, given: frozenset[str] = frozenset()) -> Run:
     """Fine-tune as `config` says.
 

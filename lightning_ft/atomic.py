@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 ASIDE = f"{TEMPORARY}old-"
+REFUSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
+"""What a disk answers that takes no more."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's renameat2: paths are as open() takes them; swap the two."""
 
@@ -47,14 +49,20 @@ def whole_folder(target: Path) -> Iterator[Path]:
         _replace(temporary, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno not in REFUSED:
             raise
-        raise TrainingError(
-            f"Could not write '{target}': {error}; what was saved before is untouched. Free some space and type --resume."
-        ) from error
+        raise not_written(target, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def not_written(target: Path, error: Exception) -> TrainingError:
+    """What to tell when the disk is full or takes no more for another reason."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return TrainingError(
+        f"Could not write '{target}': {why}; what was saved before is untouched. Free some space and type --resume."
+    )
 
 
 def _write_manifest(folder: Path) -> None:
@@ -101,12 +109,15 @@ def broken(folder: Path) -> str | None:
         return f"{MANIFEST} is unreadable"
     for name, (size, digest) in files.items():
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, expected {size}"
-        if sha256(path) != digest:
-            return f"{name} has another hash than when it was written"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, expected {size}"
+            if sha256(path) != digest:
+                return f"{name} has another hash than when it was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 

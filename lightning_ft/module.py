@@ -8,11 +8,13 @@ pass, each micro-batch adds `sum / total`, and nothing is ever half done when a 
 from __future__ import annotations
 
 import inspect
+import math
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
@@ -69,7 +71,7 @@ class FineTuner(L.LightningModule):
         self.grad_norm = torch.zeros(())
         self.step_loss = torch.zeros(())
         self.counted: dict[str, Tensor] = {}
-        self._micro: list[tuple[Tensor, tuple[str, ...]]] = []
+        self._micro: list[tuple[Tensor, Batch]] = []
         self._validation = torch.zeros(3, dtype=torch.float64)
 
     def configure_model(self) -> None:
@@ -136,7 +138,7 @@ class FineTuner(L.LightningModule):
             loss = loss + term.weight * term.sum / step.totals[term.per]
             count = torch.as_tensor(term.count, dtype=torch.float64, device="cpu" if isinstance(term.count, float) else None)
             self.counted[term.per] = self.counted.get(term.per, torch.zeros_like(count)) + count.detach()
-        self._micro.append((loss.detach(), batch.rows))
+        self._micro.append((loss.detach(), batch))
         return loss * self.trainer.world_size
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -149,15 +151,42 @@ class FineTuner(L.LightningModule):
         params = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = optim.grad_norm(params).detach()
         if not torch.isfinite(self.grad_norm):
-            bad = [rows for loss, rows in self._micro if not torch.isfinite(loss)]
-            rows = (bad or [rows for _, rows in self._micro])[0]
-            what = "loss" if bad else "gradient"
-            raise TrainingError(
-                f"The {what} of step {self.global_step} is not finite (micro-batch of rows {', '.join(rows[:8])}); nothing was "
-                "updated. Lower --learning_rate, or look at these rows; --precision fp32 rules out overflow."
-            )
+            bad = [batch for loss, batch in self._micro if not torch.isfinite(loss)]
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            if not bad and scaler is not None and scaler.get_scale() > 1:
+                return  # fp16 finds its scale that way: the scaler skips this step and halves it
+            raise TrainingError(self._not_finite(bad))
         if self.config.max_grad_norm:
             optim.clip(params, self.grad_norm, self.config.max_grad_norm)
+
+    def _not_finite(self, bad: list[Batch]) -> str:
+        """What to tell of a step with a loss or gradient that is not finite.
+
+        Args:
+            bad: This rank's micro-batches whose loss is not; none: it was the gradient, or another rank's loss.
+        """
+        rows = [row for batch in bad for row in self._bad_rows(batch)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            found: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(found, rows)
+            rows = [row for of_rank in found for row in of_rank]
+        what = "loss" if rows else "gradient"
+        rows = rows or [row for _, batch in self._micro for row in batch.rows]
+        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        return (
+            f"The {what} of step {self.global_step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "
+            "Lower --learning_rate, or look at these rows; --precision fp32 rules out overflow."
+        )
+
+    def _bad_rows(self, batch: Batch) -> tuple[str, ...]:
+        """The rows whose own likelihood is not finite; all of them where a single one cannot be told."""
+        from lightning_ft.engine.loss import score_rows
+
+        if any(isinstance(p, DTensor) for p in self.model.parameters()):
+            return batch.rows  # other ranks are not here to bring their shards
+        scores = score_rows(self.model, batch)
+        bad = [row for row, (nll, *_) in zip(batch.rows, scores, strict=False) if not math.isfinite(nll)]
+        return tuple(bad) if len(scores) == len(batch.rows) and bad else batch.rows
 
     def on_train_batch_end(self, outputs: Any, step: Step, index: int) -> None:
         """Let the method act on the finished step while the gradients exist."""

@@ -112,7 +112,7 @@ def file_tree() -> str:
     lines = ["lightning_ft/"]
     for path in sorted((ROOT / "lightning_ft").rglob("*.py"), key=lambda p: (p.parent, p.name != "__init__.py", p.name)):
         said = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-        short = re.split(r"(?<=\w)[:;,.] |\.$", said)[0].strip("`") if len(said) > 90 else said.rstrip(".")
+        short = re.split(r"(?<=\w)[:;,.] |\.$", said)[0] if len(said) > 90 else said.rstrip(".")
         name = path.relative_to(ROOT / "lightning_ft").as_posix()
         if path.name == "__init__.py":
             name = name.removesuffix("__init__.py")
@@ -124,6 +124,7 @@ def file_tree() -> str:
     lines += [f"  {folder.name + '/':<28}{project(folder)['description'].rstrip('.')}" for folder in families()]
     lines += [
         "tests/                        test_<module>.py; the folders below",
+        "  e2e/                        every command as a user types it, wrong input, what others load",
         "  contracts/                  every registered class against every clause of its contract",
         "  invariants/                 runs that must be equal are equal",
         "  distributions/eggplant/     a third-party plugin, installed by the tests",

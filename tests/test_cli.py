@@ -143,6 +143,12 @@ def test_help_and_typos_import_nothing_heavy(argv: tuple[str, ...], code: int) -
         (("generate", "x", "--seed", "y"), "Expected --seed to be a whole number; got 'y'."),
         (("generate", "--prompt", "y"), "Expected --model, got nothing; type `lightning-ft generate --model RUN "
          "--prompt TEXT`."),
+        (("generate", "x", "--model", "y"), "Expected one value of --model, got 'x' and 'y'; give it once."),
+        (("chat", "x", "--model", "y"), "Expected one value of --model, got 'x' and 'y'; give it once."),
+        (("evaluate", "x", "--model", "y"), "Expected one value of --model, got 'x' and 'y'; give it once."),
+        (("score", "x", "--predictions", "y", "--metrics", "z"), "Expected one value of --predictions, got 'x' and 'y'; "
+         "give it once."),
+        (("quickstart", "--epochs", "0"), "Expected --epochs to be above 0; got 0.0."),
         (("generate", "x"), "Expected a prompt by --prompt, --prompts or standard input; got none."),
         (("chat",), "Expected --model, got nothing; type `lightning-ft chat --model RUN`."),
         (("evaluate", "x"), "Expected --data, got nothing; type `lightning-ft evaluate --model RUN --data FILE`."),
@@ -314,6 +320,31 @@ def test_doctor_finds_a_broken_plugin_and_a_missing_requirement(eggs: Path, tmp_
     assert found["pluggy"]["detail"].endswith("hungry-dist needs >=99")
     assert found["plugin omelette"]["state"] == "ok"
     assert found["bf16"]["detail"].startswith(("fast", "slow"))
+
+
+def test_doctor_mends_a_torch_without_cuda_naming_no_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    main(["doctor", "--json"])
+    (found,) = [line for line in json.loads(capsys.readouterr().out) if line["what"] == "gpu"]
+    assert "pip install --upgrade torch, in the build for your CUDA version" in found["mend"]
+    assert "://" not in found["mend"]
+
+
+def test_prompts_may_hold_the_line_separators_of_unicode(tmp_path: Path) -> None:
+    from lightning_ft.cli.generate import _read_prompts
+
+    file = tmp_path / "p.jsonl"
+    prompts = ["one\u2028two\x85three", "four"]
+    text = "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\r\n" for p in prompts)
+    file.write_bytes(text.encode())
+    assert _read_prompts(str(file)) == prompts
 
 
 def test_chat_keeps_the_turns_and_runs_its_commands(

@@ -87,6 +87,15 @@ def test_flags_become_typed_options(argv: tuple[str, ...], expected: dict[str, o
             "Expected a flag of `lightning-ft fit --help`, got '--seed.x': --seed has no options of its own.",
         ),
         (("a", "b", "--data", "c"), "Expected one model, got 'a' and 'b'; several files follow --data."),
+        (("a", "--model", "b", "--data", "c"), "Expected one model, got 'a' and 'b'; give it once."),
+        (
+            (*BASE, "--trainer.a.b", "c", "--trainer.a.b.d.f", "e"),
+            "Expected --trainer.a.b.d.f below a mapping; got 'c' as the value of 'b'.",
+        ),
+        (
+            (*BASE, "--trainer.a.b", "c", "--trainer.a.b.d", "e"),
+            "Expected --trainer.a.b.d below a mapping; got 'c' as the value of 'b'.",
+        ),
         (
             ("--data", "a"),
             "Expected --model, got nothing; type `lightning-ft fit --model PATH_OR_HUB_ID --data FILE`.",
@@ -237,6 +246,36 @@ def test_remote_code_in_a_file_is_confirmed_by_the_flag(tmp_path: Path) -> None:
     assert request_of(*BASE, "--config", path, "--trust_remote_code").values["trust_remote_code"] is True
 
 
+def run_folder(folder: Path, text: str) -> str:
+    """A run folder as somebody else may have written it."""
+    write(folder, "{}", "run.json")
+    write(folder, f"model: base\ndata: [rows.jsonl]\n{text}\n", "config.yaml")
+    (folder / "checkpoints" / "last").mkdir(parents=True)
+    return str(folder)
+
+
+@pytest.mark.parametrize("below", ["", "/checkpoints", "/checkpoints/last"])
+@pytest.mark.parametrize(("stage", "flag"), [("fit", "--resume"), ("test", "--model"), ("predict", "--model")])
+def test_foreign_class_paths_in_the_config_of_a_run_are_refused(tmp_path: Path, stage: str, flag: str, below: str) -> None:
+    import sys
+
+    folder = run_folder(tmp_path, "trainer: {callbacks: [{class_path: antigravity.fly}]}")
+    with pytest.raises(UsageError, match=r"got 'antigravity\.fly' at 'trainer\.callbacks\.class_path', which a config may not"):
+        request_of(flag, f"{folder}{below}", stage=stage)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_resumed_run_gives_everything_but_the_trust_in_remote_code(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "revision: abc\ntrust_remote_code: true\nepochs: 7\nresume: elsewhere")
+    with pytest.raises(UsageError, match=r"config\.yaml:4: expected trust_remote_code to be false .*type --trust_remote_code"):
+        request_of("--resume", folder)
+    found = request_of("--resume", folder, "--trust_remote_code").config()
+    assert (found.model, found.data, found.epochs, found.resume) == ("base", ["rows.jsonl"], 7.0, folder)
+    assert found.trust_remote_code is True
+    for stage in ("validate", "test"):
+        assert request_of("--model", folder, stage=stage).config().trust_remote_code is False
+
+
 def test_stages_take_over_the_config_of_the_run_they_look_at(tmp_path: Path) -> None:
     config = TrainingConfig(model="base", data=["a.jsonl"], seed=7, split=[0.6, 0.2, 0.2], output="elsewhere", max_steps=3)
     import yaml
@@ -301,6 +340,14 @@ def test_a_config_of_many_aliases_is_refused(tmp_path: Path) -> None:
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     with pytest.raises(UsageError, match="expected at most 20000 values"):
         read_config(write(tmp_path, "\n".join(lines)))
+
+
+@pytest.mark.parametrize("deep", ["[" * 3000, "[" * 3000 + "]" * 3000, "{a: " * 3000 + "1" + "}" * 3000, "[" * 60 + "]" * 60])
+def test_a_deep_config_is_refused(tmp_path: Path, deep: str) -> None:
+    with pytest.raises(UsageError, match=r"c\.yaml: expected .*nested at most 50 deep; got more"):
+        read_config(write(tmp_path, f"trainer: {deep}"))
+    with pytest.raises(MismatchError):
+        coerce("[" * 3000 + "]" * 3000, dict, text=True)
 
 
 @pytest.mark.parametrize(

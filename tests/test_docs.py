@@ -1,4 +1,4 @@
-"""The pages README.md, plugins/README.md and benchmarks/README.md are true: examples run, names exist, tables are up to date."""
+"""README.md, plugins/README.md and benchmarks/README.md are true: examples run, names exist, tables are up to date."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_every_hook_contract_and_fixture_is_documented() -> None:
     shown = {name for name, value in vars(fixtures).items() if type(value).__name__ == "FixtureFunctionDefinition"}
     assert shown
     assert [name for name in shown if f"`{name}`" not in text] == []
-    clauses = {
+    clauses: dict[str, Any] = {
         "method": methods.METHOD_CLAUSES, "task": checks.TASK_CLAUSES, "metric": checks.METRIC_CLAUSES,
         "objective": checks.OBJECTIVE_CLAUSES,
     }  # fmt: skip

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LightningFTError as error:
         if debug:
             traceback.print_exc()
-        _say(" ".join(str(error).split("\n")) if "\n" not in str(error).strip() else str(error).strip())
+        _say(str(error).strip())
         return 128 + error.signum if isinstance(error, RunInterruptedError) else error.exit_code
     except Exception as error:
         if debug:

@@ -6,9 +6,9 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.cli.parser import command
+from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
-from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.errors import did_you_mean
 from lightning_ft.types import Message
 
 if TYPE_CHECKING:
@@ -66,14 +66,11 @@ def main(argv: Sequence[str]) -> int:
         "Talk to a model. Commands inside: " + ", ".join(COMMANDS) + ". Ctrl-C stops an answer, Ctrl-D leaves.",
         "example: lightning-ft chat runs/support_1 --temperature 0.7",
     )
-    parser.add_argument("model_", nargs="?", metavar="MODEL", help="run folder, adapter, model folder, hub id, or embedded")
-    parser.add_argument("--model", help="the same as MODEL")
+    add_model(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="the system turn")
     add_sampling(parser)
     arguments = parser.parse_args(argv)
-    model = arguments.model or arguments.model_
-    if not model:
-        raise UsageError("Expected --model, got nothing; type `lightning-ft chat --model RUN`.")
+    model = given_once(arguments, "model", "lightning-ft chat --model RUN")
     repl(Conversation(answerer(model, given_sampling(arguments)), arguments.system))
     return 0
 

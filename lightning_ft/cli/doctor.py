@@ -113,7 +113,7 @@ def _devices() -> Iterator[Finding]:
     else:
         built = "" if torch.version.cuda is None else f"; torch is built for CUDA {torch.version.cuda}, but finds no GPU"
         if shutil.which("nvidia-smi") and torch.version.cuda is None:
-            mend = f"{sys.executable} -m pip install --upgrade torch --index-url https://download.pytorch.org/whl/cu128"
+            mend = f"{sys.executable} -m pip install --upgrade torch, in the build for your CUDA version (nvidia-smi shows it)"
             yield Finding("gpu", "note", "a driver is here, but torch is built without CUDA", mend)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         yield Finding("cpu", "ok", f"{device_name()}, {cores} cores, {torch.get_num_threads()} threads used{built}")

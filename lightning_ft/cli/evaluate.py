@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_ft.cli.parser import command
+from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import UsageError
 
@@ -19,8 +19,7 @@ def main(argv: Sequence[str]) -> int:
         "Measure a model on held-out data: likelihoods, and generated answers where a metric reads them.",
         "example: lightning-ft evaluate runs/support_1 --data test.jsonl --metrics loss,token_accuracy",
     )
-    parser.add_argument("model_", nargs="?", metavar="MODEL", help="run folder, adapter, model folder, hub id, or embedded")
-    parser.add_argument("--model", help="the same as MODEL")
+    add_model(parser)
     parser.add_argument("--data", nargs="+", metavar="FILE", help="files, globs or folders; every row is measured")
     parser.add_argument(
         "--metrics", nargs="+", metavar="NAME", help="default: loss, perplexity, token accuracy and those of the task"
@@ -30,10 +29,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FOLDER", help="the folder to write; default: <run>/eval_<n>")
     add_sampling(parser)
     arguments = parser.parse_args(argv)
-    model = arguments.model or arguments.model_
-    for name, value in (("model", model), ("data", arguments.data)):
-        if not value:
-            raise UsageError(f"Expected --{name}, got nothing; type `lightning-ft evaluate --model RUN --data FILE`.")
+    usage = "lightning-ft evaluate --model RUN --data FILE"
+    model = given_once(arguments, "model", usage)
+    if not arguments.data:
+        raise UsageError(f"Expected --data, got nothing; type `{usage}`.")
     metrics = split_names(arguments.metrics)
 
     from lightning_ft.api import evaluate

@@ -43,7 +43,6 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
 
         # A broken plugin must not keep anybody from reading how to switch it off.
         registry = Registry(*plugins.load(tolerant=True))
-        arguments.layer.values.pop("config", None)
         request = resolve(arguments, stage=stage, complete=False) if _names_something(arguments) else Request({}, frozenset())
         print(fit_help(stage, request, registry, everything=arguments.switches["help"] == "all"))
         return 0

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SECTIONS = (*PLUGGABLE, "trainer")
 """Options with options of their own: `--method.rank 64`, `--trainer.max_time 1h`."""
 SWITCHES = {"help": ("--help", "-h"), "print_config": ("--print_config",)}
+FIRST = "the first argument"
+"""The place of a model without its flag."""
 UNSPLIT = ("data", "val_data", "test_data")
 """Lists whose words are paths and may hold commas."""
 TRAINER_ALIASES = {
@@ -97,7 +99,7 @@ def parse_flags(argv: Sequence[str], options: Mapping[str, Option]) -> Arguments
             if "model" in out.layer.values:
                 given = out.layer.values["model"].value
                 raise UsageError(f"Expected one model, got '{given}' and '{word}'; several files follow --data.")
-            out.layer.values["model"] = Given(word, True, "the first argument", "the model")
+            out.layer.values["model"] = Given(word, True, FIRST, "the model")
             continue
         flag, equals, value = word.partition("=")
         switch = next((name for name, spellings in SWITCHES.items() if flag in spellings), None)
@@ -134,9 +136,12 @@ def _take(flag: str, given: list[str] | None, words: list[str], layer: Layer, op
         text = value[0]
         layer.sections.setdefault(name, {}).update(_section(name, Given(text, True, flag, flag)))
     elif many:
-        before = layer.values[name].value if name in layer.values else []
-        layer.values[name] = Given([*before, *value], True, flag, flag)
+        earlier = layer.values[name].value if name in layer.values else []
+        layer.values[name] = Given([*earlier, *value], True, flag, flag)
     else:
+        before = layer.values.get(name)
+        if before is not None and before.place == FIRST:
+            raise UsageError(f"Expected one model, got '{before.value}' and '{value[0]}'; give it once.")
         layer.values[name] = Given(value[0], True, flag, flag)
 
 
@@ -180,6 +185,8 @@ def _put(section: dict[str, Given], path: list[str], value: Any, flag: str) -> N
     at = tree
     for key in rest[:-1]:
         at = at.setdefault(key, {})
+        if not isinstance(at, dict):
+            raise UsageError(f"Expected {flag} below a mapping; got {show(at)} as the value of '{key}'.")
     at[rest[-1]] = value
     section[head] = Given(tree, True, f"--{flag.partition('.')[0][2:]}.{head}", flag)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_ft.cli.parser import command
+from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import DataError, UsageError
 
@@ -22,8 +22,7 @@ def main(argv: Sequence[str]) -> int:
         "Answer prompts. Prompts come from --prompt, --prompts or standard input (the whole input is one prompt).",
         'example: lightning-ft generate runs/support_1 --prompt "Where is my parcel?"',
     )
-    parser.add_argument("model_", nargs="?", metavar="MODEL", help="run folder, adapter, model folder, hub id, or embedded")
-    parser.add_argument("--model", help="the same as MODEL")
+    add_model(parser)
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt (repeatable)")
     parser.add_argument(
         "--prompts", metavar="FILE", help='a prompt per line, or .jsonl with {"prompt": ...}; - is standard input'
@@ -32,9 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help='print {"prompt", "prediction"} per line')
     add_sampling(parser)
     arguments = parser.parse_args(argv)
-    model = arguments.model or arguments.model_
-    if not model:
-        raise UsageError("Expected --model, got nothing; type `lightning-ft generate --model RUN --prompt TEXT`.")
+    model = given_once(arguments, "model", "lightning-ft generate --model RUN --prompt TEXT")
     prompts = [*arguments.prompt, *(_read_prompts(arguments.prompts) if arguments.prompts else ())]
     if not prompts and not sys.stdin.isatty():
         text = sys.stdin.read().strip("\n")
@@ -74,7 +71,8 @@ def _read_prompts(name: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else f"byte {error.start} is no UTF-8"
         raise DataError(f"{name}: expected a text file of prompts; {said}.") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    # Not splitlines(): it also breaks at U+2028 and its like, which JSON strings may hold as they are.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not name.endswith(".jsonl"):
         return [line for _, line in lines]
     prompts = []

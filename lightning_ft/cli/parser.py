@@ -67,3 +67,28 @@ def command(name: str, description: str, epilog: str | None = None) -> CommandPa
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_model(parser: CommandParser) -> None:
+    """The model, as the first argument or after --model; `given_once(arguments, "model", ...)` reads it."""
+    add_once(parser, "model", "MODEL", "run folder, adapter, model folder, hub id, or embedded")
+
+
+def add_once(parser: CommandParser, name: str, metavar: str, text: str) -> None:
+    """An argument that is given either by its place or by its flag."""
+    parser.add_argument(f"{name}_", nargs="?", metavar=metavar, help=text)
+    parser.add_argument(f"--{name}", metavar=metavar, help=f"the same as {metavar}")
+
+
+def given_once(arguments: argparse.Namespace, name: str, usage: str) -> str:
+    """The value of an argument of `add_once`.
+
+    Raises:
+        UsageError: it was given twice, or not at all.
+    """
+    placed, flagged = (getattr(arguments, key) for key in (f"{name}_", name))
+    if placed and flagged:
+        raise UsageError(f"Expected one value of --{name}, got '{placed}' and '{flagged}'; give it once.")
+    if not (placed or flagged):
+        raise UsageError(f"Expected --{name}, got nothing; type `{usage}`.")
+    return str(placed or flagged)

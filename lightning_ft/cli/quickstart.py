@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     from lightning_ft import api
     from lightning_ft.run.world import world
 
-    given = {"epochs": arguments.epochs} if arguments.epochs else {}
+    given = {"epochs": arguments.epochs} if arguments.epochs is not None else {}
     config = quickstart_config(seed=arguments.seed, output=arguments.output, **given)
     run = api.fit_config(config, given=frozenset({*OPTIONS, "model", "data", "seed"}))
     if world(config).main:

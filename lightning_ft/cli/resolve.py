@@ -6,9 +6,9 @@ Only optimisers and metrics are torch classes; `check_torch_names` looks them up
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_ft.classpaths import check_class_paths
 from lightning_ft.cli.flags import Arguments, Given, Layer, file_layer, parse_flags
@@ -18,6 +18,9 @@ from lightning_ft.cli.yamlfile import find_config, read_config
 from lightning_ft.config import PLUGGABLE, TrainingConfig
 from lightning_ft.errors import LightningFTError, UsageError, did_you_mean
 from lightning_ft.registry import Entry, registry
+
+if TYPE_CHECKING:
+    from lightning_ft.cli.yamlfile import ConfigFile
 
 NOT_INHERITED = ("model", "output", "name", "resume", "trainer", "trust_remote_code", "from_scratch")
 """What `validate`, `test` and `predict` do not take over from the config of the run that they look at."""
@@ -59,19 +62,11 @@ def resolve(arguments: Arguments, *, stage: str = "fit", complete: bool = True) 
         UsageError: the first thing that is wrong, in one sentence.
     """
     options = options_of(TrainingConfig)
-    layers = []
-    for name in arguments.configs:
-        config = find_config(name)
-        check_class_paths(config.values, config.path)
-        layers.append(file_layer(config, options))
-    layers.append(arguments.layer)
+    layers = [*(_checked_layer(find_config(name), options) for name in arguments.configs), arguments.layer]
     for section, values in arguments.layer.sections.items():
         check_class_paths({section: {k: _leaves(v.value) for k, v in values.items()}}, "the flags")
+    layers.insert(0, _run_layer(stage, layers, options))
     _check_remote_code(layers)
-    if stage != "fit":
-        layers.insert(0, _run_layer(layers, options))
-    elif (resumed := _resumed_layer(layers, options)) is not None:
-        layers.insert(0, resumed)
     request = Request({}, frozenset(), switches=arguments.switches)
     merged: dict[str, Given] = {}
     for layer in layers:
@@ -98,34 +93,30 @@ def _check_remote_code(layers: Sequence[Layer]) -> None:
                 raise given.error("to be false in a config file; to run the model repository's code, type --trust_remote_code.")
 
 
-def _run_layer(layers: Sequence[Layer], options: Mapping[str, Option]) -> Layer:
-    """The config of the run that `model` names, so that its split, template and task are those of the training."""
-    model = next((layer.values["model"].value for layer in reversed(layers) if "model" in layer.values), None)
-    folder = Path(str(model)) if model else None
-    for place in (folder, *folder.parents[:2]) if folder and folder.is_dir() else ():
+def _checked_layer(config: ConfigFile, options: Mapping[str, Option]) -> Layer:
+    check_class_paths(config.values, config.path)
+    return file_layer(config, options)
+
+
+def _run_layer(stage: str, layers: Sequence[Layer], options: Mapping[str, Option]) -> Layer:
+    """The config of the run that is resumed or looked at; empty where there is none.
+
+    `resume` names it, so that `fit --resume RUN` needs nothing else; for the other stages `model` does, so that split,
+    template and task are those of the training.
+    """
+    key = "resume" if stage == "fit" else "model"
+    name = next((layer.values[key].value for layer in reversed(layers) if key in layer.values), None)
+    if not name or (key, name) == ("resume", "auto"):
+        return Layer()
+    folder = Path(str(name))
+    for place in (folder, *folder.parents[:2]) if folder.is_dir() else ():
         if (place / "config.yaml").is_file() and (place / "run.json").is_file():
-            layer = file_layer(read_config(place / "config.yaml"), options)
-            for name in NOT_INHERITED:
-                layer.values.pop(name, None)
-                layer.sections.pop(name, None)
-            if layer.values.get("resume"):
-                layer.values.pop("resume")
+            layer = _checked_layer(read_config(place / "config.yaml"), options)
+            for dropped in NOT_INHERITED if stage != "fit" else ():
+                layer.values.pop(dropped, None)
+                layer.sections.pop(dropped, None)
             return layer
     return Layer()
-
-
-def _resumed_layer(layers: Sequence[Layer], options: Mapping[str, Option]) -> Layer | None:
-    """The config of the run that `resume` names, so that `fit --resume RUN` needs nothing else."""
-    name = next((layer.values["resume"].value for layer in reversed(layers) if "resume" in layer.values), None)
-    if name in (None, "auto") or not Path(str(name)).is_dir():
-        return None
-    folder = Path(str(name))
-    for place in (folder, *folder.parents[:2]):
-        if (place / "config.yaml").is_file() and (place / "run.json").is_file():
-            layer = file_layer(read_config(place / "config.yaml"), options)
-            layer.values.pop("resume", None)
-            return layer
-    return None
 
 
 def _merge_section(kind: str, layers: Sequence[Layer]) -> dict[str, Given] | None:
@@ -244,8 +235,3 @@ def _leaves(value: Any) -> Any:
 
 def _typed_trainer(given: Given) -> Any:
     return _leaves(given.value) if given.text else given.value
-
-
-def without_help(arguments: Arguments) -> Arguments:
-    """The same arguments without the request for help."""
-    return replace(arguments, switches={k: v for k, v in arguments.switches.items() if k != "help"})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.evaluate import split_names
-from lightning_ft.cli.parser import command
+from lightning_ft.cli.parser import add_once, command, given_once
 from lightning_ft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -25,18 +25,15 @@ def main(argv: Sequence[str]) -> int:
         'Measure predictions: a .jsonl file of {"prediction": ..., "reference": ...} or {"prediction", "references": [...]}.',
         "example: lightning-ft score --predictions predictions.jsonl --metrics NAME,NAME (`plugins list --check` shows them)",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="the predictions")
-    parser.add_argument("--predictions", metavar="FILE", help="the same as FILE")
+    add_once(parser, "predictions", "FILE", "the predictions")
     parser.add_argument("--metrics", nargs="+", required=True, metavar="NAME", help="metrics that read text")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
     arguments = parser.parse_args(argv)
-    name = arguments.predictions or arguments.file
-    if not name:
-        raise UsageError("Expected --predictions, got nothing; type `lightning-ft score --predictions FILE --metrics NAME`.")
+    name = given_once(arguments, "predictions", "lightning-ft score --predictions FILE --metrics NAME")
     rows = read_predictions(name)
     metrics = text_metrics(split_names(arguments.metrics) or [])
     if not metrics:
-        raise UsageError("Expected --metrics to name at least one metric, as exact_match; got none.")
+        raise UsageError("Expected --metrics to name at least one metric; got none.")
 
     from lightning_ft.cli.tables import print_metrics
     from lightning_ft.evaluate import compute

@@ -84,7 +84,7 @@ def read_yaml_text(value: str) -> Any:
 
     try:
         read = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise MismatchError("YAML, as [a, b] or {key: value}") from error
     if isinstance(read, str):
         try:

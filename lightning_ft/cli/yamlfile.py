@@ -16,6 +16,8 @@ LARGEST = 1 << 20
 """Bytes of the largest config file that is read."""
 MOST_NODES = 20_000
 """Nodes, aliases expanded, of the largest config file that is read."""
+DEEPEST = 50
+"""Levels of the deepest config file that is read."""
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -58,6 +60,8 @@ def read_config(path: str | Path) -> ConfigFile:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UsageError(f"{path}:{mark.line + 1 if mark else 1}: expected YAML; {error.problem or error.context}.") from None
+    except RecursionError:
+        raise UsageError(f"{path}: expected values nested at most {DEEPEST} deep; got more.") from None
     except UsageError:
         raise
     except (yaml.YAMLError, ValueError) as error:
@@ -77,8 +81,8 @@ class _Walk:
 
     def node(self, node: yaml.Node, keys: tuple[str, ...]) -> None:
         self.seen += 1
-        if self.seen > MOST_NODES or len(keys) > 50:
-            raise UsageError(f"{self.path}: expected at most {MOST_NODES} values, nested at most 50 deep; got more.")
+        if self.seen > MOST_NODES or len(keys) > DEEPEST:
+            raise UsageError(f"{self.path}: expected at most {MOST_NODES} values, nested at most {DEEPEST} deep; got more.")
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 self.node(item, (*keys, "[]"))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
-from lightning_ft.atomic import write_text
+from lightning_ft.atomic import broken, write_text
 from lightning_ft.errors import RunInterruptedError, TrainingError
-from lightning_ft.run import checkpoint
+from lightning_ft.run import checkpoint, signals
 from lightning_ft.run.hardware import peak_memory
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Saver(L.Callback):
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest monitored value among the checkpoints that exist."""
-        there = {checkpoint.step_of(p) for p in checkpoint.checkpoints(self.folder)}
+        """The step with the lowest monitored value among the checkpoints that are whole."""
+        there = {checkpoint.step_of(p) for p in checkpoint.checkpoints(self.folder) if broken(p) is None}
         scored = [step for step in self.scores if step in there]
         return min(scored, key=self._rank) if scored else None
 
@@ -74,21 +74,17 @@ class Saver(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for SIGINT and SIGTERM; train no further where early stopping had ended the run that is resumed."""
         trainer.should_stop = trainer.should_stop or self._stops
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread: whoever embeds us there handles signals
-            self._handlers.clear()
+        self._handlers = signals.install(self._note)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the handlers back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
+        signals.restore(self._handlers)
+        self._handlers = {}
 
     def _note(self, number: int, frame: Any) -> None:
+        """The first signal lets the step end and save, the second does not."""
         if self._signal is not None:
-            raise KeyboardInterrupt
+            signals.stop_at_once(number)
         self._signal = number
 
     def on_train_batch_end(

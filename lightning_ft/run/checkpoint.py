@@ -41,9 +41,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def newest(run: Path, *, say: Callable[[str], None] | None = None) -> Path | None:
-    """The newest whole checkpoint; each broken one that is passed over is said with its reason."""
+def newest(run: Path, *, last: int | None = None, say: Callable[[str], None] | None = None) -> Path | None:
+    """The newest whole checkpoint (of step `last` or before); each broken one that is passed over is said with its reason."""
     for folder in checkpoints(run):
+        if last is not None and step_of(folder) > last:
+            continue
         reason = broken(folder)
         if reason is None:
             return folder

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,13 +22,13 @@ from lightning_ft.atomic import clear_leftovers, write_json, write_text
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from typing import IO
-
     from lightning_ft.config import TrainingConfig
 
 RECORDED = ("lightning-ft", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "torchmetrics", "numpy")
 NOT_OF_THE_RESULT = frozenset({"resume", "output", "name", "workers", "log_every", "keep_best", "preflight", "verdict_rows"})
 """Options that do not change which weights come out, so that two runs that differ in them are the same run."""
+_HELD: set[IO[str]] = set()
+"""Open lock files of this process."""
 SECRET = re.compile(r"token$|secret|password|api_key", re.IGNORECASE)
 
 
@@ -75,6 +75,7 @@ class RunFolder:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         self._lock = file
+        _HELD.add(file)
         if (self.path / "run.json").is_file():
             clear_leftovers(self.path)
 
@@ -82,6 +83,7 @@ class RunFolder:
         """Give the folder free."""
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)
+            _HELD.discard(self._lock)
             self._lock.close()
             self._lock = None
 
@@ -94,6 +96,16 @@ class RunFolder:
         """Add to `run.json` and write it."""
         self.record |= values
         write_json(self.path / "run.json", self.record)
+
+
+def _let_go() -> None:
+    """Forked loader workers outlive a killed run by seconds, and would keep the folder locked for as long."""
+    for file in _HELD:
+        file.close()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def config_hash(config: TrainingConfig) -> str:

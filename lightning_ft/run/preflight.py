@@ -6,6 +6,7 @@ memory is then measured, not predicted, and the time follows from a few ordinary
 
 from __future__ import annotations
 
+import copy
 import gc
 import shutil
 import time
@@ -17,7 +18,7 @@ import torch
 
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import FolderCheckpoint
-from lightning_ft.run.hardware import peak_memory
+from lightning_ft.run.hardware import memory_advice, out_of_memory, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,7 @@ class Estimate:
     validation_seconds: float
     save_seconds: float
     total_seconds: float
-    """Training, validations and saves of the whole run."""
+    """Training, validations and saves of the whole run, which begin when the preflight has ended."""
 
     def sentence(self) -> str:
         """For the log."""
@@ -76,26 +77,27 @@ class Preflight(L.Callback):
         if trainer.global_step > 0:
             return
         module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
+        devices = [module.device] if module.device.type == "cuda" else []
         try:
-            self.done(self._run(trainer, module))
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"The longest micro-batch does not fit into memory ({str(error).splitlines()[0]}); lower --batch_tokens or "
-                "--max_length, or type --gradient_checkpointing true."
-            ) from error
+            with torch.random.fork_rng(devices=devices):
+                estimate = self._run(trainer, module)
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise TrainingError(memory_advice(error)) from error
+            raise
+        self.done(estimate)
 
     def _run(self, trainer: L.Trainer, module: FineTuner) -> Estimate:
         schedule = self.data.schedule
         numbers = range(0, schedule.total_steps, max(1, schedule.total_steps // LOOKED_AT))
-        cells = {number: self._largest(number) for number in numbers}
-        largest = max(cells, key=lambda number: cells[number])
-        self._step(trainer, module, self.data.build(largest))
+        rank = trainer.global_rank
+        largest = max(numbers, key=lambda number: self._largest(number, rank))
+        self._step(trainer, module, self.data.build(largest, rank))
         timed = [schedule.total_steps * i // TIMED for i in range(min(TIMED, schedule.total_steps))]
         seconds = tokens = 0.0
         for number in timed:
-            step = self.data.build(number)
             start = time.perf_counter()
-            self._step(trainer, module, step)
+            self._step(trainer, module, self.data.build(number, rank))
             seconds += time.perf_counter() - start
             tokens += self._tokens(number)
         mean_tokens = sum(self._tokens(number) for number in numbers) / len(numbers)
@@ -108,11 +110,11 @@ class Preflight(L.Callback):
         total = schedule.total_steps * step_seconds + validations * validation + saves * save
         return Estimate(peak_memory(), step_seconds, validation, save, total)
 
-    def _largest(self, number: int) -> int:
-        """Tokens, padding included, of the step's largest micro-batch."""
+    def _largest(self, number: int, rank: int) -> int:
+        """Tokens, padding included, of the largest micro-batch that a rank has in a step."""
         lengths, packed = self.data.schedule.lengths, self.data.schedule.packed
         plan = self.data.schedule.step(number)
-        sizes = (lengths[list(micro)] for rank in plan.ranks for micro in rank)
+        sizes = (lengths[list(micro)] for micro in plan.ranks[rank])
         return max(int(size.sum() if packed else size.max() * len(size)) for size in sizes)
 
     def _tokens(self, number: int) -> float:
@@ -127,15 +129,16 @@ class Preflight(L.Callback):
         loss: Any = trainer.strategy.training_step(step, 0)
         trainer.strategy.backward(loss, None)
         for optimizer in trainer.optimizers:
-            rates = [group["lr"] for group in optimizer.param_groups]
+            # All of a group, as some optimisers count or remember in it.
+            before = [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
                 for p in group["params"]:
                     if p.grad is not None:
                         p.grad.zero_()
             optimizer.step()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            for group, values in zip(optimizer.param_groups, before, strict=True):
+                group.update(values)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
@@ -162,10 +165,11 @@ class Preflight(L.Callback):
             return 0.0
         trial = self.folder / "checkpoints" / ".tmp-preflight"
         start = time.perf_counter()
-        io.save_checkpoint({}, trial)
-        seconds = time.perf_counter() - start
-        shutil.rmtree(trial)
-        return seconds
+        try:
+            io.save_checkpoint({"optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers]}, trial)
+            return time.perf_counter() - start
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
 
     def _forget(self, trainer: L.Trainer, module: FineTuner) -> None:
         """Take back what the trial left: optimiser states, gradients, counters."""

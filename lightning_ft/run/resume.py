@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_ft.atomic import broken
 from lightning_ft.errors import UsageError
 from lightning_ft.run import checkpoint, folder
 
@@ -71,10 +70,11 @@ def find_resume(config: TrainingConfig, identity: str, say: Callable[[str], None
     """The run to go on with, or None for a fresh one.
 
     `auto` takes the newest unfinished run with the same options beside `--output`; a broken checkpoint is passed over for
-    the newest whole one before it, and said.
+    the newest whole one before it, and said. Where all are broken, `auto` begins again in the same folder (a job that is
+    restarted has to get on); a run that somebody named is refused instead, as its steps cannot be what was wanted.
 
     Raises:
-        UsageError: the named run has finished, or is none.
+        UsageError: the named run has finished, is none, or has checkpoints of which none is whole.
     """
     if config.resume is None:
         return None
@@ -91,9 +91,12 @@ def find_resume(config: TrainingConfig, identity: str, say: Callable[[str], None
         raise UsageError(
             f"Run '{run}' has finished; to train on from its result type --model {run}, to use it --model {run} elsewhere."
         )
-    if named is not None and (reason := broken(named)) is not None:
-        say(f"resume: {named.name} is broken ({reason}); looking for the newest whole checkpoint")
-        named = None
-    found = named or checkpoint.newest(run, say=lambda line: say(f"resume: {line}"))
+    last = None if named is None else checkpoint.step_of(named)
+    found = checkpoint.newest(run, last=last, say=lambda line: say(f"resume: {line}"))
+    if found is None and config.resume != "auto" and checkpoint.checkpoints(run):
+        where = f"'{run}'" if named is None else f"'{named}' or before it"
+        raise UsageError(
+            f"Expected a whole checkpoint in {where}, found broken ones only; name another with --resume, or start a new run."
+        )
     say(f"resume: {run} from " + (found.name if found else "the beginning (no whole checkpoint)"))
     return Resume(run, found)

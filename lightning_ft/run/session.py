@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -11,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import write_json
+from lightning_ft.atomic import REFUSED, not_written, write_json
 from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_tokenizer
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
-from lightning_ft.errors import RunInterruptedError, UsageError
+from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError
 from lightning_ft.loading import Loaded, Location, locate
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
@@ -278,6 +279,7 @@ class Session:
     def fit(self) -> None:
         """Train from the beginning or from the checkpoint; leaves run.json with how it ended."""
         from lightning_ft.engine.loss import verify_head
+        from lightning_ft.run.hardware import memory_advice, out_of_memory
 
         started = time.perf_counter()
         self.say(f"loss: {verify_head(self.module.model, self.data.build(0).micro[0])}")
@@ -288,7 +290,12 @@ class Session:
         except BaseException as error:
             if self.world.main:
                 status = "interrupted" if isinstance(error, (RunInterruptedError, KeyboardInterrupt)) else "failed"
-                self.folder.update(status=status, error=f"{type(error).__name__}: {error}")
+                with contextlib.suppress(OSError):  # on a full disk it is the first error that has to be told
+                    self.folder.update(status=status, error=f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError) and error.errno in REFUSED:
+                raise not_written(self.folder.path, error) from error
+            if out_of_memory(error):
+                raise TrainingError(f"{memory_advice(error)} Then go on with --resume {self.folder.path}.") from error
             raise
         if self.world.main:
             self.folder.update(train_seconds=round(time.perf_counter() - started, 3), steps=self.trainer.global_step)
@@ -322,8 +329,9 @@ class Session:
     def close(self, status: str | None = None) -> None:
         """Let the folder go."""
         if self.world.main and hasattr(self, "folder"):
-            if status:
-                self.folder.update(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            with contextlib.suppress(*(OSError,) if status != "finished" else ()):
+                if status:
+                    self.folder.update(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
             self.folder.release()
 
     def loaded(self) -> Loaded:

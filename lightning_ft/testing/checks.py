@@ -227,7 +227,9 @@ def check_metric(
     Raises:
         AssertionError: a clause is broken; the message names it.
     """
-    run_clauses(METRIC_CLAUSES, metric, right or scored_rows(right=True), wrong or scored_rows(right=False))
+    good = scored_rows(right=True) if right is None else right
+    bad = scored_rows(right=False) if wrong is None else wrong
+    run_clauses(METRIC_CLAUSES, metric, good, bad)
 
 
 def text_batch(rows: int = 4, length: int = 12) -> Batch:

@@ -311,7 +311,8 @@ class _ByKey:
         self.method = method
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByKey)
+        # Classes of the same name may come from two modules or two calls of one function.
+        return isinstance(other, _ByKey) and type(other.method) is type(self.method)
 
     def __hash__(self) -> int:
         return 0
@@ -320,7 +321,7 @@ class _ByKey:
 def trained(method: Method | type[Method], family: Family) -> Trained | UsageError:
     """The method trained on a tiny model (once, then cached), or the `UsageError` with which it refuses the family."""
     made = method() if isinstance(method, type) else method
-    return _trained(f"{type(made).__qualname__} {made!r}", family, _ByKey(made))
+    return _trained(repr(made), family, _ByKey(made))
 
 
 def check_method(method: Method | type[Method], families: tuple[Family, ...] = FAMILIES) -> None:

@@ -15,6 +15,7 @@ from lightning_ft.builtin import SFT, Full, Messages
 from lightning_ft.errors import UsageError
 from lightning_ft.metric import Metric, RowMetric
 from lightning_ft.testing import check_method, check_metric, check_objective, check_task
+from lightning_ft.testing.methods import Trained, trained
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model
 from lightning_ft.types import Conversation, LossOutput, LossTerm, Message
 
@@ -117,6 +118,23 @@ def test_broken_method(method: type[Method], clause: str) -> None:
         check_method(method, families=("llama",))
 
 
+def test_methods_of_one_name_are_trained_apart() -> None:
+    def namesake(rate: float) -> type[Method]:
+        @dataclass(frozen=True)
+        class Same(Full):
+            """As another."""
+
+            scale: ClassVar[float] = rate
+
+        return Same
+
+    for made in (namesake(1.0), namesake(2.0)):
+        run = trained(made, "llama")
+        assert isinstance(run, Trained)
+        assert type(run.method) is made
+        assert trained(made, "llama") is run
+
+
 def embedding(model: PreTrainedModel) -> Tensor:
     return cast("Tensor", model.get_input_embeddings().weight)
 
@@ -190,6 +208,15 @@ class Backward(RowMetric):
         return float(row.prediction not in row.references)
 
 
+class Sound(RowMetric):
+    """Keeps the contract."""
+
+    name = "sound"
+
+    def score(self, row: ScoredRow) -> float:
+        return float(row.prediction in row.references)
+
+
 class Percent(RowMetric):
     """A share times 100."""
 
@@ -228,6 +255,13 @@ class Aside(RowMetric):
 def test_broken_metric(metric: type[Metric], clause: str) -> None:
     with pytest.raises(AssertionError, match=f"breaks the clause '{clause}'"):
         check_metric(metric)
+
+
+def test_no_rows_are_not_taken_for_the_kit_s_own() -> None:
+    check_metric(Sound)
+    for rows in ({"right": []}, {"wrong": []}):
+        with pytest.raises(AssertionError, match="breaks the clause"):
+            check_metric(Sound, **rows)
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,8 @@ def test_runs_that_cannot_be_resumed(refused: Refused, cli: Cli, fitted: Fitted)
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write("process 42 on box")
         file.flush()
-        for argv in (("--resume", run), ("--config", run / "config.yaml", "--output", run)):
-            refused(cli("fit", *argv), "Run folder 'run' is in use by process 42 on box; wait for it", at_once=False)
+        for taken in (("--resume", run), ("--config", run / "config.yaml", "--output", run)):
+            refused(cli("fit", *taken), "Run folder 'run' is in use by process 42 on box; wait for it", at_once=False)
         file.truncate(0)
     (run / ".lock").unlink()
     (run / "run.json").write_text("{")

@@ -16,7 +16,7 @@ import torch
 import lightning_ft
 
 COMMON: dict[str, Any] = {
-    "method": "full", "epochs": 2, "precision": "fp32", "learning_rate": 1e-3, "weight_decay": 0.1, "verdict_rows": 0,
+    "method": "full", "epochs": 2, "precision": "fp32", "learning_rate": 3e-4, "weight_decay": 0.1, "verdict_rows": 0,
     "log_every": 1, "eval_every": 5, "preflight": False,
 }  # fmt: skip
 
@@ -48,25 +48,16 @@ def at_once(of_run: Any, plain_backbone: Path, uneven: Path, environment: Any, t
     return runs
 
 
-def test_packed_is_padded(of_run: Any, at_once: dict[str, Path]) -> None:
-    assert any(line.get("padding_share", 0) > 0.1 for line in of_run.lines(at_once["off"]))
-    assert not any(line.get("padding_share") for line in of_run.lines(at_once["on"]))
-    rows = {name: [line["loss"] for line in of_run.lines(run) if "loss" in line] for name, run in at_once.items()}
-    # Only the order of rows differs: padded steps are bucketed by length. Both have seen every row twice.
-    assert rows["off"] != rows["on"]
-    assert sum(rows["off"]) == pytest.approx(sum(rows["on"]), rel=0.05)
-
-
 @pytest.mark.parametrize("packing", ["off", "on"])
-@pytest.mark.parametrize("sizes", [(1, 8), (3, 3), (2, 4)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 8), (2, 4), (8, 1)], ids=str)
 def test_one_by_one_is_at_once(
     of_run: Any, at_once: dict[str, Path], plain_backbone: Path, uneven: Path, environment: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, packing: str, sizes: tuple[int, int],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("LIGHTNING_FT_CACHE", environment["LIGHTNING_FT_CACHE"])
     options = COMMON | {"batch_size": sizes[0], "accumulate": sizes[1], "packing": packing, "output": str(tmp_path / "run")}
-    if sizes == (3, 3):  # 8 rows in micro-batches of at most 3: by the token budget
-        options |= {"batch_size": 8, "accumulate": 1, "batch_tokens": 300}
+    if sizes == (8, 1):  # in micro-batches of unequal numbers of rows
+        options["batch_tokens"] = 300
     lightning_ft.fit(model=str(plain_backbone), data=str(uneven), **options)
     assert_equal_runs(of_run, at_once[packing], tmp_path / "run")
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lightning_ft
 from lightning_ft.data.schedule import Schedule
 
-PEAK, DECAY, CLIP, EPOCHS, ROWS, WARM = 1e-3, 0.1, 1.0, 2, 8, 2
+PEAK, DECAY, CLIP, EPOCHS, ROWS, WARM = 3e-4, 0.1, 1.0, 2, 8, 2
 
 
 def plain_loop(backbone: Path, data: Path, packed: bool) -> tuple[torch.nn.Module, list[tuple[float, float, float]]]:

@@ -21,13 +21,12 @@ import torch
 KILL, TERM, ALARM = signal.SIGKILL, signal.SIGTERM, signal.SIGALRM
 COMMON = (
     "--epochs", 2, "--batch_size", 2, "--accumulate", 4, "--precision", "fp32", "--learning_rate", 0.003, "--verdict_rows", 0,
-    "--devices", 1,
+    "--devices", 1, "--eval_every", 2, "--keep_best", 2, "--preflight", "false",
 )  # fmt: skip
 VARIANTS: dict[str, tuple[object, ...]] = {
-    "full, packed": ("--method", "full", "--eval_every", 2, "--log_every", 5, "--keep_best", 2, "--preflight", "false"),
+    "full, packed": ("--method", "full", "--packing", "on", "--log_every", 5),
     "lora, padded, 2 workers": (
-        "--method", "lora", "--method.dropout", 0.1, "--packing", "off", "--workers", 2, "--eval_every", 4, "--save_every", 3,
-        "--log_every", 1, "--keep_best", 1, "--preflight", "true",
+        "--method", "lora", "--method.dropout", 0.1, "--packing", "off", "--workers", 2, "--save_every", 3, "--log_every", 1,
     ),
 }  # fmt: skip
 
@@ -119,14 +118,21 @@ def test_killed_and_resumed_again_and_again(whole: Whole, tmp_path: Path) -> Non
     whole.check(run)
 
 
-@pytest.mark.parametrize("at", [18, 31], ids=["where a validation is due", "where none is"])
+@pytest.mark.parametrize("at", [15, 31], ids=["where a validation is due", "where none is"])
 def test_a_signal_loses_nothing(whole: Whole, tmp_path: Path, at: int) -> None:
-    """SIGTERM in the fifth and in the eighth step (four micro-batches each, one in step 6)."""
+    """SIGTERM in step 4 and in step 9: a step has four micro-batches, the last one of an epoch has one."""
     run = tmp_path / "run"
     ended = whole.start(run, hit={"micro-batch": (at, TERM)}).ended(128 + TERM)
-    assert "Stopped by SIGTERM after step" in ended.log
+    assert f"Stopped by SIGTERM after step {4 if at == 15 else 9} of 12" in ended.log
     assert whole.record(run)["status"] == "interrupted"
     whole.resume(run).ended()
+    whole.check(run)
+
+
+def test_the_preflight_leaves_no_trace_and_can_be_stopped(whole: Whole, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    whole.start(run, "--preflight", "true", hit={"micro-batch": (3, TERM)}).ended(128 + TERM)
+    assert "preflight: peak memory" in whole.resume(run).ended().log
     whole.check(run)
 
 
@@ -134,8 +140,7 @@ def test_a_run_that_ended_early_is_not_trained_further(
     forks: Any, of_run: Any, backbone: Path, uneven: Path, tmp_path: Path
 ) -> None:
     words = (
-        "--model", backbone, "--data", uneven, *COMMON, "--method", "full", "--preflight", "false", "--eval_every", 2,
-        "--early_stopping", 1, "--lr_scheduler", "constant", "--learning_rate", 0.3,
+        "--model", backbone, "--data", uneven, *COMMON, "--method", "full", "--early_stopping", 1, "--lr_scheduler", "constant", "--learning_rate", 0.3,
     )  # fmt: skip
     whole = Whole(words, tmp_path / "whole", 0, 0, forks, of_run)
     whole.start(whole.run).ended()

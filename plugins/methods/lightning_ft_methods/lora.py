@@ -43,7 +43,7 @@ class LoRA(Method):
     name: ClassVar[str] = "lora"
     default: ClassVar[bool] = True
     quickstart: ClassVar[Mapping[str, Any]] = {
-        "method": {"rank": 64, "alpha": 128, "plus_ratio": 8.0}, "learning_rate": 1e-3, "epochs": 12.0,
+        "method": {"rank": 64, "alpha": 128, "plus_ratio": 8.0}, "learning_rate": 1e-3, "epochs": 10.0,
     }  # fmt: skip
 
     rank: int = 16
@@ -53,7 +53,8 @@ class LoRA(Method):
     dropout: float = 0.0
     """Probability with which inputs of A are zeroed in training; 0: none, as peft and torchtune have it."""
     target_modules: str | list[str] = "all-linear"
-    """Layers that get A and B: `all-linear` (all but the output head), or ends of module names as [q_proj, v_proj]."""
+    """Layers that get A and B: `all-linear` (all but the output head), or ends of module names as q_proj or
+    [q_proj, v_proj]; never a pattern."""
     bias: Bias = "none"
     """Biases of the pretrained model that train too: none, all, or lora_only (those of the adapted layers)."""
     modules_to_save: list[str] | None = None
@@ -116,6 +117,8 @@ class LoRA(Method):
         for kept in adapted.peft_config.values():  # type: ignore[operator]  # a PeftModel's dict
             # peft puts the tied module's name here and, loading the saved adapter, would not find its twin.
             kept.modules_to_save = copy.copy(self.modules_to_save)
+        # Past nn.Module's own __setattr__, which is declared for tensors and modules: these are notes for `merge` and
+        # `reference`, no part of the model's state.
         object.__setattr__(adapted, "widened", _widen(adapted))
         if self.changes_base:
             # Without the adapter, peft would leave the residual of W (or trained biases), not the pretrained model.
@@ -178,6 +181,13 @@ class LoRA(Method):
         slow = [p for name, p in named if not ("lora_B" in name or "lora_embedding_B" in name)]
         return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.plus_ratio}]
 
+    def _targets(self) -> str | list[str]:
+        """What peft takes: it would read a name that stands alone as a regular expression for whole module paths."""
+        if isinstance(self.target_modules, str):
+            return self.target_modules if self.target_modules == "all-linear" else [self.target_modules]
+        # A copy: peft rewrites the lists that it is given.
+        return list(self.target_modules)
+
     def _config(self, model: nn.Module) -> LoraConfig:
         from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
@@ -189,9 +199,9 @@ class LoRA(Method):
             r=self.rank,
             lora_alpha=2 * self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]  # peft divides it, any number does
             lora_dropout=self.dropout,
-            # Copies: peft rewrites the lists that it is given.
-            target_modules=copy.copy(self.target_modules),
+            target_modules=self._targets(),
             bias=self.bias,
+            # A copy: peft rewrites the lists that it is given.
             modules_to_save=copy.copy(self.modules_to_save),
             init_lora_weights=True if self.init == "default" else self.init,
             use_rslora=self.use_rslora,

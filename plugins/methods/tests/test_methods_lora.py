@@ -141,6 +141,16 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("names", ["q_proj", ["q_proj"]])
+def test_a_name_that_stands_alone_is_a_list_of_one(names: str | list[str]) -> None:
+    method = LoRA(target_modules=names, rank=2)
+    model = attach(method, "llama")
+    assert len(named(model, "q_proj.lora_A")) == len(named(model, "lora_A")) == 2
+    assert method.target_modules == names
+    with pytest.raises(UsageError, match=r"to name layers of this model .*; got \.\*"):
+        attach(LoRA(target_modules=".*_proj"), "llama")
+
+
 def test_wrong_layer_names(tiny_gpt2: PreTrainedModel) -> None:
     with pytest.raises(UsageError, match=r"layers of this model \(c_attn, c_fc, c_proj, lm_head\); got \['q_proj'\]"):
         LoRA(target_modules=["q_proj"]).attach(tiny_gpt2, 1)

@@ -84,8 +84,6 @@ class RougeL(TextMetric):
 
     def compare(self, prediction: str, reference: str) -> float:
         """F1 of the variant that the class is named after."""
-        if self.name == "rougeLsum":
-            prediction, reference = one_sentence_a_line(prediction), one_sentence_a_line(reference)
         return float(scorer(self.name).score(reference, prediction)[self.name].fmeasure)
 
 
@@ -108,6 +106,10 @@ class RougeLsum(RougeL):
     """
 
     name: ClassVar[str] = "rougeLsum"
+
+    def compare(self, prediction: str, reference: str) -> float:
+        """F1 over sentences."""
+        return super().compare(one_sentence_a_line(prediction), one_sentence_a_line(reference))
 
 
 def one_sentence_a_line(text: str) -> str:

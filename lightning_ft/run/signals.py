@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM outside of training steps: an error with its exit code.
+
+By itself a SIGTERM would end the process without a word and leave `running` in run.json, and Lightning answers Ctrl-C
+with exit code 1. While steps run, `callbacks.Saver` has handlers of its own, which let the step end and save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.errors import RunInterruptedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+def stop_at_once(number: int, frame: Any = None) -> None:
+    """A handler: the run ends where it is.
+
+    Raises:
+        RunInterruptedError: always.
+    """
+    raise RunInterruptedError(
+        f"Stopped at once by {signal.Signals(number).name}; what was saved before is untouched, and the same command with "
+        "--resume auto goes on from there.",
+        number,
+    )
+
+
+def install(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Set the handler of both signals; returns what they had before, for `restore`.
+
+    Empty outside of the main thread, where signals are the business of whoever embeds us.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in HANDLED}
+
+
+def restore(handlers: dict[int, Any]) -> None:
+    """Set back what `install` returned."""
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it both signals raise `RunInterruptedError`; also a decorator."""
+    before = install(stop_at_once)
+    try:
+        yield
+    finally:
+        restore(before)
