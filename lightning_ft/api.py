@@ -148,7 +148,7 @@ def generate(model: str, prompts: str | Sequence[str], **sampling: Any) -> Any:
 def _answers(loading: Callable[[], Loaded], prompts: str | Sequence[str], **sampling: Any) -> Any:
     """Prompts and options are checked before the model is loaded."""
     from lightning_ft.decoding import Sampling
-    from lightning_ft.generate import generate_texts
+    from lightning_ft.generation import generate_texts
     from lightning_ft.types import Message
 
     single = isinstance(prompts, str)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_ft.errors import UsageError
-from lightning_ft.evaluate import as_metrics
+from lightning_ft.evaluation import as_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from lightning_ft.evaluate import Evaluation
+    from lightning_ft.evaluation import Evaluation
     from lightning_ft.metric import Metric
 
 MIN_ROWS = 10

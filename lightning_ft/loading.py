@@ -93,7 +93,7 @@ def _best_of_run(folder: Path) -> Path:
     """The model that a run offers: its final one, else its newest whole checkpoint."""
     if (folder / "final_model").is_dir():
         return folder / "final_model"
-    from lightning_ft.run.checkpoint import newest
+    from lightning_ft.checkpoint import newest
 
     checkpoint = newest(folder)
     if checkpoint is None:

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
+from lightning_ft.checkpoint import load_trained
 from lightning_ft.errors import TrainingError
-from lightning_ft.run.checkpoint import load_trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ import torch
 
 from lightning_ft.bootstrap import Comparison, Verdict, compare, paired_bootstrap
 from lightning_ft.errors import UsageError
-from lightning_ft.evaluate import Evaluation
+from lightning_ft.evaluation import Evaluation
 from lightning_ft.likelihood import Loss, Perplexity, TokenAccuracy
 from lightning_ft.metric import RowMetric
 from lightning_ft.types import Conversation, Message, ScoredRow

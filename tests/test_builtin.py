@@ -45,6 +45,7 @@ def test_messages_become_a_conversation() -> None:
         ([{"role": "user", "content": [{"type": "text"}]}], "expected 'content' to be text, got list"),
         ([USER | {"weight": -1}], "expected 'weight' to be a number of at least 0, got -1"),
         ([USER | {"weight": True}], "expected 'weight' to be a number of at least 0, got True"),
+        ([USER | {"weight": float("inf")}], "expected 'weight' to be a number of at least 0, got inf"),
         ([USER | {"weight": float("nan")}], "expected 'weight' to be a number of at least 0, got nan"),
     ],
 )

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.errors import DataError
-from lightning_ft.evaluate import Evaluation, as_given, as_metrics, compute, references_of, score_examples
-from lightning_ft.generate import Sampling, generate_texts
+from lightning_ft.evaluation import Evaluation, as_given, as_metrics, compute, references_of, score_examples
+from lightning_ft.generation import Sampling, generate_texts
 from lightning_ft.likelihood import BitsPerByte, Loss, Perplexity, TokenAccuracy
 from lightning_ft.metric import RowMetric
 from lightning_ft.testing.models import tiny_llama, tiny_tokenizer

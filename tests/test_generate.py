@@ -8,7 +8,7 @@ import torch
 
 from lightning_ft.decoding import Chooser, Pieces
 from lightning_ft.errors import UsageError
-from lightning_ft.generate import Sampling, batches_by_length, evaluating, generate_texts, stream_text
+from lightning_ft.generation import Sampling, batches_by_length, evaluating, generate_texts, stream_text
 from lightning_ft.testing.models import CONTEXT, FAMILIES, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def test_prompt_learning_adapters_generate(tokenizer: Any, family: Any) -> None:
 def test_long_prompts_keep_first_token_and_end(model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     sampling = Sampling(max_new_tokens=8)
     fits, long = "x" * (CONTEXT - 8), "<|bos|>" + "ab" * CONTEXT + " the end"
-    with caplog.at_level(logging.WARNING, logger="lightning_ft.generate"):
+    with caplog.at_level(logging.WARNING, logger="lightning_ft.generation"):
         got = generate_texts(model, tokenizer, ["short", fits, long], sampling, stop_tokens=STOP)
     assert "1 of 3 prompts were cut on the left to 248 tokens" in caplog.text
     by_hand = "<|bos|>" + long[7:][-(CONTEXT - 8 - 1) :]

@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 def answerer(model: str, sampling: dict[str, Any]) -> Callable[[list[Message]], Iterable[str]]:
     """Load a model; the function streams its answer to a list of messages."""
     from lightning_ft.api import load
-    from lightning_ft.generate import Sampling, stream_text
+    from lightning_ft.generation import Sampling, stream_text
 
     chosen = Sampling(**sampling)
     loaded = load(model)

@@ -11,7 +11,7 @@ NAMES = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty"
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the flags; those that are not given stay at the defaults of `lightning_ft.generate.Sampling`."""
+    """Add the flags; those that are not given stay at the defaults of `lightning_ft.generation.Sampling`."""
     group = parser.add_argument_group("sampling (greedy unless a temperature is given)")
     group.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens")
     group.add_argument("--temperature", type=float, metavar="T", help="0: always the most likely token")

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("Expected --metrics to name at least one metric; got none.")
 
     from lightning_ft.cli.tables import print_metrics
-    from lightning_ft.evaluate import compute
+    from lightning_ft.evaluation import compute
 
     values = compute(metrics, rows)
     if arguments.json:

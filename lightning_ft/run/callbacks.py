@@ -13,7 +13,8 @@ import torch
 
 from lightning_ft.atomic import broken, write_text
 from lightning_ft.errors import RunInterruptedError, TrainingError
-from lightning_ft.run import checkpoint, signals
+from lightning_ft import checkpoint
+from lightning_ft.run import signals
 from lightning_ft.run.hardware import peak_memory
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_ft import checkpoint
 from lightning_ft.errors import UsageError
-from lightning_ft.run import checkpoint, folder
+from lightning_ft.run import folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -311,7 +311,7 @@ class Session:
     def _write_best(self) -> None:
         """`best_model`: the checkpoint with the best validation, without the trainer's state."""
         from lightning_ft.atomic import MANIFEST, whole_folder
-        from lightning_ft.run.checkpoint import path_of
+        from lightning_ft.checkpoint import path_of
         from lightning_ft.run.state import TENSORS, TREE
 
         step = self.saver.best_step

@@ -16,7 +16,7 @@ from lightning_ft.data.pipeline import Pipeline
 from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.evaluate import Evaluation, score_examples
+from lightning_ft.evaluation import Evaluation, score_examples
 from lightning_ft.loading import Loaded, load
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose

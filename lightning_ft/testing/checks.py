@@ -229,6 +229,7 @@ def check_metric(
     """
     good = scored_rows(right=True) if right is None else right
     bad = scored_rows(right=False) if wrong is None else wrong
+    require("direction", f"metric {metric.__name__}", len(good) > 0 and len(bad) > 0, "it needs right and wrong rows, got none")
     run_clauses(METRIC_CLAUSES, metric, good, bad)
 
 

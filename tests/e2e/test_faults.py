@@ -50,7 +50,8 @@ def places() -> dict[str, tuple[Any, str]]:
     """Where something may happen to a run."""
     from lightning_ft import atomic
     from lightning_ft.module import FineTuner
-    from lightning_ft.run import checkpoint, preflight, session
+    from lightning_ft import checkpoint
+    from lightning_ft.run import preflight, session
 
     return {
         "step": (FineTuner, "training_step"),

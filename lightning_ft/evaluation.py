@@ -13,7 +13,7 @@ import torch
 from lightning_ft.atomic import write_json, write_text
 from lightning_ft.decoding import decode
 from lightning_ft.errors import DataError
-from lightning_ft.generate import batches_by_length, evaluating, generate_texts, tracked
+from lightning_ft.generation import batches_by_length, evaluating, generate_texts, tracked
 from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.data.encode import Encoder
     from lightning_ft.data.render import Template
-    from lightning_ft.generate import Sampling
+    from lightning_ft.generation import Sampling
     from lightning_ft.metric import Metric
     from lightning_ft.types import Encoded, Example
 
