@@ -195,7 +195,7 @@ def test_a_step_that_is_not_finite_names_its_rows_and_changes_nothing(tmp_path: 
                 batch.micro[2].weights = torch.full(batch.micro[2].input_ids.shape, float("nan"))
 
     poison = Poison()
-    with pytest.raises(TrainingError, match="loss of step 1 is not finite") as caught:
+    with pytest.raises(TrainingError, match="loss of step 2 is not finite") as caught:
         fit(module, data, tmp_path, poison)
     assert f"rows {', '.join(f'rows:{i}' for i in bad)})" in str(caught.value)
     for name, p in module.model.named_parameters():

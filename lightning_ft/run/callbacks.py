@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
+from lightning_ft import checkpoint
 from lightning_ft.atomic import broken, write_text
 from lightning_ft.errors import RunInterruptedError, TrainingError
-from lightning_ft import checkpoint
 from lightning_ft.run import signals
 from lightning_ft.run.hardware import peak_memory
 
