@@ -285,7 +285,10 @@ def test_what_is_no_plain_value_is_refused_with_its_place(tmp_path: Path) -> Non
 
 
 def run_with(tmp_path: Path, *steps: int) -> Path:
-    io = FolderCheckpoint(lambda folder: (folder / "model.txt").write_text("model") and None)
+    def write_model(folder: Path) -> None:
+        (folder / "model.txt").write_text("model")
+
+    io = FolderCheckpoint(write_model)
     for step in steps:
         io.save_checkpoint({"step": step}, path_of(tmp_path, step))
     return tmp_path

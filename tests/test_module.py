@@ -111,7 +111,7 @@ def whole_step(model: nn.Module, data: FineTuneData, number: int) -> Tensor:
 
 @pytest.mark.parametrize("sizes", [{"batch_size": 8}, {"batch_size": 1, "accumulate": 8}, {"batch_size": 3, "accumulate": 3}])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_step_has_the_gradient_of_all_its_rows_at_once(tmp_path: Path, sizes: dict[str, int], packed: bool) -> None:
+def test_a_step_has_the_gradient_of_all_its_rows_at_once(tmp_path: Path, sizes: dict[str, Any], packed: bool) -> None:
     data, notes = data_of(tmp_path, packed=packed, **sizes), Notes()
     # SGD with a learning rate of nothing: every step's gradient is that of the same weights.
     module = module_of(data, optimizer=torch.optim.SGD, learning_rate=1e-30, max_grad_norm=0)

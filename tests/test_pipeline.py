@@ -108,9 +108,6 @@ def texts(number: int, word: str = "row") -> list[dict[str, str]]:
     return [{"text": f"{word} {i}"} for i in range(number)]
 
 
-# ---- the cache ------------------------------------------------------------------------------------------------------
-
-
 def test_the_second_start_reads_what_the_first_one_wrote(encoded: list[int]) -> None:
     name = write("a.jsonl", texts(20))
     first = start(name)
@@ -121,6 +118,8 @@ def test_the_second_start_reads_what_the_first_one_wrote(encoded: list[int]) -> 
     assert {path: path.stat().st_mtime_ns for path in second.prepared.folder.iterdir()} == files
     assert second.said[0] == f"data: encoded earlier, read from the cache ({second.prepared.folder.name[:12]})"
     assert not any("cache" in line for line in first.said)
+    copy_quarantine(first.prepared, Path())
+    assert not Path("quarantine.jsonl").exists(), "no row was bad"
     assert second.tokens == first.tokens
     assert second.prepared.ledger == first.prepared.ledger
     assert second.prepared.task == RawText(), "detected the first time, remembered the second"
@@ -288,9 +287,6 @@ def test_ten_thousand_rows(encoded: list[int], record_property: Any) -> None:
     print(f"10,000 rows: first start {seconds[0]} s, second start {seconds[1]} s")
 
 
-# ---- splits ---------------------------------------------------------------------------------------------------------
-
-
 def test_shares() -> None:
     found = start(write("a.jsonl", texts(100)), split=[0.7, 0.2, 0.1])
     assert {split: len(rows) for split, rows in found.rows.items()} == {"train": 70, "validation": 20, "test": 10}
@@ -347,8 +343,6 @@ def test_examples_again() -> None:
     assert found.examples("test", [2, 0]) == [Text(f"{i} \u20ac", {"split": "test", "id": i}) for i in (2, 0)]
 
 
-# ---- what goes wrong ------------------------------------------------------------------------------------------------
-
 BAD = ['{"text": 3}', '{"text": "half']
 
 
@@ -380,11 +374,6 @@ def test_skipped_rows_are_kept_in_quarantine(tmp_path: Path, encoded: list[int])
 def test_too_many_bad_rows_are_not_skipped() -> None:
     with pytest.raises(DataError, match="Expected --on_error skip to leave out at most 1 % of the rows, got 2 of 102"):
         start(write("a.jsonl", [*texts(100), *BAD]), on_error="skip")
-
-
-def test_no_quarantine_where_there_is_nothing(tmp_path: Path) -> None:
-    copy_quarantine(start(write("a.jsonl", texts(9))).prepared, tmp_path)
-    assert not (tmp_path / "quarantine.jsonl").exists()
 
 
 def test_an_objective_that_cannot_eat_the_examples() -> None:

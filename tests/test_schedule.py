@@ -18,7 +18,7 @@ def schedule(lengths: list[int], **options: object) -> Schedule:
 
 
 @st.composite
-def schedules(draw: st.DrawFn, **fixed: object) -> Schedule:
+def schedules(draw: st.DrawFn, /, **fixed: object) -> Schedule:
     mode = draw(MODES)
     options: dict[str, object] = {
         "epochs": draw(st.sampled_from([0.3, 1.0, 1.5, 2.0])),

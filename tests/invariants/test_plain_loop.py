@@ -20,11 +20,12 @@ PEAK, DECAY, CLIP, EPOCHS, ROWS, WARM = 3e-4, 0.1, 1.0, 2, 8, 2
 def plain_loop(backbone: Path, data: Path, packed: bool) -> tuple[torch.nn.Module, list[tuple[float, float, float]]]:
     """The model, and (loss, gradient norm, learning rate) of each step; only the order of rows is lightning-ft's."""
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    rows = [row for row in map(json.loads, data.read_text().splitlines()) if row["split"] == "train"]
+    given: list[dict[str, Any]] = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = [row for row in given if row["split"] == "train"]
     encoded = []
     for row in rows:
         turns = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
-        found = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
+        found: Any = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
         ids = torch.tensor(found["input_ids"])
         encoded.append((ids, torch.where(torch.tensor(found["assistant_masks"]).bool(), ids, -100)))
     lengths = np.array([len(ids) for ids, _ in encoded])
