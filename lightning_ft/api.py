@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.config import TrainingConfig
@@ -14,7 +15,6 @@ from lightning_ft.run.signals import stoppable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from lightning_ft.bootstrap import Verdict
     from lightning_ft.data.split import Split
@@ -53,7 +53,7 @@ class Run:
         return self._loaded
 
 
-def fit(*, model: str, data: str | Sequence[str], **options: Any) -> Run:
+def fit(*, model: str, data: str | Path | Sequence[str | Path], **options: Any) -> Run:
     """Fine-tune a model and compare it with its base.
 
     Args:
@@ -67,7 +67,7 @@ def fit(*, model: str, data: str | Sequence[str], **options: Any) -> Run:
     Raises:
         UsageError: wrong options or data. TrainingError: the run failed. CheckFailedError: a check said no.
     """
-    files = [data] if isinstance(data, str) else list(data)
+    files = [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
     return fit_config(TrainingConfig.from_dict({"model": model, "data": files, **options}), given=frozenset(options))
 
 
@@ -114,7 +114,7 @@ def run_stage(config: TrainingConfig, stage: str) -> dict[str, Any]:
 
 
 def evaluate(
-    model: str, data: str | Sequence[str], *, metrics: Sequence[str] | None = None, task: Any = "auto",
+    model: str, data: str | Path | Sequence[str | Path], *, metrics: Sequence[str] | None = None, task: Any = "auto",
     output: str | None = None, max_rows: int | None = None, **options: Any,
 ) -> EvaluationResult:  # fmt: skip
     """Score a model on every row of some files.
@@ -130,7 +130,7 @@ def evaluate(
     """
     from lightning_ft.run.stages import evaluate_files
 
-    files = [data] if isinstance(data, str) else list(data)
+    files = [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
     return evaluate_files(model, files, metrics=metrics, task=task, output=output, max_rows=max_rows, **options)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import broken
 from lightning_ft.errors import UsageError
@@ -65,3 +66,24 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
     stored = AutoModelForCausalLM.from_pretrained(str(folder), dtype=next(model.parameters()).dtype).state_dict()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     method.load_trainable_state(model, {name: stored[name] for name in trained})
+
+
+def check_same_adapter(model: nn.Module, folder: Path) -> None:
+    """Refuse to train an adapter on under other numbers (rank, scaling ...): it would be another model from step 0 on.
+
+    Raises:
+        UsageError: the first number in which the adapter's config and the attached method differ.
+    """
+    configs: Any = getattr(model, "peft_config", None)
+    path = folder / "adapter_config.json"
+    if configs is None or not path.is_file():
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    for name, now in next(iter(configs.values())).to_dict().items():
+        before = stored.get(name, now)
+        ignored = "dropout" in name or name == "inference_mode"
+        if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before and not ignored:
+            raise UsageError(
+                f"Expected the method of adapter '{folder}' to go on training it, but {name} is {before} there and {now} here; "
+                "give --method the options that the adapter was trained with."
+            )

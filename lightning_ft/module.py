@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
-from lightning_ft.checkpoint import load_trained
+from lightning_ft.checkpoint import check_same_adapter, load_trained
 from lightning_ft.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class FineTuner(L.LightningModule):
             checkpoint_activations(model)
         self.model = self.method.attach(model, self.total_steps)
         if self.start_from is not None:
+            check_same_adapter(self.model, self.start_from)
             load_trained(self.model, self.method, self.start_from)
         self.model.train()
         self._ready = True
@@ -222,6 +223,8 @@ class FineTuner(L.LightningModule):
         groups = self.method.param_groups(self.model, self.learning_rate)
         if groups is None:
             groups = optim.param_groups(self.model, self.config.weight_decay)
+        for group in groups:
+            group.setdefault("weight_decay", self.config.weight_decay)
         options = dict(self.optimizer_options)
         if "fused" in inspect.signature(self.optimizer_class).parameters:
             options.setdefault("fused", True)

@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--model", type=Path, required=True, help="trained model folder")
     parser.add_argument("--target", type=Path, default=ROOT / "lightning_ft" / "assets" / "base", help="folder to install into")
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results", help="folder of the result file")
+    parser.add_argument("--results", type=Path, default=HERE, help="folder of the result file")
     args = parser.parse_args(argv)
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     if AutoTokenizer.from_pretrained(args.model).get_vocab() != tokenizer.get_vocab():
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         "answers": held_out_answers(model, tokenizer, json_lines(args.data / "chat" / "heldout.jsonl")),
     }
     args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / f"embedded_base_{hardware}_{result['date']}.json"
+    path = args.results / f"result_{hardware}_{result['date']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (args.target / "README.md").write_text(card(result), encoding="utf-8")
     print(f"bits per byte {ours['all']:.3f}, {result['ratio_to_five_gram_tokens']:.3f} of the 5-gram model; {path}")

@@ -78,11 +78,11 @@ class FineTuneData(L.LightningDataModule):
         plan = self.schedule.step(number)
         table = self.tables["train"]
         batches = []
-        for i, micro in enumerate(plan.ranks[rank]):
+        for position, micro in enumerate(plan.ranks[rank]):
             rows = [table[i] for i in micro]
             tokens = sum(len(row.input_ids) for row in rows)
             batch = pack(rows, shape_step(tokens), self.pad_id) if self.schedule.packed else pad(rows, self.pad_id)
-            batches.append(muted(batch) if (rank, i) in plan.fillers else batch)
+            batches.append(muted(batch) if (rank, position) in plan.fillers else batch)
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
 
     def train_dataloader(self) -> DataLoader[Step]:

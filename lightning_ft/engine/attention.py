@@ -194,20 +194,24 @@ def documents_attention(
     if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
         out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
         return out, None
-    parts = []
+    dtype, parts = value.dtype, []
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
-    # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
-    for q, k, v in zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True):
-        mask = _window_mask(q.shape[2], sliding_window, query.device)
-        if softcap is None and s_aux is None:
-            grouped = query.shape[1] != key.shape[1]
-            part = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-            )
-        else:
-            part = _explicit(q, k, v, mask, dropout, scaling, softcap, s_aux)
-        parts.append(part)
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    narrow = query.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+    if narrow:  # oneDNN would compile and keep kernels for every length of a document; 32 bits need none and take no longer
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False) if narrow else contextlib.nullcontext():
+        # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
+        for q, k, v in zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True):
+            mask = _window_mask(q.shape[2], sliding_window, query.device)
+            if softcap is None and s_aux is None:
+                grouped = query.shape[1] != key.shape[1]
+                part = F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+                )
+            else:
+                part = _explicit(q, k, v, mask, dropout, scaling, softcap, s_aux)
+            parts.append(part)
+    return torch.cat(parts, 2).to(dtype).transpose(1, 2).contiguous(), None
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:

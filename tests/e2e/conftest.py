@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -148,3 +149,22 @@ def refused() -> Refused:
         return said.removeprefix("lightning-ft: ")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Iterator[Any]:
+    """Runs in processes of their own that may be broken on purpose: `forked.Runs`."""
+    spec = importlib.util.spec_from_file_location("forked", Path(__file__).with_name("forked.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.Runs(tmp_path_factory.mktemp("logs"))
+    yield made
+    made.server.communicate()
+
+
+@pytest.fixture(scope="session")
+def argv(models: dict[Family, Path], data: Path, runs: Any) -> tuple[object, ...]:
+    """The run of these tests."""
+    return models["llama"], "--data", data, *runs.FIT

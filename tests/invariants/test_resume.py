@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ class Whole:
 @pytest.fixture(scope="module", params=VARIANTS)
 def whole(
     request: pytest.FixtureRequest, forks: Any, of_run: Any, backbone: Path, uneven: Path, tmp_path_factory: Any
-) -> Iterator[Whole]:
+) -> Whole:
     words = ("--model", backbone, "--data", uneven, *COMMON, *VARIANTS[request.param])
     run = tmp_path_factory.mktemp("whole") / "run"
     ended = forks("fit", *words, "--output", run, folder=run).ended()
