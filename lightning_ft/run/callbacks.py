@@ -281,6 +281,7 @@ def _reduce(trainer: L.Trainer, value: torch.Tensor) -> torch.Tensor:
     """The sum over ranks."""
     if trainer.world_size == 1:
         return value
-    reduced = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
+    # A copy: gloo and NCCL put the sum where the summand was.
+    reduced = trainer.strategy.reduce(value.to(trainer.strategy.root_device, copy=True), reduce_op="sum")
     assert isinstance(reduced, torch.Tensor)
     return reduced

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -105,9 +106,10 @@ class Preflight(L.Callback):
         validation = self._validate(module)
         save = self._save(trainer)
         self._forget(trainer, module)
-        validations = schedule.total_steps / self.data.eval_every if self.data.has_validation else 0
-        saves = validations if self.save_every is None else schedule.total_steps / self.save_every if self.save_every else 0
-        total = schedule.total_steps * step_seconds + validations * validation + saves * save
+        steps = schedule.total_steps
+        validations = math.ceil(steps / self.data.eval_every) if self.data.has_validation else 0
+        saves = max(1, validations) if self.save_every is None else math.ceil(steps / self.save_every) if self.save_every else 0
+        total = steps * step_seconds + validations * validation + saves * save
         return Estimate(peak_memory(), step_seconds, validation, save, total)
 
     def _largest(self, number: int, rank: int) -> int:

@@ -72,7 +72,7 @@ def fill(disk: str) -> None:
 def break_run(place: str, at: int, what: str, argument: Any) -> None:
     """Arrange that `what` happens at a place."""
     acts: dict[str, Callable[[], object]] = {
-        "signals": lambda: [os.kill(os.getpid(), number) for number in argument],
+        "signals": lambda: list(map(os.kill, [os.getpid()] * len(argument), argument)),
         "fill": lambda: fill(argument),
         "limit": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (argument, resource.RLIM_INFINITY)),
     }

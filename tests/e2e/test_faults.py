@@ -30,10 +30,11 @@ def killed(runs: Any, argv: tuple[object, ...], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def copied(killed: Path, clean: None) -> Path:
+def copied(killed: Path, runs: Any, clean: None) -> Path:
     """That run, this test's own to break."""
-    shutil.copytree(killed / "runs", place / "runs")
-    return runs.RUN
+    shutil.copytree(killed / "runs", "runs")
+    run: Path = runs.RUN
+    return run
 
 
 # ---- kills ----------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def test_the_best_model_is_never_copied_from_a_broken_checkpoint(runs: Any, copi
 @pytest.fixture
 def disk(clean: None) -> Iterator[Path]:
     """A disk of a megabyte and a half, mounted at runs/."""
-    mounted = place / "runs"
+    mounted = Path("runs").absolute()
     mounted.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1536k", "none", str(mounted)], capture_output=True, check=False)
     if made.returncode:
@@ -183,7 +184,7 @@ def poisoned(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     model = AutoModelForCausalLM.from_pretrained(models["llama"])
     tokenizer = AutoTokenizer.from_pretrained(models["llama"])
     (token,) = tokenizer("~", add_special_tokens=False).input_ids
-    model.get_input_embeddings().weight.data[token] = float("nan")
+    model.get_input_embeddings().weight.data[token] = float("nan")  # type: ignore[operator]  # transformers types it so
     for part in (model, tokenizer):
         part.save_pretrained(folder)
     rows = [{"instruction": f"Where is {'~' if n == 17 else n}?", "output": f"It is in {n % 7}."} for n in range(1, 25)]
@@ -206,7 +207,7 @@ def test_nan_stops_before_the_step_and_names_the_row(runs: Any, poisoned: tuple[
     assert bad > 1, "the seed puts the row into the first step, before there is a checkpoint"
     assert runs.steps() == [bad - 1]
     before = load_file(newest(runs.RUN, bad - 1) / "adapter_model.safetensors")
-    assert all(torch.isfinite(tensor).all() for tensor in before.values())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in before.values())
     assert runs.status() == "failed"
     code, log = runs("--resume", runs.RUN)
     assert (code, runs.sentence(log)) == (1, said)

@@ -88,7 +88,7 @@ def test_runs_at_the_same_time_get_folders_of_their_own(runs: Any, models: dict[
     assert {runs.status(path) for path in Path("runs").iterdir()} == {"finished"}
 
 
-def test_the_command_itself_stops_by_a_signal_from_outside(argv: tuple[object, ...], clean: None) -> None:
+def test_the_command_itself_stops_by_a_signal_from_outside(runs: Any, argv: tuple[object, ...], clean: None) -> None:
     command = [sys.executable, "-m", "lightning_ft", "fit", *map(str, argv), "--max_steps", "100000", "--epochs", "100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None

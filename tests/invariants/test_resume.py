@@ -171,42 +171,39 @@ def test_killed_before_operations_on_files(whole: Whole, tmp_path: Path) -> None
 def test_killed_at_random_moments(whole: Whole, tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     run = tmp_path / "run"
+
+    def resumed(**options: Any) -> Any:
+        return whole.resume(run, **options) if (run / "run.json").is_file() else whole.start(run, **options)
+
     for _ in range(12):
-        resumable = (run / "run.json").is_file()
-        seconds = draw.uniform(0.2, 1.5) * (whole.seconds + 1)
-        hit = {"after": (seconds, ALARM)}
-        ended = whole.resume(run, hit=hit) if resumable else whole.start(run, hit=hit)
+        ended = resumed(hit={"after": (draw.uniform(0.2, 2) * (whole.seconds + 1), ALARM)})
         if ended.status == 0:
             break
         ended.ended(-ALARM)
     else:
-        whole.resume(run).ended()
+        resumed().ended()
     whole.check(run)
 
 
 @pytest.mark.long
 def test_two_ranks_stop_together_and_go_on(of_run: Any, environment: Any, backbone: Path, uneven: Path, tmp_path: Path) -> None:
-    words = ["--model", backbone, "--data", uneven, *COMMON, *VARIANTS["full, packed"], "--devices", 2, "--strategy", "ddp"]
+    words = ["--model", backbone, "--data", uneven, *COMMON, *VARIANTS["full, packed"]]
+    words += ["--devices", 2, "--strategy", "ddp", "--accumulate", 2, "--log_every", 3]
     command = [sys.executable, "-m", "lightning_ft", "fit"]
     for name, end in (("whole", 0), ("run", 128 + TERM)):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*command, *map(str, words), "--output", str(tmp_path / name)],
             env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        log = []
-        assert process.stderr is not None
-        for line in process.stderr:
-            log.append(line)
-            if name == "run" and line.startswith("step 5/12"):
-                process.send_signal(TERM)
-        assert process.wait() == end, "".join(log)
-    done = subprocess.run(
-        [*command, "--resume", str(tmp_path / "run")],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            log = []
+            for line in process.stderr:
+                log.append(line)
+                if name == "run" and line.startswith("step 4/12"):
+                    process.send_signal(TERM)
+        assert process.returncode == end, "".join(log)
+    again = [*command, "--resume", str(tmp_path / "run")]
+    done = subprocess.run(again, env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     mine, other = of_run.weights(tmp_path / "whole"), of_run.weights(tmp_path / "run")
     assert all(torch.equal(mine[name], other[name]) for name in mine)
