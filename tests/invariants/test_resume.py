@@ -155,6 +155,7 @@ def test_a_run_that_ended_early_is_not_trained_further(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_killed_before_operations_on_files(whole: Whole, tmp_path: Path) -> None:
     for at in range(1, whole.operations + 1, 3):
         run = tmp_path / f"run_{at}"
@@ -167,6 +168,7 @@ def test_killed_before_operations_on_files(whole: Whole, tmp_path: Path) -> None
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_random_moments(whole: Whole, tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
@@ -186,6 +188,7 @@ def test_killed_at_random_moments(whole: Whole, tmp_path: Path, seed: int) -> No
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_two_ranks_stop_together_and_go_on(of_run: Any, environment: Any, backbone: Path, uneven: Path, tmp_path: Path) -> None:
     words = ["--model", backbone, "--data", uneven, *COMMON, *VARIANTS["full, packed"]]
     words += ["--devices", 2, "--strategy", "ddp", "--accumulate", 2, "--log_every", 3]

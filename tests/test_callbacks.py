@@ -1,0 +1,183 @@
+"""Saver and Recorder by themselves: which checkpoints stay, which is best, what a resumed log keeps, how signals are heard."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lightning_ft.atomic import broken, whole_folder
+from lightning_ft.checkpoint import checkpoints, path_of, step_of
+from lightning_ft.config import TrainingConfig
+from lightning_ft.errors import RunInterruptedError
+from lightning_ft.run import signals
+from lightning_ft.run.callbacks import Recorder, Saver
+from lightning_ft.run.checkpoint import FolderCheckpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Writing:
+    """As much of a trainer as a Saver asks: it writes and removes real checkpoint folders."""
+
+    def __init__(self) -> None:
+        self.is_global_zero, self.world_size, self.sanity_checking = True, 1, False
+        self.global_step, self.should_stop, self.val_check_batch = 0, False, 2
+        self.callback_metrics: dict[str, float] = {}
+        self.state = SimpleNamespace(fn="fit")
+        self.strategy = FolderCheckpoint(lambda folder: None)
+
+    def save_checkpoint(self, path: Path) -> None:
+        with whole_folder(path) as folder:
+            (folder / "weights").write_text(path.name)
+
+    def validated(self, saver: Saver, step: int, **metrics: float) -> None:
+        """A validation after `step`, as Lightning reports it."""
+        self.global_step, self.callback_metrics = step, metrics
+        saver.on_validation_end(self, None)  # type: ignore[arg-type]  # see above
+
+    def trained(self, saver: Saver, step: int) -> None:
+        """The end of a step."""
+        self.global_step = step
+        saver.on_train_batch_end(self, None, None, None, step - 1)  # type: ignore[arg-type]  # see above
+
+
+def saver_of(folder: Path, total: int = 10, *, validates: bool = True, **options: Any) -> Saver:
+    return Saver(TrainingConfig(model="m", data=["d"], **options), folder, total, validates=validates)
+
+
+def kept(folder: Path) -> list[int]:
+    assert [p for p in checkpoints(folder) if broken(p)] == []
+    return sorted(map(step_of, checkpoints(folder)))
+
+
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    saver, trainer = saver_of(tmp_path, keep_best=2), Writing()
+    stay = []
+    for step, loss in zip((2, 4, 6, 8, 10), (3.0, 1.0, 2.0, 4.0, 5.0), strict=True):
+        trainer.validated(saver, step, val_loss=loss)
+        stay.append(kept(tmp_path))
+    assert stay == [[2], [2, 4], [4, 6], [4, 6, 8], [4, 6, 10]]
+    assert saver.best_step == 4
+
+
+def test_a_loss_that_is_not_a_number_is_never_best(tmp_path: Path) -> None:
+    saver, trainer = saver_of(tmp_path), Writing()
+    for step, loss in ((2, float("nan")), (4, 7.0), (6, float("nan"))):
+        trainer.validated(saver, step, val_loss=loss)
+    assert saver.best_step == 4
+    assert kept(tmp_path) == [4, 6]
+
+
+def test_of_equal_losses_the_earlier_is_best(tmp_path: Path) -> None:
+    saver, trainer = saver_of(tmp_path, keep_best=9), Writing()
+    for step in (2, 4, 6):
+        trainer.validated(saver, step, val_loss=1.0)
+    assert saver.best_step == 2
+
+
+def test_a_broken_checkpoint_is_not_best(tmp_path: Path) -> None:
+    saver, trainer = saver_of(tmp_path, keep_best=9), Writing()
+    for step, loss in ((2, 1.0), (4, 2.0), (6, 3.0)):
+        trainer.validated(saver, step, val_loss=loss)
+    (path_of(tmp_path, 2) / "weights").write_text("rubbish")
+    assert saver.best_step == 4
+
+
+def test_scores_survive_a_resume(tmp_path: Path) -> None:
+    saver, trainer = saver_of(tmp_path), Writing()
+    trainer.validated(saver, 2, val_loss=1.0)
+    trainer.validated(saver, 4, val_loss=2.0)
+    again = saver_of(tmp_path)
+    again.load_state_dict(json.loads(json.dumps(saver.state_dict())))
+    assert (again.scores, again.best_step) == ({2: 1.0, 4: 2.0}, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "validates", "expected"),
+    [
+        ({}, True, {2, 4, 6, 7}), ({"save_every": 3}, True, {3, 6, 7}), ({"save_every": 0}, True, set()),
+        ({}, False, {7}), ({"save_every": 3}, False, {3, 6, 7}),
+    ],
+)  # fmt: skip
+def test_when_checkpoints_are_written(tmp_path: Path, options: Any, validates: bool, expected: set[int]) -> None:
+    saver, trainer = saver_of(tmp_path, total=7, validates=validates, **options), Writing()
+    written = set()
+    for step in range(1, 8):
+        trainer.trained(saver, step)
+        if validates and (step % 2 == 0 or trainer.should_stop):
+            trainer.validated(saver, step, val_loss=1.0)
+        written |= set(kept(tmp_path))
+    assert written == expected
+    assert trainer.should_stop
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[tuple[Saver, Writing]]:
+    """A Saver during training; SIGINT and SIGTERM are as before afterwards."""
+    before = [signal.getsignal(number) for number in signals.HANDLED]
+    saver, trainer = saver_of(tmp_path), Writing()
+    saver.on_train_start(trainer, None)  # type: ignore[arg-type]  # see above
+    yield saver, trainer
+    saver.teardown(trainer, None, "fit")  # type: ignore[arg-type]  # see above
+    assert [signal.getsignal(number) for number in signals.HANDLED] == before
+
+
+@pytest.mark.parametrize("number", signals.HANDLED)
+def test_a_signal_waits_for_the_step_and_saves(listening: tuple[Saver, Writing], number: int) -> None:
+    saver, trainer = listening
+    os.kill(os.getpid(), number)
+    with pytest.raises(RunInterruptedError, match=r"after step 3 of 10; everything is saved\. Go on with --resume") as caught:
+        trainer.trained(saver, 3)
+    assert caught.value.signum == number
+    assert kept(saver.folder) == [3]
+
+
+def test_a_signal_before_a_validation_waits_for_its_score(listening: tuple[Saver, Writing]) -> None:
+    saver, trainer = listening
+    os.kill(os.getpid(), signal.SIGTERM)
+    trainer.trained(saver, 4)
+    with pytest.raises(RunInterruptedError, match="after step 4"):
+        trainer.validated(saver, 4, val_loss=2.5)
+    assert saver.scores == {4: 2.5}
+    assert kept(saver.folder) == [4]
+
+
+def test_a_second_signal_does_not_wait(listening: tuple[Saver, Writing]) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(RunInterruptedError, match="Stopped at once by SIGTERM") as caught:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.signum == signal.SIGTERM
+
+
+def test_outside_of_steps_a_signal_is_an_error_at_once() -> None:
+    before = [signal.getsignal(number) for number in signals.HANDLED]
+    for number in signals.HANDLED:
+        with pytest.raises(RunInterruptedError, match="--resume auto"), signals.stoppable():
+            os.kill(os.getpid(), number)
+    assert [signal.getsignal(number) for number in signals.HANDLED] == before
+
+
+def test_another_thread_leaves_signals_alone() -> None:
+    found: list[dict[int, Any]] = []
+    thread = threading.Thread(target=lambda: found.append(signals.install(signals.stop_at_once)))
+    thread.start()
+    thread.join()
+    assert found == [{}]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 5, "loss": 1.', '{"step": 5, "loss": 1.0}'])
+def test_a_resumed_log_keeps_what_came_before_the_checkpoint(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in range(1, 5)) + torn, encoding="utf-8")
+    recorder = Recorder(TrainingConfig(model="m", data=["d"]), SimpleNamespace(total_steps=9), path, None)  # type: ignore[arg-type]  # its steps are not asked for
+    recorder.on_train_start(SimpleNamespace(global_step=3, is_global_zero=True), None)  # type: ignore[arg-type]  # see above
+    assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, 2, 3]
+    assert path.read_text(encoding="utf-8").endswith("\n")
