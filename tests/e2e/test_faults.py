@@ -123,9 +123,8 @@ def test_a_named_checkpoint_falls_back_to_those_before_it_only(runs: Any, copied
 def test_the_best_model_is_never_copied_from_a_broken_checkpoint(runs: Any, copied: Path) -> None:
     code, log = runs("--resume", copied, fault=("finish", 1, "signals", [signal.SIGKILL]))
     assert code == -signal.SIGKILL, log
-    scores = {
-        line["step"]: line["val_loss"] for line in map(json.loads, (copied / "metrics.jsonl").open()) if "val_loss" in line
-    }
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
     best = min(set(scores) - {6}, key=lambda step: scores[step])  # the sixth is what the run is resumed from
     flip(newest(copied, best) / "adapter_model.safetensors")
     code, log = runs("--resume", copied)
