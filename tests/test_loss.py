@@ -12,6 +12,7 @@ import transformers as tf
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
+from lightning_ft.engine import cross_entropy
 from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy
 from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import head_path, score_rows, supervised, token_logps, token_loss, verify_head
@@ -278,9 +279,12 @@ def test_scores_per_row(family: str, way: str) -> None:
     torch.testing.assert_close([score[0] for score in scores], nll.sum(1).tolist())
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 100])
+@pytest.mark.parametrize(("chunk", "block"), [(1, 1), (3, 2), (5, 5), (100, 4), (100, 100)])
 @pytest.mark.parametrize("cap", [None, 1.5])
-def test_chunk_size_changes_nothing(chunk: int, cap: float | None) -> None:
+def test_chunk_and_block_size_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, block: int, cap: float | None
+) -> None:
+    monkeypatch.setattr(cross_entropy, "_block", lambda *_: block)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(11, 8).double(), torch.randn(13, 8).double(), torch.randn(13).double()
     targets, scale = torch.randint(13, (11,)), torch.rand(11).double()
@@ -305,9 +309,18 @@ def test_second_backward_is_refused() -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # of torch
 
 
+@pytest.mark.parametrize(
+    ("positions", "most", "size"), [(0, 672, 0), (1, 672, 1), (600, 672, 600), (673, 672, 352), (928, 672, 480), (5, 3, 3)]
+)
+def test_chunks_are_of_about_equal_size(positions: int, most: int, size: int) -> None:
+    """928 positions are 480 and 448, not 672 and 256: every chunk reads the whole weight."""
+    assert cross_entropy._even(positions, most) == max(1, size)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
-    """bf16 logits rounded once, everything after in float32: against the same by torch."""
+def test_low_precision_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """bf16 logits rounded once, everything after in float32, in blocks of a chunk: against the same by torch."""
+    monkeypatch.setattr(cross_entropy, "_block", lambda *_: 5)
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(64, 16).to(dtype), torch.randn(301, 16).to(dtype), torch.randint(301, (64,))
     weight = torch.nn.Parameter(weight)

@@ -52,13 +52,19 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def default_chunk(vocabulary: int, device: torch.device) -> int:
     """Positions per chunk, from the machine's memory (never from what is free now: runs have to repeat themselves).
 
-    A position costs 6 bytes per vocabulary entry (its logits in 2 and in 4 bytes). On a CPU the chunk takes 64 MiB; on
-    a GPU a 64th of its memory, between 128 MiB and 1 GiB.
+    On a CPU a position costs 2 bytes per vocabulary entry and the chunk takes 64 MiB: the weight is read once per chunk,
+    so that small ones are slow. On a GPU a position costs 6 bytes (its logits in 2 and in 4 bytes) and the chunk takes
+    a 64th of its memory, between 128 MiB and 1 GiB.
     """
-    budget = 64 * _MIB
     if device.type == "cuda":
         budget = min(max(torch.cuda.get_device_properties(device).total_memory // 64, 128 * _MIB), 1024 * _MIB)
-    return max(16, budget // (6 * vocabulary) // 16 * 16)
+        return max(16, budget // (6 * vocabulary) // 16 * 16)
+    return max(32, 64 * _MIB // (2 * vocabulary) // 32 * 32)
+
+
+def _block(vocabulary: int, chunk: int, device: torch.device) -> int:
+    """Positions whose softmax is computed at a time: on a CPU as many as stay in its cache, on a GPU the chunk."""
+    return max(1, min(chunk, 4 * _MIB // (4 * vocabulary))) if device.type == "cpu" else chunk
 
 
 def chunked_nll(
@@ -93,70 +99,86 @@ def chunked_nll(
     with torch.no_grad(), torch.autocast(device, enabled=False):
         weight = weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        size = min(chunk or default_chunk(weight.shape[0], hidden.device), max(len(targets), 1))
-        buffers = _Buffers(size, weight, cap is not None)
-        nll = torch.empty(len(targets), dtype=buffers.wide.dtype, device=hidden.device)
+        size = _even(len(targets), chunk or default_chunk(weight.shape[0], hidden.device))
+        logits = _Logits(size, weight, bias, cap)
+        nll = torch.empty(len(targets), dtype=logits.wide.dtype, device=hidden.device)
         for start in range(0, len(targets), size):
             rows = slice(start, start + size)
             x = hidden[rows].to(dtype)
-            nll[rows] = buffers.likelihood(x, weight, bias, targets[rows], cap, None if hits is None else hits[rows])
+            logits.of(x)
+            own_hits, scale = (None if given is None else given[rows] for given in (hits, row_weights))
+            nll[rows] = logits.likelihood(targets[rows], own_hits, into, scale)
             if into is not None:
-                scale = None if row_weights is None else row_weights[rows]
-                buffers.gradient(x, weight, targets[rows], scale, into, rows)
+                logits.backward(x, into, rows)
     return nll
 
 
-class _Buffers:
-    """The logits of one chunk, in the type of the products and in the wide one, used again for every chunk."""
+def _even(positions: int, most: int) -> int:
+    """Chunks of about equal size rather than full ones and a rest: the multiple of 32 that makes as many of them."""
+    chunks = max(1, -(-positions // most))
+    return max(1, min(most, -(-positions // (32 * chunks)) * 32, positions))
 
-    def __init__(self, size: int, weight: Tensor, capped: bool) -> None:
-        wide = wide_dtype(weight.dtype)
+
+class _Logits:
+    """The logits of one chunk in the type of the products, and of a block of it in the wide type; used for every chunk."""
+
+    def __init__(self, size: int, weight: Tensor, bias: Tensor | None, cap: float | None) -> None:
+        self.weight, self.bias, self.cap = weight, bias, cap
         self.low = weight.new_empty(size, weight.shape[0])
-        self.wide = self.low if wide == weight.dtype else torch.empty_like(self.low, dtype=wide)
-        self.tanh = torch.empty_like(self.wide) if capped else None
-        self.total = self.wide
+        self.size = _block(weight.shape[0], size, weight.device)
+        self.in_place = wide_dtype(weight.dtype) == weight.dtype
+        shape = (self.size, weight.shape[0])
+        self.wide = self.low if self.in_place else weight.new_empty(shape, dtype=wide_dtype(weight.dtype))
+        self.tanh = None if cap is None else torch.empty(shape, dtype=self.wide.dtype, device=weight.device)
 
-    def likelihood(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float | None, hits: Tensor | None
-    ) -> Tensor:
-        """The chunk's nll; leaves exp(z - max z) in `wide` and its row sums in `total`."""
-        low, wide = self.low[: len(x)], self.wide[: len(x)]
-        if bias is None:
-            torch.mm(x, weight.t(), out=low)
+    def of(self, x: Tensor) -> None:
+        """Fill `low` with the logits of `x` (n, D)."""
+        low = self.low[: len(x)]
+        if self.bias is None:
+            torch.mm(x, self.weight.t(), out=low)
         else:
-            torch.addmm(bias, x, weight.t(), out=low)
-        if wide is not low:
-            wide.copy_(low)
-        if self.tanh is not None and cap is not None:
-            tanh = self.tanh[: len(x)]
-            torch.div(wide, cap, out=tanh).tanh_()
-            torch.mul(tanh, cap, out=wide)
-        if hits is None:
-            top = wide.amax(-1, keepdim=True)
-        else:
-            top, best = wide.max(-1, keepdim=True)
-            torch.eq(best[:, 0], targets, out=hits)
-        picked = wide.gather(1, targets[:, None])
-        # In place, because torch.logsumexp makes a second array of the chunk's size.
-        self.total = wide.sub_(top).exp_().sum(-1, keepdim=True)
-        return (self.total.log() + top - picked)[:, 0]
+            torch.addmm(self.bias, x, self.weight.t(), out=low)
 
-    def gradient(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None, into: Gradients, rows: slice) -> None:
-        """Add the chunk's gradients to `into`; destroys what `likelihood` left."""
-        low, wide = self.low[: len(x)], self.wide[: len(x)]
-        ones = torch.ones_like(self.total) if scale is None else scale[:, None].to(wide.dtype)
-        wide.mul_(ones / self.total).scatter_add_(1, targets[:, None], -ones)
-        if self.tanh is not None:
-            wide.mul_(self.tanh[: len(x)].square_().neg_().add_(1))
-        if into.bias is not None:
-            into.bias.add_(wide.sum(0))
-        if low is not wide:
-            low.copy_(wide)
+    def likelihood(self, targets: Tensor, hits: Tensor | None, into: Gradients | None, scale: Tensor | None) -> Tensor:
+        """The chunk's nll, block by block; with `into`, `low` becomes the gradient of `sum_i scale_i nll_i`."""
+        nll = torch.empty(len(targets), dtype=self.wide.dtype, device=targets.device)
+        for start in range(0, len(targets), self.size):
+            rows = slice(start, min(start + self.size, len(targets)))
+            low, chosen = self.low[rows], targets[rows, None]
+            wide = low if self.in_place else self.wide[: len(low)].copy_(low)
+            tanh = None
+            if self.tanh is not None and self.cap is not None:
+                tanh = self.tanh[: len(low)]
+                torch.div(wide, self.cap, out=tanh).tanh_()
+                torch.mul(tanh, self.cap, out=wide)
+            if hits is None:
+                top = wide.amax(-1, keepdim=True)
+            else:
+                top, best = wide.max(-1, keepdim=True)
+                torch.eq(best, chosen, out=hits[rows, None])
+            picked = wide.gather(1, chosen)
+            # In place, because torch.logsumexp makes a second array of the block's size.
+            total = wide.sub_(top).exp_().sum(-1, keepdim=True)
+            nll[rows] = (total.log() + top - picked)[:, 0]
+            if into is not None:
+                ones = torch.ones_like(total) if scale is None else scale[rows, None].to(wide.dtype)
+                wide.mul_(ones / total).scatter_add_(1, chosen, -ones)
+                if tanh is not None:
+                    wide.mul_(tanh.square_().neg_().add_(1))
+                if into.bias is not None:
+                    into.bias.add_(wide.sum(0))
+                if not self.in_place:
+                    low.copy_(wide)
+        return nll
+
+    def backward(self, x: Tensor, into: Gradients, rows: slice) -> None:
+        """Add what follows from the gradient in `low` to `into`."""
+        low = self.low[: len(x)]
         if into.hidden is not None:
             if into.hidden.dtype == low.dtype:
-                torch.mm(low, weight, out=into.hidden[rows])
+                torch.mm(low, self.weight, out=into.hidden[rows])
             else:
-                into.hidden[rows] = low @ weight
+                into.hidden[rows] = low @ self.weight
         if into.weight is not None:
             if into.weight.dtype == low.dtype:
                 into.weight.addmm_(low.t(), x)

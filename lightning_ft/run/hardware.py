@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which oneDNN multiplies bfloat16 matrices in hardware."""
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of mallopt(3)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ def _product_seconds(dtype: torch.dtype) -> float:
     for _ in range(4):
         a @ a
     return time.perf_counter() - start
+
+
+def keep_heap() -> None:
+    """Let glibc keep freed memory for the next step instead of handing it back to the kernel.
+
+    By default every tensor of some MB is a fresh mapping whose pages the kernel has to zero again, step after step.
+    For the whole process, and only where the C library has `mallopt`; training on a CPU asks for it.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def formats(precision: Precision, *, trains_base: bool) -> Formats:

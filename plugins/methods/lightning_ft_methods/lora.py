@@ -101,6 +101,8 @@ class LoRA(Method):
         """
         from peft import get_peft_model
 
+        from lightning_ft_methods.fused import fuse
+
         config = self._config(model)
         if self.init == "olora" and config.fan_in_fan_out:
             raise UsageError("Expected --method.init default, gaussian, orthogonal or pissa for Conv1D layers; got olora.")
@@ -120,6 +122,7 @@ class LoRA(Method):
         # Past nn.Module's own __setattr__, which is declared for tensors and modules: these are notes for `merge` and
         # `reference`, no part of the model's state.
         object.__setattr__(adapted, "widened", _widen(adapted))
+        fuse(adapted)
         if self.changes_base:
             # Without the adapter, peft would leave the residual of W (or trained biases), not the pretrained model.
             object.__setattr__(adapted, "initial_adapter", {k: v.clone() for k, v in self.trainable_state(adapted).items()})
