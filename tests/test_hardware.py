@@ -9,7 +9,7 @@ import torch
 
 from lightning_ft.errors import UsageError
 from lightning_ft.run import hardware
-from lightning_ft.run.hardware import device_name, formats, peak_memory
+from lightning_ft.run.hardware import device_name, device_use, formats, peak_memory
 
 if TYPE_CHECKING:
     from lightning_ft.config import Precision
@@ -106,3 +106,21 @@ def test_a_kept_heap_does_not_fault_the_same_pages_in_again() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 5000
+
+
+def test_device_use_is_the_share_of_all_threads(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three seconds of processor in two seconds of two threads: three quarters."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert device_use(3.0, 2.0) == 0.75
+    assert device_use(5.0, 2.0) == 1.0
+    assert device_use(0.0, 0.0) is None
+
+
+def test_device_use_of_a_gpu_is_the_drivers_or_nobodys(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> int:
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 87)
+    assert device_use(1.0, 1.0) == 0.87
+    monkeypatch.setattr(torch.cuda, "utilization", missing)
+    assert device_use(1.0, 1.0) is None

@@ -51,13 +51,13 @@ def _own_folder_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of rows of each call of the encoder from here on."""
     calls: list[int] = []
-    original = Encoder.encode
+    original = Encoder.try_encode
 
     def counted(self: Encoder, examples: Any, rows: Any) -> Any:
         calls.append(len(examples))
         return original(self, examples, rows)
 
-    monkeypatch.setattr(Encoder, "encode", counted)
+    monkeypatch.setattr(Encoder, "try_encode", counted)
     return calls
 
 
@@ -369,6 +369,25 @@ def test_skipped_rows_are_kept_in_quarantine(tmp_path: Path, encoded: list[int])
         total = found.prepared.ledger.total
         assert (total.read, total.used, total.failed) == (302, 300, 2)
     assert encoded == [300], "the second run found them in the cache"
+
+
+STRICT = """{% if 'x' in messages[0].content %}{{ raise_exception('no x, please') }}{% endif %}\
+{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"""
+
+
+def test_rows_that_the_template_refuses_are_unreadable_rows(tmp_path: Path) -> None:
+    (tmp_path / "strict.jinja").write_text(STRICT, encoding="utf-8")
+    pairs = [[{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}] for i in range(200)]
+    pairs[7][0]["content"] = "x"
+    name = write("a.jsonl", [{"messages": messages} for messages in pairs])
+    with pytest.raises(DataError, match=r"^a.jsonl:8: .*no x, please"):
+        start(name, template=str(tmp_path / "strict.jinja"))
+    assert not list((cache_root() / "encoded").glob("*/facts.json")), "nothing half done is left"
+    found = start(name, template=str(tmp_path / "strict.jinja"), on_error="skip").prepared
+    assert (found.ledger.total.read, found.ledger.total.used, found.ledger.total.failed) == (200, 199, 1)
+    (kept,) = (found.folder / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(kept)["line"] == 8
+    assert "no x, please" in json.loads(kept)["reason"]
 
 
 def test_too_many_bad_rows_are_not_skipped() -> None:

@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "step": step, "epoch": step / 333, "loss": 1.1 + 2 * math.exp(-step / 150) + 0.05 * math.sin(step),
             "learning_rate": 2e-4 * min(1, step / 30) * (1 - step / 1100), "grad_norm": 1 + abs(math.sin(step)),
             "tokens_per_second": 5200.0 + 300 * math.sin(step), "supervised_tokens_per_second": 2900.0,
-            "padding_share": 0.04, "peak_memory": 3_400_000_000, "seconds": step * 1.5,
+            "padding_share": 0.04, "peak_memory": 3_400_000_000, "device_use": 0.93, "seconds": step * 1.5,
         })  # fmt: skip
         if step % 100 == 0:
             lines.append({"step": step, "val_loss": 1.3 + 1.7 * math.exp(-step / 170), "val_token_accuracy": 0.4 + step / 4000})

@@ -54,24 +54,31 @@ class Encoder:
         Raises:
             DataError: an example cannot be rendered; the message begins with its `file:line`.
         """
-        rendered: list[Rendered | None] = []
-        texts: list[str] = []
-        for example, row in zip(examples, rows, strict=True):
-            if isinstance(example, Text):
-                rendered.append(None)
-                texts.append(example.text)
-                continue
+        encoded: list[Encoded] = []
+        for item, row in zip(self.try_encode(examples, rows), rows, strict=True):
+            if isinstance(item, str):
+                raise DataError(f"{row}: {item}")
+            encoded.append(item)
+        return encoded
+
+    def try_encode(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded | str]:
+        """As `encode`, with the reason in place of a row that cannot be encoded."""
+        rendered: list[Rendered | str | None] = []
+        for example in examples:
             try:
-                rendered.append(self.render_example(example))
+                rendered.append(None if isinstance(example, Text) else self.render_example(example))
             except UsageError as error:
-                raise DataError(f"{row}: {error}") from error
-            texts.append(rendered[-1].text)  # type: ignore[union-attr]  # appended just above
+                rendered.append(str(error))
+        texts = [
+            example.text if isinstance(example, Text) else done.text if isinstance(done, Rendered) else ""
+            for example, done in zip(examples, rendered, strict=True)
+        ]
         # transformers sets these anew with each of its own calls, so there is nothing to restore.
         self._backend.no_truncation()
         self._backend.no_padding()
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
         return [
-            self._raw(encoding.ids, row) if done is None else self._chat(encoding, done, row)
+            done if isinstance(done, str) else self._raw(encoding.ids, row) if done is None else self._chat(encoding, done, row)
             for encoding, done, row in zip(encodings, rendered, rows, strict=True)
         ]
 
@@ -112,12 +119,12 @@ class Encoder:
         labels = [IGNORE_INDEX] * first + ids[first:]
         return self._cut(ids, labels, row, [(first, len(ids), "text")], 1.0, None)
 
-    def _chat(self, encoding: Any, rendered: Rendered, row: str) -> Encoded:
+    def _chat(self, encoding: Any, rendered: Rendered, row: str) -> Encoded | str:
         ids: list[int] = encoding.ids
         if self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:
-            raise DataError(
-                f"{row}: expected one first token, but the template '{self._template.name}' writes it twice; take it out of "
-                "the template or out of the row"
+            return (
+                f"expected one first token, but the template '{self._template.name}' writes it twice; take it out of the "
+                "template or out of the row"
             )
         labels = [IGNORE_INDEX] * len(ids)
         kinds = {span.weight for span in rendered.spans}

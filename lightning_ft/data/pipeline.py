@@ -155,7 +155,8 @@ class Pipeline:
             rows = self._rows(bad, ledger)
             examples = self._format(rows, bad, ledger)
             bad.finish(ledger.total.read)
-            self._encode(folder, rows, examples, ledger)
+            self._encode(folder, rows, examples, bad, ledger)
+            bad.finish(ledger.total.read)
             assert self.task is not None
             write_json(folder / "facts.json", {"task": self.task.name, "ledger": ledger.as_dict()})
 
@@ -192,15 +193,14 @@ class Pipeline:
             except UsageError:
                 raise
             except ValueError as error:
-                bad.add(row.source, row.line, str(error), json.dumps(row.values, ensure_ascii=False, default=str))
-                ledger.add_failed(row.source)
+                _refuse(row, str(error), bad, ledger)
                 examples.append(None)
         return examples
 
     def _encode(
-        self, folder: Path, rows: list[tuple[Row, Split | None]], examples: list[Example | None], ledger: Ledger
+        self, folder: Path, rows: list[tuple[Row, Split | None]], examples: list[Example | None], bad: BadRows, ledger: Ledger
     ) -> None:
-        """Split and encode what is left, block by block."""
+        """Split and encode what is left, block by block; a row that the template cannot render is one that cannot be read."""
         good = [(row, split, example) for (row, split), example in zip(rows, examples, strict=True) if example is not None]
         free = [i for i, (_, split, _) in enumerate(good) if split is None]
         shares = self._shares()
@@ -211,9 +211,12 @@ class Pipeline:
         writers = {split: TableWriter(folder / f"{split}.arrow") for split in SPLITS}
         for start in self._progress(range(0, len(good), BLOCK), len(good)):
             block = good[start : start + BLOCK]
-            encoded = self.encoder.encode([example for _, _, example in block], [row.id for row, _, _ in block])
+            encoded = self.encoder.try_encode([example for _, _, example in block], [row.id for row, _, _ in block])
             kept: dict[Split, list[Any]] = {split: [] for split in SPLITS}
             for (row, _, _), item, split in zip(block, encoded, splits[start : start + BLOCK], strict=True):
+                if isinstance(item, str):
+                    _refuse(row, item, bad, ledger)
+                    continue
                 supervised = item.supervised
                 if item.truncated:
                     ledger.add_cut(
@@ -247,6 +250,12 @@ class Pipeline:
         from rich.progress import track
 
         yield from track(blocks, description="tokenising", console=Console(stderr=True))
+
+
+def _refuse(row: Row, reason: str, bad: BadRows, ledger: Ledger) -> None:
+    """Note a row that could be read but not used."""
+    bad.add(row.source, row.line, reason, json.dumps(row.values, ensure_ascii=False, default=str))
+    ledger.add_failed(row.source)
 
 
 def _assigned(files: list[tuple[Path, Split | None]]) -> list[tuple[Path, Split | None]]:

@@ -15,7 +15,7 @@ from lightning_ft import checkpoint
 from lightning_ft.atomic import broken, write_text
 from lightning_ft.errors import RunInterruptedError, TrainingError
 from lightning_ft.run import signals
-from lightning_ft.run.hardware import peak_memory
+from lightning_ft.run.hardware import device_use, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,20 +176,21 @@ class Recorder(L.Callback):
 
     def _reset(self) -> None:
         self._tokens = self._cells = self._steps = 0
-        self._supervised = self._seconds = 0.0
+        self._supervised = self._seconds = self._cpu_seconds = 0.0
         self._loss = torch.zeros(())
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what the steps since the last line add up to, or the next line of a resumed run would be another."""
         checkpoint["recorder"] = {
             "sums": [_reduce(trainer, torch.as_tensor(value)).cpu() for value in (self._loss, self._tokens, self._cells)],
-            "steps": self._steps, "supervised": self._supervised, "seconds": self._seconds,
+            "steps": self._steps, "supervised": self._supervised, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds,
         }  # fmt: skip
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take it back; what was summed over ranks goes to one of them."""
         kept = checkpoint["recorder"]
-        self._steps, self._supervised, self._seconds = kept["steps"], kept["supervised"], kept["seconds"]
+        self._steps, self._supervised = kept["steps"], kept["supervised"]
+        self._seconds, self._cpu_seconds = kept["seconds"], kept["cpu_seconds"]
         if trainer.is_global_zero:
             self._loss, self._tokens, self._cells = kept["sums"][0], int(kept["sums"][1]), int(kept["sums"][2])
 
@@ -203,7 +204,7 @@ class Recorder(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Step, batch_idx: int) -> None:
         """Start the step's clock."""
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
@@ -220,6 +221,7 @@ class Recorder(L.Callback):
         if due and torch.cuda.is_available():
             torch.cuda.synchronize()
         self._seconds += time.perf_counter() - self._start
+        self._cpu_seconds += time.process_time() - self._cpu_start
         if due:
             self._check_counts(trainer, module, batch)
             self._write(trainer, self._line(trainer, module, step))
@@ -240,6 +242,7 @@ class Recorder(L.Callback):
             float(_reduce(trainer, torch.tensor(float(self._tokens)))),
             float(_reduce(trainer, torch.tensor(float(self._cells)))),
         )
+        use = device_use(self._cpu_seconds, self._seconds)
         return {
             "step": step,
             "epoch": round(self.schedule.epoch_of(step), 4),
@@ -250,6 +253,7 @@ class Recorder(L.Callback):
             "supervised_tokens_per_second": round(self._supervised / self._seconds, 1),
             "padding_share": round(1 - tokens / max(1.0, cells), 4),
             "peak_memory": peak_memory(),
+            **({} if use is None else {"device_use": round(use, 4)}),
             "seconds": round(time.perf_counter() - self._began, 3),
         }
 

@@ -124,6 +124,24 @@ def memory_advice(error: BaseException) -> str:
     )
 
 
+def device_use(cpu_seconds: float, seconds: float) -> float | None:
+    """How busy the device is, from 0 to 1; None where that cannot be asked.
+
+    Of a GPU the driver's figure for the last moments, which needs the package nvidia-ml-py. Of a CPU the share of the time of
+    all of torch's threads.
+
+    Args:
+        cpu_seconds: What the process was given of the processor, all threads together.
+        seconds: In so much time.
+    """
+    if not torch.cuda.is_available():
+        return min(1.0, cpu_seconds / (seconds * torch.get_num_threads())) if seconds else None
+    try:
+        return torch.cuda.utilization() / 100
+    except (ModuleNotFoundError, RuntimeError):
+        return None
+
+
 def peak_memory() -> int:
     """Peak memory so far in bytes: of the GPU where there is one, else of this process (VmHWM)."""
     if torch.cuda.is_available():

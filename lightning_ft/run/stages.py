@@ -16,7 +16,7 @@ from lightning_ft.data.pipeline import Pipeline
 from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.evaluation import Evaluation, score_examples
+from lightning_ft.evaluation import RESULTS, Evaluation, score_examples
 from lightning_ft.loading import Loaded, load
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
@@ -89,6 +89,8 @@ def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     if config.output is not None:
         check_writable(Path(config.output))
+        if (Path(config.output) / RESULTS).exists():
+            raise UsageError(f"Expected --output to be a new folder, got '{config.output}', which holds an evaluation; name another.")
     choices = choose(config, registry())
     loaded = load(config.model, template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))

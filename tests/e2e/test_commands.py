@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_ft.atomic import broken
@@ -105,6 +106,8 @@ def test_metrics_are_complete_and_the_loss_falls(fitted: Fitted) -> None:
     assert set(train[0]) >= {
         "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "padding_share", "peak_memory",
     }  # fmt: skip
+    if not torch.cuda.is_available():  # a GPU's driver is only asked where nvidia-ml-py is there
+        assert all(0 < row["device_use"] <= 1 for row in train)
     assert set(validation[0]) == {"step", "epoch", "val_loss", "val_token_accuracy"}
     assert train[-1]["loss"] < train[0]["loss"]
     assert validation[-1]["val_loss"] < validation[0]["val_loss"]
@@ -172,6 +175,9 @@ def test_evaluate_writes_beside_the_run(fitted: Fitted, cli: Cli, tmp_path: Path
         assert result.code == 0, result.err
         assert result.out.splitlines()[-1] == f"Details: {run / f'eval_{n}'}"
         assert read(run / f"eval_{n}" / "results.json")["rows"] == 3
+    again = cli("evaluate", run, "--data", fitted.data, "--output", run / "eval_1", *SHORT)
+    assert again.code == 2
+    assert again.err.strip().splitlines()[-1].endswith(f"got '{run / 'eval_1'}', which holds an evaluation; name another.")
 
 
 def test_predict_then_score(fitted: Fitted, cli: Cli, tmp_path: Path) -> None:
