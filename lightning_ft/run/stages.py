@@ -90,7 +90,9 @@ def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
     if config.output is not None:
         check_writable(Path(config.output))
         if (Path(config.output) / RESULTS).exists():
-            raise UsageError(f"Expected --output to be a new folder, got '{config.output}', which holds an evaluation; name another.")
+            raise UsageError(
+                f"Expected --output to be a new folder, got '{config.output}', which holds an evaluation; name another."
+            )
     choices = choose(config, registry())
     loaded = load(config.model, template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
