@@ -4,7 +4,6 @@ import importlib
 import json
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -272,19 +271,13 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert cache_root() == Path.home() / ".cache" / "lightning-ft"
 
 
-def test_ten_thousand_rows(encoded: list[int], record_property: Any) -> None:
-    """How long the second start takes is in the report of the test run (`--junitxml`) and printed with `-s`."""
+def test_ten_thousand_rows(encoded: list[int]) -> None:
+    """How long that takes is shown by the suite `tokenise` of the benchmarks."""
     name = write("a.jsonl", texts(10_000))
-    seconds = []
     for _ in range(2):
-        begin = time.perf_counter()
         found = start(name)
-        seconds.append(round(time.perf_counter() - begin, 3))
     assert sum(encoded) == 10_000
     assert {split: len(rows) for split, rows in found.rows.items()} == {"train": 8000, "validation": 1000, "test": 1000}
-    record_property("first_start_seconds", seconds[0])
-    record_property("second_start_seconds", seconds[1])
-    print(f"10,000 rows: first start {seconds[0]} s, second start {seconds[1]} s")
 
 
 def test_shares() -> None:
@@ -369,25 +362,6 @@ def test_skipped_rows_are_kept_in_quarantine(tmp_path: Path, encoded: list[int])
         total = found.prepared.ledger.total
         assert (total.read, total.used, total.failed) == (302, 300, 2)
     assert encoded == [300], "the second run found them in the cache"
-
-
-STRICT = """{% if 'x' in messages[0].content %}{{ raise_exception('no x, please') }}{% endif %}\
-{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"""
-
-
-def test_rows_that_the_template_refuses_are_unreadable_rows(tmp_path: Path) -> None:
-    (tmp_path / "strict.jinja").write_text(STRICT, encoding="utf-8")
-    pairs = [[{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}] for i in range(200)]
-    pairs[7][0]["content"] = "x"
-    name = write("a.jsonl", [{"messages": messages} for messages in pairs])
-    with pytest.raises(DataError, match=r"^a.jsonl:8: .*no x, please"):
-        start(name, template=str(tmp_path / "strict.jinja"))
-    assert not list((cache_root() / "encoded").glob("*/facts.json")), "nothing half done is left"
-    found = start(name, template=str(tmp_path / "strict.jinja"), on_error="skip").prepared
-    assert (found.ledger.total.read, found.ledger.total.used, found.ledger.total.failed) == (200, 199, 1)
-    (kept,) = (found.folder / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(kept)["line"] == 8
-    assert "no x, please" in json.loads(kept)["reason"]
 
 
 def test_too_many_bad_rows_are_not_skipped() -> None:

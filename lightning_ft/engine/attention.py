@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary, ref
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from lightning_ft.engine.causal import SHORTEST
+from lightning_ft.engine.document import attend
 from lightning_ft.engine.head import base_model, evaluation_mode, unwrapped
 from lightning_ft.errors import TrainingError
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 DOCUMENTS = "lightning_ft_documents"
 """The attention function's name in transformers' attention interface."""
 
-_CHECK_LENGTHS = (7, 19, 12)
+_CHECK_LENGTHS = (7, 19, SHORTEST + 3, 12)
+"""Documents of a check: short ones, and one that may go another way, where the model has so many positions."""
 _UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
 """Layer types whose state crosses borders, or whose windows a short check would not see."""
 _windows: list[int | None] | None = None
@@ -194,61 +196,11 @@ def documents_attention(
     if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
         out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
         return out, None
-    dtype, parts = value.dtype, []
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
-    narrow = query.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
-    if narrow:  # oneDNN would compile and keep kernels for every length of a document; 32 bits need none and take no longer
-        query, key, value = query.float(), key.float(), value.float()
-    with torch.autocast("cpu", enabled=False) if narrow else contextlib.nullcontext():
-        # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
-        for q, k, v in zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True):
-            mask = _window_mask(q.shape[2], sliding_window, query.device)
-            if softcap is None and s_aux is None:
-                grouped = query.shape[1] != key.shape[1]
-                part = F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-                )
-            else:
-                part = _explicit(q, k, v, mask, dropout, scaling, softcap, s_aux)
-            parts.append(part)
-    return torch.cat(parts, 2).to(dtype).transpose(1, 2).contiguous(), None
-
-
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """(length, length) True where a position may look; None where that is plainly causal."""
-    if window is None or length <= window:
-        return None
-    position = torch.arange(length, device=device)
-    back = position[:, None] - position
-    return (back >= 0) & (back < window)
-
-
-def _explicit(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    softcap: float | None,
-    s_aux: Tensor | None,
-) -> Tensor:
-    """One document with its scores written out, for what scaled dot product attention does not have."""
-    shared = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    length = query.shape[2]
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    if s_aux is not None:
-        sinks = s_aux.reshape(1, -1, 1, 1).expand(1, -1, length, 1).to(scores.dtype)
-        scores = torch.cat([scores, sinks], -1)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.softmax(-1, dtype=wide)[..., :length].to(value.dtype)
-    return F.dropout(weights, dropout) @ value
+    # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
+    documents_of = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
+    parts = [attend(q, k, v, dropout, scaling, sliding_window, softcap, s_aux) for q, k, v in documents_of]
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
 @functools.cache
@@ -351,11 +303,13 @@ def _packed_difference(model: nn.Module, vocab_size: int, tolerance: float | Non
 
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
-    parts = [torch.randint(vocab_size, (1, length), generator=draw).to(device) for length in _CHECK_LENGTHS]
-    borders = tuple(sum(_CHECK_LENGTHS[:n]) for n in range(len(parts) + 1))
-    positions = torch.cat([torch.arange(length, device=device) for length in _CHECK_LENGTHS])[None]
+    known = getattr(_text_config(unwrapped(model)), "max_position_embeddings", None) or 0
+    lengths = tuple(length for length in _CHECK_LENGTHS if length < SHORTEST or length <= known)
+    parts = [torch.randint(vocab_size, (1, length), generator=draw).to(device) for length in lengths]
+    borders = tuple(sum(lengths[:n]) for n in range(len(parts) + 1))
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
     ids = torch.cat(parts, 1)
-    batch = Batch(ids, ids, positions, borders, tuple(map(str, _CHECK_LENGTHS)))
+    batch = Batch(ids, ids, positions, borders, tuple(map(str, lengths)))
     with evaluation_mode(model):
         try:
             _windows = []
