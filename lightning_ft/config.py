@@ -84,7 +84,7 @@ class TrainingConfig:
     max_length: int | None = None
     """Longest row in tokens; None: the model's context, at most 2048."""
     packing: Packing = "auto"
-    """Several documents in one row without padding: on, off, or auto (on where a GPU has the kernel for it)."""
+    """Several documents in one row without padding: on, off, or auto (on where a check at the start finds them kept apart)."""
     eval_every: int | None = None
     """Steps between validations; None: a tenth of the run, at least 10."""
     save_every: int | None = None
