@@ -24,7 +24,7 @@ from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
 from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
 from lightning_ft.data.split import SPLITS, Split, split_rows
 from lightning_ft.data.table import EncodedTable, TableWriter
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -215,6 +215,8 @@ class Pipeline:
             kept: dict[Split, list[Any]] = {split: [] for split in SPLITS}
             for (row, _, _), item, split in zip(block, encoded, splits[start : start + BLOCK], strict=True):
                 if isinstance(item, str):
+                    if self.config.on_error == "fail":  # as a rule it is the template, which would refuse all rows alike
+                        raise DataError(f"{row.id}: {item}")
                     _refuse(row, item, bad, ledger)
                     continue
                 supervised = item.supervised
