@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_ft.data.collate import shape_step
+
 SHORTEST = 128
 """Tokens from which a document gains by it."""
 BLOCK = 256
@@ -88,7 +90,7 @@ def _prepared(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     oneDNN compiles a product for every shape that it meets. What is filled up comes last, so no query before it looks there.
     """
     length = query.shape[1]
-    padded = length + -length % max(8, 1 << max(0, length.bit_length() - 4))
+    padded = length + -length % shape_step(length)
     return _grouped(query * scale, len(key), padded), _filled(key, padded), _filled(value, padded)
 
 
