@@ -48,7 +48,10 @@ def register_metrics() -> Iterable[type[Metric]]:
 
 @hookspec
 def register_optimizers() -> Iterable[type[Optimizer]]:
-    """Return optimisers; the class's name is what users type."""
+    """Return optimisers; the class's name is what users type.
+
+    Each takes groups of parameters: matrices of embeddings and of the output layer come in a group with `embedding: True`.
+    """
 
 
 @hookspec(firstresult=True)

@@ -76,7 +76,7 @@ class Method(ABC):
         yield model
 
     def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]] | None:
-        """Optimiser groups of its own (`{"params": [...], "lr": ...}`), or None for the usual two (decay, no decay)."""
+        """Optimiser groups of its own (`{"params": [...], "lr": ...}`), or None for those of `optim.param_groups`."""
         return None
 
     def regularizer(self, model: nn.Module) -> Tensor | None:

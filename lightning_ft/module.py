@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
-from lightning_ft.errors import TrainingError
+from lightning_ft.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -228,7 +228,10 @@ class FineTuner(L.LightningModule):
         options = dict(self.optimizer_options)
         if "fused" in inspect.signature(self.optimizer_class).parameters:
             options.setdefault("fused", True)
-        optimizer = self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
+        try:
+            optimizer = self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"Optimiser {self.optimizer_class.__name__} refused its options: {error}.") from error
         factor = optim.multiplier(self.config.lr_scheduler, self.total_steps, self.config.warmup)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -6,21 +6,30 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lightning_ft.config import Schedule
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay, vectors (norms, biases) without."""
+    """Groups of matrices, of the matrices of embeddings and output layer, and of vectors.
+
+    The second is marked `embedding: True` for optimisers that treat the matrices between them in another way. Vectors
+    (norms, biases) have no weight decay.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
+    outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if (head := getattr(model, "get_output_embeddings", lambda: None)()) is not None:
+        outer.add(id(head.weight))
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim >= 2 and id(p) not in outer], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim >= 2 and id(p) in outer], "weight_decay": weight_decay, "embedding": True},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

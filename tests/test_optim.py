@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_ft import optim
+from lightning_ft.testing.models import FAMILIES, tiny_model
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
@@ -18,6 +20,18 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     assert [id(p) for p in decayed["params"]] == [id(model[2].weight)]
     assert plain["weight_decay"] == 0
     assert [id(p) for p in plain["params"]] == [id(model[0].bias), id(model[1].weight), id(model[1].bias)]
+
+
+def test_embeddings_and_the_output_layer_are_marked() -> None:
+    for family in FAMILIES:
+        model = tiny_model(family)
+        inner, outer, vectors = optim.param_groups(model, 0.1)
+        assert outer["embedding"] is True
+        assert "embedding" not in inner | vectors
+        own = {id(p) for name, p in model.named_parameters() if re.search("emb|wte|wpe|head", name)}
+        assert own
+        assert own == {id(p) for p in outer["params"]}
+        assert sum(len(group["params"]) for group in (inner, outer, vectors)) == len(list(model.parameters()))
 
 
 def test_there_is_no_empty_group() -> None:

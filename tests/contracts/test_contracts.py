@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -81,6 +82,27 @@ def test_optimizer_goes_downhill(name: str) -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("name", list(registry().optimizers))
+def test_optimizer_goes_on_from_its_saved_state(name: str) -> None:
+    def made(values: torch.Tensor, embedding: torch.Tensor) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+        params = [torch.nn.Parameter(values.clone()), torch.nn.Parameter(embedding.clone())]
+        groups = [{"params": params[:1]}, {"params": params[1:], "embedding": True}]
+        return params, registry().optimizers[name].cls(groups, lr=0.01)
+
+    def step(params: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, seed: int) -> None:
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+
+    params, optimizer = made(torch.ones(3, 4), torch.ones(5, 2))
+    step(params, optimizer, 0)
+    twins, resumed = made(params[0].detach(), params[1].detach())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(params, optimizer, 1)
+    step(twins, resumed, 1)
+    assert all(torch.equal(mine, other) for mine, other in zip(params, twins, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["method", "objective"])

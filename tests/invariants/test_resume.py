@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[object, ...]] = {
     "lora, padded, 2 workers": (
         "--method", "lora", "--method.dropout", 0.1, "--packing", "off", "--workers", 2, "--save_every", 3, "--log_every", 1,
     ),
+    "full, Muon": ("--method", "full", "--optimizer", "Muon", "--packing", "off"),
 }  # fmt: skip
 
 
