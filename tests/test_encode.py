@@ -10,6 +10,7 @@ import pytest
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.errors import DataError, UsageError
+from lightning_ft.testing.models import tiny_tokenizer
 from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Encoded, Message, Text
 
 if TYPE_CHECKING:
@@ -213,3 +214,29 @@ def test_wrong_use_is_said(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     alpaca = Encoder(tiny_tokenizer, Template.resolve("alpaca", tiny_tokenizer), 99)
     with pytest.raises(DataError, match=r"^d.jsonl:3: .*'alpaca'.*'tool'"):
         alpaca.encode([Conversation((Message("tool", "x"), Message("assistant", "y")))], ["d.jsonl:3"])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7])
+def test_rows_are_the_same_in_chunks_and_alone(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendered, tokenised and labelled side by side, and still each row its own, also around one that is refused."""
+    monkeypatch.setattr("lightning_ft.data.encode.CHUNK", 2)
+    tokenizer = tiny_tokenizer()
+    encoder = Encoder(tokenizer, Template.resolve("alpaca", tokenizer), 60)
+    examples: list[Example] = [pair(f"{i} " * (i + 1), f"a{i}") if i % 3 else Text(f"text {i}") for i in range(rows)]
+    if rows > 4:
+        examples[4] = Classified("a", "b")
+    names = [f"f:{i}" for i in range(rows)]
+    together = encoder.try_encode(examples, names)
+    assert together == [encoder.try_encode([example], [name])[0] for example, name in zip(examples, names, strict=True)]
+    assert [i for i, item in enumerate(together) if isinstance(item, str)] == ([4] if rows > 4 else [])
+    if rows:
+        with pytest.raises(ValueError, match="zip"):
+            encoder.try_encode(examples, names[1:])
+
+
+def test_a_tokenizer_that_fails_in_its_thread_fails_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    encoder = Encoder(tokenizer, Template.resolve("alpaca", tokenizer), 60)
+    monkeypatch.setattr("lightning_ft.data.encode.CHUNK", 1)
+    with pytest.raises((TypeError, UnicodeEncodeError)):
+        encoder.try_encode([Text("a"), Text("\ud800"), Text("b")], ["f:1", "f:2", "f:3"])

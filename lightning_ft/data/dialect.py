@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning_ft.errors import UsageError
@@ -88,7 +88,8 @@ class Dialect:
                     "tuple[str, list[tuple[int, int]]]",
                     _render_with_assistant_indices(template, dicts, None, None, generation, **self.special),  # type: ignore[no-untyped-call]  # transformers does not type it
                 )
-            text = template.render(messages=dicts, tools=None, documents=None, add_generation_prompt=generation, **self.special)
+            given = {**_globals(self.source), **self.special, "messages": dicts, "add_generation_prompt": generation}
+            text = "".join(template.root_render_func(template.new_context(given, shared=True)))
         except Exception as error:  # a template may fail in any way that Jinja and its sandbox know
             raise self._refused(error) from error
         return text, []
@@ -189,6 +190,14 @@ class Dialect:
         if token := self.leading_token(body):
             return blank + len(token)
         return len(after.rstrip()) if final else 0
+
+
+@lru_cache
+def _globals(source: str) -> dict[str, Any]:
+    """What transformers' environment and an ordinary rendering give to a template, once: Jinja would copy it for each row."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return {**_compile_jinja_template(source).globals, "tools": None, "documents": None}
 
 
 def common(prompt: str, text: str) -> int:

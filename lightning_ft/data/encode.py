@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning_ft.data.render import Rendered, Span, adds_bos
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.types import IGNORE_INDEX, Conversation, Encoded, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from lightning_ft.data.render import Template
     from lightning_ft.types import Example
+
+CHUNK = 500
+"""Rows that the tokenizer has at a time, while the next are rendered and the last are labelled."""
+
+_Draft = Rendered | Text | str
+"""What is known of a row before it is tokenised; a string is the reason why it cannot be."""
+_Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
 
 
 class Encoder:
@@ -63,24 +75,31 @@ class Encoder:
 
     def try_encode(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded | str]:
         """As `encode`, with the reason in place of a row that cannot be encoded."""
-        rendered: list[Rendered | str | None] = []
-        for example in examples:
-            try:
-                rendered.append(None if isinstance(example, Text) else self.render_example(example))
-            except UsageError as error:
-                rendered.append(str(error))
-        texts = [
-            example.text if isinstance(example, Text) else done.text if isinstance(done, Rendered) else ""
-            for example, done in zip(examples, rendered, strict=True)
-        ]
         # transformers sets these anew with each of its own calls, so there is nothing to restore.
         self._backend.no_truncation()
         self._backend.no_padding()
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [
-            done if isinstance(done, str) else self._raw(encoding.ids, row) if done is None else self._chat(encoding, done, row)
-            for encoding, done, row in zip(encodings, rendered, rows, strict=True)
-        ]
+        chunks = (self._drafts(examples[start : start + CHUNK]) for start in range(0, len(examples), CHUNK))
+        tokenised = (zip(drafts, found, strict=True) for drafts, found in _one_ahead(self._tokenise, chunks))
+        pairs = chain.from_iterable(tokenised)
+        return [self._labelled(draft, found, row) for (draft, found), row in zip(pairs, rows, strict=True)]
+
+    def _drafts(self, examples: Sequence[Example]) -> list[_Draft]:
+        drafts: list[_Draft] = []
+        for example in examples:
+            try:
+                drafts.append(example if isinstance(example, Text) else self.render_example(example))
+            except UsageError as error:
+                drafts.append(str(error))
+        return drafts
+
+    def _tokenise(self, drafts: list[_Draft]) -> list[Any]:
+        texts = ["" if isinstance(draft, str) else draft.text for draft in drafts]
+        return cast("list[Any]", self._backend.encode_batch(texts, add_special_tokens=False))
+
+    def _labelled(self, draft: _Draft, encoding: Any, row: str) -> Encoded | str:
+        if isinstance(draft, str):
+            return draft
+        return self._raw(encoding.ids, row) if isinstance(draft, Text) else self._chat(encoding, draft, row)
 
     def render_example(self, example: Example) -> Rendered:
         """The text that an example is trained as, with its trained spans.
@@ -161,6 +180,30 @@ class Encoder:
             counts["context"] -= min(end, limit) - min(first, limit)
         roles = {role: (number, 0 if role == "context" else number) for role, number in counts.items()}
         return Encoded(ids, labels, row, weight, lost, supervised_lost, roles, weights)
+
+
+def _one_ahead(work: Callable[[_Item], _Done], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Done]]:
+    """Each item with `work(item)`, which a thread does while the caller has the item before and makes the next.
+
+    Worth it for work that gives up Python's lock, as the tokenizer does.
+    """
+    begun = Event()
+
+    def begin(item: _Item) -> _Done:
+        begun.set()
+        return work(item)
+
+    with ThreadPoolExecutor(1) as thread:
+        before: tuple[_Item, Future[_Done]] | None = None
+        for item in items:
+            begun.clear()
+            now = item, thread.submit(begin, item)
+            begun.wait()  # a thread that only asks for the lock gets it after 5 ms
+            if before is not None:
+                yield before[0], before[1].result()
+            before = now
+        if before is not None:
+            yield before[0], before[1].result()
 
 
 def token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:

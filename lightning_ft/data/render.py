@@ -10,10 +10,9 @@ answer. Positions are those of the real rendering; token ids play no part. How t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_ft.data.dialect import Dialect
 from lightning_ft.data.locate import Locator
@@ -28,8 +27,7 @@ ASSETS = ("alpaca", "tags")
 """Templates that come with the package."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Characters `[start, end)` of the rendered text that are trained: an answer with its stop token."""
 
     start: int
@@ -38,8 +36,7 @@ class Span:
     role: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A conversation as text, with the trained parts in order."""
 
     text: str
