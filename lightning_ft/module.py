@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
+from lightning_ft.engine.norm import fuse_norms
 from lightning_ft.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class FineTuner(L.LightningModule):
         if self.start_from is not None:
             check_same_adapter(self.model, self.start_from)
             load_trained(self.model, self.method, self.start_from)
+        fuse_norms(self.model)
         self.model.train()
         self._ready = True
 

@@ -157,12 +157,12 @@ class _Logits:
                 top, best = wide.max(-1, keepdim=True)
                 torch.eq(best, chosen, out=hits[rows, None])
             picked = wide.gather(1, chosen)
-            # In place, because torch.logsumexp makes a second array of the block's size.
-            total = wide.sub_(top).exp_().sum(-1, keepdim=True)
-            nll[rows] = (total.log() + top - picked)[:, 0]
+            # One kernel for exponentials, sum and quotient; the largest probability is 1 / sum exp(z - top).
+            torch.softmax(wide, -1, out=wide)
+            nll[rows] = (top - wide.amax(-1, keepdim=True).log() - picked)[:, 0]
             if into is not None:
-                ones = torch.ones_like(total) if scale is None else scale[rows, None].to(wide.dtype)
-                wide.mul_(ones / total).scatter_add_(1, chosen, -ones)
+                ones = torch.ones_like(top) if scale is None else scale[rows, None].to(wide.dtype)
+                (wide if scale is None else wide.mul_(ones)).scatter_add_(1, chosen, -ones)
                 if tanh is not None:
                     wide.mul_(tanh.square_().neg_().add_(1))
                 if into.bias is not None:

@@ -97,4 +97,4 @@ class _Adapted(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = grad @ weight
             dx.addmm_(back, a)
-        return dx, None, None, back.t() @ x, grad.t() @ thin
+        return dx, None, None, back.t() @ x, (thin.t() @ grad).t()  # grad.t() @ thin takes half as long again
