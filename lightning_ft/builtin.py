@@ -57,6 +57,10 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 """Spellings of roles in public files, and the template's word for them."""
 
 
+WEIGHTS = ("weight", "loss_weight")
+"""Keys of a turn that may hold the loss weight of its tokens."""
+
+
 def message(turn: Any, *, role_key: str = "role", content_key: str = "content") -> Message:
     """A checked message from one turn of a row.
 
@@ -70,13 +74,32 @@ def message(turn: Any, *, role_key: str = "role", content_key: str = "content") 
         raise ValueError(f"expected '{role_key}' to be one of {', '.join(ROLES)}, got {role!r}")
     if content is None and turn.get("tool_calls"):
         content = ""
+    if isinstance(content, list):
+        content = _joined(content, content_key)
     if not isinstance(content, str):
         raise ValueError(f"expected '{content_key}' to be text, got {type(content).__name__}")
-    weight = turn.get("weight")
+    weight = next((turn[key] for key in WEIGHTS if turn.get(key) is not None), None)
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf):
         raise ValueError(f"expected 'weight' to be a number of at least 0, got {weight!r}")
-    extra = {k: v for k, v in turn.items() if k not in {role_key, content_key, "weight"}}
+    extra = {k: v for k, v in turn.items() if k not in {role_key, content_key, *WEIGHTS}}
     return Message(ROLES[role], content, None if weight is None else float(weight), extra)
+
+
+def _joined(parts: list[Any], key: str) -> str:
+    """The text of a content in parts, as OpenAI (`text`) and LLaMA-Factory (`value`) write them.
+
+    Raises:
+        ValueError: a part is no text (an image, a sound).
+    """
+    texts = []
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        text = part.get("text", part.get("value")) if isinstance(part, Mapping) else part
+        if kind not in (None, "text") or not isinstance(text, str):
+            got = f"a part of type {kind}" if kind not in (None, "text") else f"{text!r} as the text of a part"
+            raise ValueError(f"expected '{key}' to be text or a list of text parts, got {got}")
+        texts.append(text)
+    return "".join(texts)
 
 
 @dataclass(frozen=True)
@@ -110,6 +133,7 @@ class RawText(Task):
 
     name: ClassVar[str] = "text"
     precedence: ClassVar[int] = -10
+    makes: ClassVar[type[Example]] = Text
     columns_help: ClassVar[str] = "text"
 
     @classmethod

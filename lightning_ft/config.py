@@ -49,6 +49,8 @@ class TrainingConfig:
     """Files for the verdict; None: split off `data`."""
     split: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     """Shares of train, validation and test where the data say nothing."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names that the task reads, each with the files' column for it: {prompt: question}; `a|b`: the first that a row has."""
     task: Any = "auto"
     """What a row is; auto: by its columns."""
     template: str = "auto"
@@ -148,6 +150,9 @@ class TrainingConfig:
             _check_number(name, getattr(self, name), above=0)
         for name in NOT_NEGATIVE:
             _check_number(name, getattr(self, name), least=0)
+        for name, column in self.columns.items():
+            if not (isinstance(name, str) and isinstance(column, str) and name and column):
+                raise UsageError(f"Expected --columns to be names with columns, as {{prompt: question}}; got {self.columns!r}.")
         if not self.data:
             raise UsageError("Expected --data to name at least one file; got none.")
         if self.seed > MOST_SEED:

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lightning_ft.types import Conversation
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lightning_ft.types import Example
 
@@ -27,6 +29,8 @@ class Task(ABC):
     """Names of the metrics that judge generated answers."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Everyday options (`epochs`, `max_length` ...) that this task sets where the user does not."""
+    makes: ClassVar[type[Example]] = Conversation
+    """What `format` returns: `--task auto` looks among the tasks whose examples the objective trains on."""
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Two or three rows as users write them; the test kit formats them."""
     columns_help: ClassVar[str] = ""
@@ -36,6 +40,16 @@ class Task(ABC):
     @abstractmethod
     def matches(cls, columns: frozenset[str]) -> bool:
         """Whether rows with these columns are of this task (`--task auto`)."""
+
+    def unfold(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """The rows that a row of the file stands for: as a rule itself, for a tree of replies each of its conversations.
+
+        All of them go into the same split, and the ledger counts them; `format` gets them one by one.
+
+        Raises:
+            ValueError: as `format`; also where a row stands for none.
+        """
+        return (row,)
 
     @abstractmethod
     def format(self, row: Mapping[str, Any]) -> Example:

@@ -102,11 +102,13 @@ class Row:
     """The file or data set, as the user named it."""
     line: int
     """1-based line (or record) number in the source."""
+    part: int = 0
+    """1-based number among the rows that this line stands for; 0 where it stands for itself."""
 
     @property
     def id(self) -> str:
-        """`file:line`, the name of the row in every message, ledger and result file."""
-        return f"{self.source}:{self.line}"
+        """`file:line` or `file:line#part`, the name of the row in every message, ledger and result file."""
+        return f"{self.source}:{self.line}#{self.part}" if self.part else f"{self.source}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,12 @@ NAMED = {"yaml": "pyyaml"}
 """Modules that are not called as their distribution is."""
 ORDINARY = {
     "chat": "the core's own command, and the word for templates of conversations",
+    "code": "what runs",
     "freeze": "the verb",
+    "reasoning": "a key of messages that chat templates read",
+    "tree": "of a syntax, of values",
+    "preference": "the core's own kind of example",
+    "unpaired": "the core's own kind of example",
 }
 """Names of plugins' classes that are words of the core, too, with what it means by them."""
 MACHINE = re.compile(r"(?<![\w.<>{}$*~-])/(?:work|home|root|Users|mnt|media|scratch)/\w|\b[A-Z]:\\\\?Users|file://\w")
@@ -170,6 +175,10 @@ def test_the_core_imports_declared_dependencies_only() -> None:
     assert not wrong, "a dependency of its own makes a plugin, or belongs into pyproject.toml:\n" + "\n".join(wrong)
 
 
+def init_of(package: Path) -> str:
+    return (package / "__init__.py").read_text(encoding="utf-8")
+
+
 def test_the_core_names_no_plugin() -> None:
     from lightning_ft.registry import KINDS, registry
 
@@ -177,7 +186,8 @@ def test_the_core_names_no_plugin() -> None:
     assert packages
     entries = [entry for kind in KINDS for entry in registry()[kind].values()]
     ours = [entry for entry in entries if entry.cls.__module__.split(".")[0] in packages]
-    assert {entry.cls.__module__.split(".")[0] for entry in ours} == packages, "run `make install`"
+    hooks = {path.name for folder in PLUGINS for path in folder.glob("lightning_ft_*") if "@hookimpl" in init_of(path)}
+    assert {entry.cls.__module__.split(".")[0] for entry in ours} == hooks, "run `make install`"
     names = {*packages, *(package.replace("_", "-") for package in packages)}
     names |= {entry.name for entry in ours} | {entry.cls.__name__ for entry in ours}
     core = {entry.name.lower() for entry in entries if entry not in ours}

@@ -31,6 +31,14 @@ def test_messages_become_a_conversation() -> None:
     )
 
 
+def test_contents_in_parts_are_one_text() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "value": "b"}, " c"]
+    row = {
+        "messages": [{"role": "user", "content": parts, "loss_weight": 0.5}, {"role": "assistant", "content": [], "weight": 0}]
+    }
+    assert Messages().format(row).messages == (Message("user", "a b c", 0.5), Message("assistant", "", 0.0))  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("turns", "expected"),
     [
@@ -42,7 +50,15 @@ def test_messages_become_a_conversation() -> None:
         ([{"role": "User", "content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
         ([{"role": ["user"], "content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
         ([{"role": "user"}], "expected 'content' to be text, got NoneType"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "expected 'content' to be text, got list"),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "expected 'content' to be text or a list of text parts, got None as the text of a part",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+            "expected 'content' to be text or a list of text parts, got a part of type image_url",
+        ),
+        ([USER | {"loss_weight": -1}], "expected 'weight' to be a number of at least 0, got -1"),
         ([USER | {"weight": -1}], "expected 'weight' to be a number of at least 0, got -1"),
         ([USER | {"weight": True}], "expected 'weight' to be a number of at least 0, got True"),
         ([USER | {"weight": float("inf")}], "expected 'weight' to be a number of at least 0, got inf"),

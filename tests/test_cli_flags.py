@@ -60,6 +60,8 @@ def write(folder: Path, text: str, name: str = "c.yaml") -> str:
         ((*BASE, "--trainer.precision", "bf16-mixed"), {"precision": "bf16"}),
         ((*BASE, "--trainer.gradient_clip_val", "0.5", "--max_grad_norm", "0.5"), {"max_grad_norm": 0.5}),
         ((*BASE, "--trainer.max_steps", "-1"), {"max_steps": None}),
+        ((*BASE, "--columns.prompt", "q", "--columns", "{answer: a}"), {"columns": {"prompt": "q", "answer": "a"}}),
+        ((*BASE, "--columns.prompt", "3"), {"columns": {"prompt": "3"}}),
         ((*BASE, "--trainer.val_check_interval", "50"), {"eval_every": 50}),
     ],
 )

@@ -42,8 +42,8 @@ def test_expand_files_globs_and_folders() -> None:
         ("no/such.jsonl", "no/such.jsonl: expected a file or folder, but there is no folder 'no'; check the path."),
         ("empty", f"empty: expected a folder with data files ({SUFFIXES}), got none in it; name a file."),
         ("*.csv", "*.csv: expected data files that match the pattern, got none; try the pattern with `ls`."),
-        ("x.xlsx", f"x.xlsx: expected a data file ({SUFFIXES}, each also with .gz), got the suffix '.xlsx'; convert the file,"
-                   " for example to .jsonl."),
+        ("x.xlsx", f"x.xlsx: expected a data file ({SUFFIXES}, each also with .gz or .zst), got the suffix '.xlsx'; convert the"
+                   " file, for example to .jsonl."),
     ],
 )  # fmt: skip
 def test_paths_without_data(name: str, expected: str) -> None:

@@ -31,8 +31,8 @@ def test_the_account_closes() -> None:
     with pytest.raises(TrainingError) as caught:
         ledger.closes()
     assert str(caught.value) == (
-        "b.csv: expected every row to be accounted for, got 2 read but 0 train + 0 validation + 0 test + 1 dropped + 0 failed;"
-        " this is a bug, please report it with the ledger."
+        "b.csv: expected every row to be accounted for, got 2 read + 0 unfolded but 0 train + 0 validation + 0 test +"
+        " 1 dropped + 0 failed; this is a bug, please report it with the ledger."
     )
 
 

@@ -175,6 +175,14 @@ def test_tool_calls_belong_to_the_turn(tokenizer: Any) -> None:
         assert trained(template.render(Conversation(turns[:2], ({"name": "f"},)))) == [content + call]
 
 
+def test_a_template_that_leaves_tool_calls_out_is_refused(tokenizer: Any) -> None:
+    """It would train an empty answer."""
+    calls = [{"type": "function", "function": {"name": "lookup", "arguments": {}}}]
+    turns = (Message("user", "x"), Message("assistant", "", extra={"tool_calls": calls}))
+    with pytest.raises(UsageError, match="'tags' leaves out the call of 'lookup'"):
+        Template.resolve("tags", tokenizer).render(Conversation(turns))
+
+
 def test_marks_that_hold_the_header_too_are_not_followed(tokenizer: Any) -> None:
     source = CHATML.replace("{{ '<|start|>' + m", "{% generation %}{{ '<|start|>' + m").replace(
         "\\n' }}{% endfor", "\\n' }}{% endgeneration %}{% endfor"

@@ -1,6 +1,8 @@
 import gzip
+import importlib
 import json
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.sources import expand, read_rows
 from lightning_ft.data.text import MAX_RECORD, SECTION_BYTES
-from lightning_ft.errors import DataError
+from lightning_ft.errors import DataError, UsageError
 from lightning_ft.types import Row
 
 ROWS = [{"q": "Eins?", "a": "1\u20ac"}, {"q": "Zwei?", "a": "2\U0001f600"}]
@@ -24,6 +26,16 @@ MEND = "; mend it, or leave out up to 1 % of the rows with --on_error skip."
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def zst(content: bytes) -> bytes:
+    module: Any = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    packed: bytes = module.compress(content)
+    return packed
+
+
+def compressed(name: str, content: bytes) -> bytes:
+    return zst(content) if name.lower().endswith(".zst") else gzip.compress(content)
 
 
 def read(name: str, content: bytes | str | None = None, policy: Any = "fail") -> list[Row]:
@@ -118,10 +130,23 @@ def test_a_folder_of_datasets_is_read() -> None:
     assert values(read(str(path))) == ROWS
 
 
-@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz", "x.csv.gz"])
-def test_gzip(name: str) -> None:
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz", "x.csv.gz", "x.jsonl.zst", "x.JSON.ZST", "x.csv.zst"])
+def test_compressed_files(name: str) -> None:
     content = "q,a\nEins?,1\u20ac\nZwei?,2\U0001f600\n" if "csv" in name else LINES
-    assert values(read(name, gzip.compress(content.encode()))) == ROWS
+    assert values(read(name, compressed(name, content.encode()))) == ROWS
+
+
+def test_frames_one_behind_the_other_are_one_file() -> None:
+    one, two = (compressed("x.zst", line.encode()) for line in LINES.splitlines(keepends=True))
+    assert values(read("x.jsonl.zst", one + two)) == ROWS
+
+
+def test_zst_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = compressed("x.zst", LINES.encode())
+    for name in ("compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match=r"x.jsonl.zst: expected a decoder for .zst, got none; type `pip install"):
+        read("x.jsonl.zst", content)
 
 
 def test_text_is_cut_between_paragraphs_and_nothing_is_lost() -> None:
@@ -200,6 +225,12 @@ BAD: list[tuple[str, bytes | str, str]] = [
      "x.csv:1: expected columns with commas between them, got the single column 'q;a'; save the file with commas" + MEND),
     ("x.txt", b"good\nb\xe4d\n",
      "x.txt:2: expected UTF-8, got the byte 0xe4 at byte 6 of the file; convert the file with `iconv -t UTF-8`" + MEND),
+    ("x.jsonl.zst", b"plain",
+     "x.jsonl.zst: expected a readable file, got an error after 0 rows: Unable to decompress Zstandard data: Unknown frame"
+     " descriptor; check the file."),
+    ("x.jsonl.zst", zst(b'{"q": 1}\n' * 1000)[:-5],
+     "x.jsonl.zst: expected a readable file, got an error after 0 rows: Compressed file ended before the end-of-stream"
+     " marker was reached; check the file."),
     ("x.jsonl.gz", b"plain",
      "x.jsonl.gz: expected a readable file, got an error after 0 rows: Not a gzipped file (b'pl'); check the file."),
     ("x.csv.gz", gzip.compress(b"q,a\n" + os.urandom(9000).hex().encode())[:4000],

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from lightning_ft.cli.options import Option
     from lightning_ft.cli.yamlfile import ConfigFile
 
-SECTIONS = (*PLUGGABLE, "trainer")
-"""Options with options of their own: `--method.rank 64`, `--trainer.max_time 1h`."""
+MAPPINGS = {"trainer": "a mapping of Lightning's Trainer arguments", "columns": "names with columns, as {prompt: question}"}
+"""Sections without a class, and what they hold."""
+SECTIONS = (*PLUGGABLE, *MAPPINGS)
+"""Options with options of their own: `--method.rank 64`, `--columns.prompt question`, `--trainer.max_time 1h`."""
 SWITCHES = {"help": ("--help", "-h"), "print_config": ("--print_config",)}
 FIRST = "the first argument"
 """The place of a model without its flag."""
@@ -218,9 +220,9 @@ def _section(name: str, given: Given) -> dict[str, Given]:
     value = given.value
     if given.text and isinstance(value, str) and value.startswith("{"):
         value = given.typed(dict)
-    if name == "trainer":
+    if name in MAPPINGS:
         if not isinstance(value, Mapping):
-            raise given.error(f"to be a mapping of Lightning's Trainer arguments; got {show(value)}.")
+            raise given.error(f"to be {MAPPINGS[name]}; got {show(value)}.")
         return {str(k): Given(v, given.text, given.place, _below(given, k)) for k, v in value.items()}
     if value is None or isinstance(value, str):
         none = given.text and isinstance(value, str) and value.lower() in ("none", "null")

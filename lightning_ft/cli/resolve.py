@@ -78,6 +78,9 @@ def resolve(arguments: Arguments, *, stage: str = "fit", complete: bool = True) 
             request.values[kind] = _pluggable(kind, chosen, request)
     for layer in layers:
         request.trainer |= {k: _typed_trainer(v) for k, v in layer.sections.get("trainer", {}).items()}
+        columns = {name: given.typed(str) for name, given in layer.sections.get("columns", {}).items()}
+        if columns:
+            request.values["columns"] = {**request.values.get("columns", {}), **columns}
     request.given = frozenset(request.values) | ({"trainer"} if request.trainer else frozenset())
     if complete:
         request.config()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lightning_ft.registry import Entry, Table
-    from lightning_ft.types import Row
+    from lightning_ft.types import Example, Row
 
 
 def columns_of(rows: Iterable[Row]) -> frozenset[str]:
@@ -29,13 +29,17 @@ def columns_of(rows: Iterable[Row]) -> frozenset[str]:
     return frozenset(key for key, count in filled.items() if 2 * count >= total)
 
 
-def detect_task(columns: frozenset[str], tasks: Table, source: str) -> Entry:
+def detect_task(columns: frozenset[str], tasks: Table, source: str, kinds: tuple[type[Example], ...] = ()) -> Entry:
     """The task with the highest precedence among those that match the columns.
+
+    Those whose examples are of `kinds` go first: a file of preference pairs that also has a column for the answer is one
+    of instructions to an objective that knows no pairs.
 
     Args:
         columns: the columns of the rows, see `columns_of`.
         tasks: all registered tasks.
         source: the file, for messages.
+        kinds: example types that the objective trains on; empty: any.
 
     Raises:
         UsageError: two tasks of equal precedence match.
@@ -43,6 +47,7 @@ def detect_task(columns: frozenset[str], tasks: Table, source: str) -> Entry:
         PluginError: a task's `matches` failed.
     """
     matching = [entry for name in tasks if _matches(entry := tasks[name], columns)]
+    matching = [entry for entry in matching if issubclass(entry.cls.makes, kinds)] or matching
     found = ", ".join(sorted(columns)) or "none"
     if not matching:
         reads = "; ".join(f"{entry.name}: {entry.cls.columns_help}" for entry in map(tasks.__getitem__, tasks))

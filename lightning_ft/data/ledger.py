@@ -29,6 +29,8 @@ class Counts:
 
     read: int = 0
     """Rows met, unreadable ones included."""
+    unfolded: int = 0
+    """Rows on top of these, where a row of the file stands for several (trees of replies, lists of instances)."""
     train: int = 0
     validation: int = 0
     test: int = 0
@@ -85,6 +87,10 @@ class Ledger:
     def add_read(self, source: str, rows: int = 1) -> None:
         """Rows were met in the source, readable or not."""
         self.source(source).read += rows
+
+    def add_unfolded(self, source: str, rows: int) -> None:
+        """A row that was read stands for this many more."""
+        self.source(source).unfolded += rows
 
     def add_failed(self, source: str, rows: int = 1) -> None:
         """Rows could not be read or formatted."""
@@ -160,16 +166,17 @@ class Ledger:
         return f"type --max_length {length} to fit {_percent(share)} of the rows"
 
     def closes(self) -> None:
-        """Check that read = train + validation + test + dropped + failed in every source.
+        """Check that read + unfolded = train + validation + test + dropped + failed in every source.
 
         Raises:
             TrainingError: a row is unaccounted for, or was counted twice.
         """
         for name, counts in self.sources.items():
             dropped = sum(counts.dropped.values())
-            if counts.read != counts.used + dropped + counts.failed:
+            if counts.read + counts.unfolded != counts.used + dropped + counts.failed:
                 raise TrainingError(
-                    f"{name}: expected every row to be accounted for, got {counts.read} read but {counts.train} train +"
+                    f"{name}: expected every row to be accounted for, got {counts.read} read + {counts.unfolded} unfolded but"
+                    f" {counts.train} train +"
                     f" {counts.validation} validation + {counts.test} test + {dropped} dropped + {counts.failed} failed;"
                     " this is a bug, please report it with the ledger."
                 )
@@ -206,7 +213,10 @@ class Ledger:
     def summary(self) -> str:
         """One line for the log."""
         total = self.total
-        parts = [f"{total.read:,} rows read: {total.train:,} train, {total.validation:,} validation, {total.test:,} test"]
+        stand = f" (they stand for {total.read + total.unfolded:,})" if total.unfolded else ""
+        parts = [
+            f"{total.read:,} rows read{stand}: {total.train:,} train, {total.validation:,} validation, {total.test:,} test"
+        ]
         dropped = sum(total.dropped.values())
         if dropped:
             parts[0] += f", {dropped:,} dropped{_reasons(total)}"

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from lightning_ft.atomic import broken, one_at_a_time, whole_folder, write_json
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import columns_of, detect_task
 from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
+from lightning_ft.data.rename import check_columns, renamed
 from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
 from lightning_ft.data.split import SPLITS, Split, split_rows
 from lightning_ft.data.table import EncodedTable, TableWriter
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from lightning_ft.data.encode import Encoder
     from lightning_ft.registry import Registry
     from lightning_ft.task import Task
-    from lightning_ft.types import Example, Row
+    from lightning_ft.types import Encoded, Example, Row
 
 BLOCK = 2000
 """Rows that are encoded at a time."""
@@ -112,7 +113,15 @@ class Pipeline:
     def _identity(self) -> str:
         assert self.task is not None
         contents = [(content, split) for content, (_, split) in zip(self._digests, self.files, strict=True)]
-        facts = (contents, self.task.name, asdict(self.task), self.encoder.fingerprint, self.config.split, self.config.seed)
+        facts = (
+            contents,
+            self.task.name,
+            asdict(self.task),
+            self.encoder.fingerprint,
+            self.config.split,
+            self.config.seed,
+            self.config.columns,
+        )
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def _key(self) -> str:
@@ -123,7 +132,8 @@ class Pipeline:
             "task": None if self.task is None else (type(self.task).__name__, asdict(self.task)),
             "code": [_own_code(), *(_code(cls) for cls in tasks)],
             "encoder": self.encoder.fingerprint,
-            "split": self.config.split, "seed": self.config.seed, "on_error": self.config.on_error,
+            "columns": self.config.columns, "split": self.config.split, "seed": self.config.seed,
+            "on_error": self.config.on_error,
             "kinds": [kind.__name__ for kind in self.kinds],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -153,9 +163,9 @@ class Pipeline:
             ledger = Ledger(max_length=self.encoder.max_length)
             bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
             rows = self._rows(bad, ledger)
-            examples = self._format(rows, bad, ledger)
+            formatted = self._format(rows, bad, ledger)
             bad.finish(ledger.total.read)
-            self._encode(folder, rows, examples, bad, ledger)
+            self._encode(folder, rows, formatted, bad, ledger)
             bad.finish(ledger.total.read)
             assert self.task is not None
             write_json(folder / "facts.json", {"task": self.task.name, "ledger": ledger.as_dict()})
@@ -165,77 +175,80 @@ class Pipeline:
         rows: list[tuple[Row, Split | None]] = []
         for path, split in self.files:
             failed = bad.count
-            found = [(row, split) for row in read_rows(path, bad)]
+            found = [(renamed(row, self.config.columns), split) for row in read_rows(path, bad)]
             ledger.add_read(str(path), len(found) + bad.count - failed)
             ledger.add_failed(str(path), bad.count - failed)
             rows += found
         if not rows:
             bad.finish(ledger.total.read)
+        check_columns([row for row, _ in rows], self.config.columns)
         return rows
 
-    def _format(self, rows: list[tuple[Row, Split | None]], bad: BadRows, ledger: Ledger) -> list[Example | None]:
-        """Each row's example; None for a row that the task refuses."""
+    def _format(self, rows: list[tuple[Row, Split | None]], bad: BadRows, ledger: Ledger) -> list[list[tuple[Row, Example]]]:
+        """What each row stands for, as a rule itself with its example; nothing for a row that the task refuses."""
         if self.task is None and rows:
             columns = columns_of(row for row, _ in rows[:DETECTED_FROM])
-            self.task = detect_task(columns, self.registry.tasks, rows[0][0].source).cls()
-        examples: list[Example | None] = []
+            self.task = detect_task(columns, self.registry.tasks, rows[0][0].source, self.kinds).cls()
+        formatted: list[list[tuple[Row, Example]]] = []
         for row, _ in rows:
             try:
-                assert self.task is not None
-                example = self.task.format(row.values)
-                if not isinstance(example, self.kinds):
-                    wanted = " or ".join(kind.__name__ for kind in self.kinds)
-                    raise UsageError(
-                        f"Task {self.task.name} makes {type(example).__name__} examples, but the objective trains on {wanted}; "
-                        "name another --task or --objective."
-                    )
-                examples.append(example)
+                formatted.append(self._examples(row))
             except UsageError:
                 raise
             except ValueError as error:
                 _refuse(row, str(error), bad, ledger)
-                examples.append(None)
+                formatted.append([])
+        return formatted
+
+    def _examples(self, row: Row) -> list[tuple[Row, Example]]:
+        assert self.task is not None
+        parts = self.task.unfold(row.values)
+        alone = len(parts) == 1
+        examples = []
+        for number, values in enumerate(parts, 1):
+            example = self.task.format(values)
+            if not isinstance(example, self.kinds):
+                wanted = " or ".join(kind.__name__ for kind in self.kinds)
+                raise UsageError(
+                    f"Task {self.task.name} makes {type(example).__name__} examples, but the objective trains on {wanted}; "
+                    "name another --task or --objective."
+                )
+            own = row if values is row.values else replace(row, values=values, part=0 if alone else number)
+            examples.append((own, example))
         return examples
 
     def _encode(
-        self, folder: Path, rows: list[tuple[Row, Split | None]], examples: list[Example | None], bad: BadRows, ledger: Ledger
-    ) -> None:
+        self, folder: Path, rows: list[tuple[Row, Split | None]], formatted: list[list[tuple[Row, Example]]], bad: BadRows,
+        ledger: Ledger,
+    ) -> None:  # fmt: skip
         """Split and encode what is left, block by block; a row that the template cannot render is one that cannot be read."""
-        good = [(row, split, example) for (row, split), example in zip(rows, examples, strict=True) if example is not None]
-        free = [i for i, (_, split, _) in enumerate(good) if split is None]
-        shares = self._shares()
-        found = split_rows([good[i][0].values for i in free], shares, self.config.seed, ids=[good[i][0].id for i in free])
-        splits: list[Split] = [split or "train" for _, split, _ in good]
-        for i, split in zip(free, found, strict=True):
-            splits[i] = split
+        good = [(row, split, parts) for (row, split), parts in zip(rows, formatted, strict=True) if parts]
+        splits = self._splits([(row, split) for row, split, _ in good])
+        items = [(row, example, split) for (_, _, parts), split in zip(good, splits, strict=True) for row, example in parts]
+        for row, _, parts in good:
+            ledger.add_unfolded(row.source, len(parts) - 1)
         writers = {split: TableWriter(folder / f"{split}.arrow") for split in SPLITS}
-        for start in self._progress(range(0, len(good), BLOCK), len(good)):
-            block = good[start : start + BLOCK]
-            encoded = self.encoder.try_encode([example for _, _, example in block], [row.id for row, _, _ in block])
+        for start in self._progress(range(0, len(items), BLOCK), len(items)):
+            block = items[start : start + BLOCK]
+            encoded = self.encoder.try_encode([example for _, example, _ in block], [row.id for row, _, _ in block])
             kept: dict[Split, list[Any]] = {split: [] for split in SPLITS}
-            for (row, _, _), item, split in zip(block, encoded, splits[start : start + BLOCK], strict=True):
+            for (row, _, split), item in zip(block, encoded, strict=True):
                 if isinstance(item, str):
                     if self.config.on_error == "fail":  # as a rule it is the template, which would refuse all rows alike
                         raise DataError(f"{row.id}: {item}")
                     _refuse(row, item, bad, ledger)
-                    continue
-                supervised = item.supervised
-                if item.truncated:
-                    ledger.add_cut(
-                        row.source,
-                        length=len(item.input_ids) + item.truncated,
-                        lost=item.truncated,
-                        supervised_lost=item.supervised_lost,
-                    )
-                if not supervised:
-                    ledger.add_dropped(row.source, NO_SUPERVISED)
-                    continue
-                ledger.add_used(row.source, split, tokens=len(item.input_ids), supervised=supervised, roles=item.roles)
-                kept[split].append((item, row.values if split != "train" else None))
-            for split, items in kept.items():
-                writers[split].write([item for item, _ in items], [values for _, values in items])
+                elif _account(row, item, split, ledger):
+                    kept[split].append((item, row.values if split != "train" else None))
+            for split, found in kept.items():
+                writers[split].write([item for item, _ in found], [values for _, values in found])
         for writer in writers.values():
             writer.close()
+
+    def _splits(self, rows: list[tuple[Row, Split | None]]) -> list[Split]:
+        """The split of each row: its file's, else that of the splitter over all rows whose files say nothing."""
+        free = [row for row, split in rows if split is None]
+        found = iter(split_rows([row.values for row in free], self._shares(), self.config.seed, ids=[row.id for row in free]))
+        return [next(found) if split is None else split for _, split in rows]
 
     def _shares(self) -> list[float]:
         """The shares of rows without a split, those of splits with files of their own set to 0."""
@@ -252,6 +265,23 @@ class Pipeline:
         from rich.progress import track
 
         yield from track(blocks, description="tokenising", console=Console(stderr=True))
+
+
+def _account(row: Row, item: Encoded, split: Split, ledger: Ledger) -> bool:
+    """Count an encoded row; whether anything of it is left to train."""
+    if item.truncated:
+        ledger.add_cut(
+            row.source,
+            length=len(item.input_ids) + item.truncated,
+            lost=item.truncated,
+            supervised_lost=item.supervised_lost,
+        )
+    supervised = item.supervised
+    if not supervised:
+        ledger.add_dropped(row.source, NO_SUPERVISED)
+        return False
+    ledger.add_used(row.source, split, tokens=len(item.input_ids), supervised=supervised, roles=item.roles)
+    return True
 
 
 def _refuse(row: Row, reason: str, bad: BadRows, ledger: Ledger) -> None:

@@ -120,6 +120,9 @@ class Template:
         messages, eos = conversation.messages, self._dialect.eos
         trained = [i for i, message in enumerate(messages) if message.loss_weight > 0]
         text, borders = self._locator.locate(conversation, trained)
+        for message in messages:
+            if calls := message.extra.get("tool_calls"):
+                self._check_calls(calls, text)
         spans = []
         for i, (start, end) in zip(trained, borders, strict=True):
             last = i == len(messages) - 1 and messages[i].role == "assistant"
@@ -128,6 +131,17 @@ class Template:
                 end = len(text)
             spans.append(Span(start, end, messages[i].loss_weight, messages[i].role))
         return Rendered(text, tuple(spans))
+
+    def _check_calls(self, calls: Any, text: str) -> None:
+        """Refuse a template that leaves out what the assistant has to learn to write."""
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function", call) if isinstance(call, dict) else {}
+            name = function.get("name") if isinstance(function, dict) else None
+            if isinstance(name, str) and name not in text:
+                raise UsageError(
+                    f"expected a template that writes tool calls, but '{self.name}' leaves out the call of '{name}'; name one "
+                    "that knows tool_calls with --template, or give the call as the content of its turn"
+                )
 
 
 def _read(path: Path) -> str:

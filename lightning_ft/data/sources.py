@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import os
 import re
-import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from lightning_ft.data.formats import READERS
+from lightning_ft.data.packed import PACKED, damages, unpacked, unpacked_name
 from lightning_ft.data.split import split_name
 from lightning_ft.errors import DataError, UsageError, did_you_mean
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_ft.types import Row
 
 SUFFIXES = tuple(READERS)
-"""Suffixes of data files, each with an optional `.gz` behind it."""
+"""Suffixes of data files, each with an optional one of `PACKED` behind it."""
 NO_DATA = re.compile(
     r"\..*|(readme|licen[cs]e|notice|changelog|citation)([-_.].*)?\.(txt|md)|cache-.*\.arrow"
     r"|(dataset_infos?|dataset_dict|state)\.json",
@@ -34,7 +33,7 @@ NO_DATA = re.compile(
 
 def suffix_of(path: Path) -> str:
     """The suffix that decides how a file is read (`.jsonl` for `x.jsonl.gz`); empty if there is no reader for it."""
-    name = path.name.lower().removesuffix(".gz")
+    name = unpacked_name(path.name)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
@@ -66,8 +65,8 @@ def _expand_one(name: str) -> list[Path]:
     if path.exists():
         if not suffix_of(path):
             raise DataError(
-                f"{name}: expected a data file ({' '.join(SUFFIXES)}, each also with .gz), got the suffix '{path.suffix}';"
-                " convert the file, for example to .jsonl."
+                f"{name}: expected a data file ({' '.join(SUFFIXES)}, each also with {' or '.join(PACKED)}), got the suffix"
+                f" '{path.suffix}'; convert the file, for example to .jsonl."
             )
         return [path]
     if glob.has_magic(name):
@@ -127,12 +126,10 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
         raise DataError(f"{source}: expected a data file ({' '.join(SUFFIXES)}), got the suffix '{path.suffix}'; convert it.")
     try:
         with path.open("rb") as plain:
-            zipped = path.name.lower().endswith(".gz")
-            stream = cast("BinaryIO", gzip.GzipFile(fileobj=plain)) if zipped else plain
-            for row in reader(stream, source, bad):
+            for row in reader(unpacked(path, plain), source, bad):
                 count += 1
                 yield row
-    except (OSError, EOFError, zlib.error) as error:
+    except damages() as error:
         came = getattr(error, "strerror", None) or str(error)
         bad.fatal(source, 0, f"expected a readable file, got an error after {count:,} rows: {came}; check the file")
     if not count and bad.count == before:

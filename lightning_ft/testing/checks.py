@@ -9,7 +9,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.testing.clauses import options_documented, require, run_clauses
-from lightning_ft.types import Classified, Conversation, Example, Message, Preference, ScoredRow, Text, Unpaired
+from lightning_ft.types import Conversation, Example, Message, Preference, ScoredRow, Text, Unpaired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +35,11 @@ def trained_texts(example: Example) -> list[str]:
     return [example.label]
 
 
+def examples_of(task: Task, row: Mapping[str, Any]) -> list[Example]:
+    """The examples that a row of a file stands for."""
+    return [task.format(part) for part in task.unfold(row)]
+
+
 def task_options(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
     """Its options are a frozen dataclass with documented fields, and it says which columns it reads."""
     options_documented(type(task))
@@ -54,21 +59,24 @@ def task_example(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
     """Every row becomes an example, the same each time; the row itself stays as it is."""
     for row in rows:
         before = copy.deepcopy(dict(row))
-        example = task.format(row)
-        kinds = (Conversation, Text, Preference, Unpaired, Classified)
-        require("example", f"task {task.name}", isinstance(example, kinds), f"format returned a {type(example).__name__}")
-        require("example", f"task {task.name}", task.format(row) == example, "format gives another example the second time")
-        require("example", f"task {task.name}", dict(row) == before, "format changed the row")
-        if isinstance(example, Conversation):
-            typed = all(isinstance(m, Message) for m in example.messages)
-            require("example", f"task {task.name}", typed, "messages must be `Message` objects")
+        examples = examples_of(task, row)
+        require("example", f"task {task.name}", bool(examples), f"unfold returned nothing for {dict(row)}")
+        require("example", f"task {task.name}", examples_of(task, row) == examples, "another example comes the second time")
+        require("example", f"task {task.name}", dict(row) == before, "unfold or format changed the row")
+        for example in examples:
+            made = f"format returned a {type(example).__name__}, but `makes` says {task.makes.__name__}"
+            require("example", f"task {task.name}", isinstance(example, task.makes), made)
+            if isinstance(example, Conversation):
+                typed = all(isinstance(m, Message) for m in example.messages)
+                require("example", f"task {task.name}", typed, "messages must be `Message` objects")
 
 
 def task_supervised(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
     """Every example has text on which a loss falls."""
     for row in rows:
-        texts = trained_texts(task.format(row))
-        require("supervised", f"task {task.name}", any(t.strip() for t in texts), f"nothing is trained in row {dict(row)}")
+        for example in examples_of(task, row):
+            texts = trained_texts(example)
+            require("supervised", f"task {task.name}", any(t.strip() for t in texts), f"nothing is trained in row {dict(row)}")
 
 
 def task_wrong_rows(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -86,7 +94,7 @@ def _refused(task: Task, broken: Mapping[str, Any], column: str) -> bool:
     """Whether a broken row is refused; any other error than a `ValueError` naming the column breaks the clause."""
     subject = f"task {task.name}"
     try:
-        task.format(broken)
+        examples_of(task, broken)
     except ValueError as error:
         named = column in str(error) or (column not in broken and "column" in str(error))
         require("wrong rows", subject, named, f"the message for a wrong '{column}' does not name it: {error}")

@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_tasks() -> Iterable[type[Task]]:
-    """Instructions with answers, and conversations."""
+    """Instructions, conversations, trees, reasoning, code, comparisons, classes, and files in a text template."""
     from lightning_ft_tasks.chat import Chat
+    from lightning_ft_tasks.classify import Classify
+    from lightning_ft_tasks.code import Code
     from lightning_ft_tasks.instruct import Instruct
+    from lightning_ft_tasks.preference import PreferencePairs, UnpairedAnswers
+    from lightning_ft_tasks.reasoning import Reasoning
+    from lightning_ft_tasks.self_instruct import SelfInstruct
+    from lightning_ft_tasks.templated import Templated
+    from lightning_ft_tasks.tree import Tree
 
-    return [Instruct, Chat]
+    return [Instruct, SelfInstruct, Reasoning, Chat, Tree, Code, PreferencePairs, UnpairedAnswers, Classify, Templated]
 
 
 @hookimpl

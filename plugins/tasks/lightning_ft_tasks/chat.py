@@ -64,12 +64,7 @@ class Chat(Task):
         column = next((name for name in COLUMNS if row.get(name) is not None), None)
         if column is None:
             raise ValueError(f"expected a column 'messages' or 'conversations', got {', '.join(row) or 'none'}")
-        turns = row[column]
-        if not isinstance(turns, list) or not turns:
-            found = "an empty list" if turns == [] else type(turns).__name__
-            raise ValueError(f"expected '{column}' to be a list of turns, got {found}")
-        messages = [_turn(turn, column, number) for number, turn in enumerate(turns, 1)]
-        messages = self._with_system(messages, row)
+        messages = self._with_system(turns_of(row[column], column), row)
         _check_order(messages, column)
         if self.train == "last":
             last = max(i for i, m in enumerate(messages) if m.role == "assistant")
@@ -86,8 +81,24 @@ class Chat(Task):
         return [Message("system", column or self.system or ""), *messages]
 
 
-def _turn(turn: Any, column: str, number: int) -> Message:
-    """One turn; a ShareGPT `function_call` is the assistant's."""
+def turns_of(value: Any, column: str) -> list[Message]:
+    """The turns in a column.
+
+    Raises:
+        ValueError: no list, an empty one, or a wrong turn; says which.
+    """
+    if not isinstance(value, list) or not value:
+        found = "an empty list" if value == [] else type(value).__name__
+        raise ValueError(f"expected '{column}' to be a list of turns, got {found}")
+    return [turn_of(turn, column, number) for number, turn in enumerate(value, 1)]
+
+
+def turn_of(turn: Any, column: str, number: int) -> Message:
+    """One turn; a ShareGPT `function_call` is the assistant's.
+
+    Raises:
+        ValueError: it is no turn; says which.
+    """
     sharegpt = isinstance(turn, Mapping) and "from" in turn
     keys = ("from", "value") if sharegpt else ("role", "content")
     if isinstance(turn, Mapping) and turn.get(keys[0]) == "function_call":

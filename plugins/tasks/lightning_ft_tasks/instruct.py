@@ -55,25 +55,38 @@ class Instruct(Task):
     @classmethod
     def matches(cls, columns: frozenset[str]) -> bool:
         """Rows with a question's and an answer's column and no conversation."""
-        return _first(QUESTIONS, columns) is not None and _first(ANSWERS, columns) is not None
+        return first_of(QUESTIONS, columns) is not None and first_of(ANSWERS, columns) is not None
 
     def format(self, row: Mapping[str, Any]) -> Conversation:
         """The row as a conversation of (system,) user and assistant."""
-        question_column = self.question_column or _first(QUESTIONS, row)
-        answer_column = self.answer_column or _first(ANSWERS, row)
-        if question_column is None or answer_column is None:
-            lacking = QUESTIONS if question_column is None else ANSWERS
-            raise ValueError(f"expected a column '{lacking[0]}' (or {', '.join(lacking[1:])}), got {', '.join(row) or 'none'}")
-        context_column = self.context_column or _first([c for c in CONTEXTS if c != question_column], row)
-        question = text_of(row, question_column)
-        context = text_of(row, context_column, optional=True) if context_column else ""
+        user, read = asked(row, self.question_column, self.context_column)
+        answer_column = self.answer_column or first_of(ANSWERS, row)
+        if answer_column is None:
+            raise ValueError(f"expected a column '{ANSWERS[0]}' (or {', '.join(ANSWERS[1:])}), got {', '.join(row) or 'none'}")
         answer = text_of(row, answer_column)
         system = text_of(row, "system", optional=True) or self.system
-        content = f"{question}\n\n{context}" if context else question
-        user = Message("user", content, extra={"instruction": question, "input": context})
         turns = (Message("system", system),) if system else ()
-        read = {question_column, context_column, answer_column, "system"}
+        read |= {answer_column, "system"}
         return Conversation((*turns, user, Message("assistant", answer)), meta={k: v for k, v in row.items() if k not in read})
+
+
+def asked(
+    row: Mapping[str, Any], question_column: str | None = None, context_column: str | None = None
+) -> tuple[Message, set[str]]:
+    """The user turn of a row with a question and, where there is one, what it is about; and the columns that were read.
+
+    Raises:
+        ValueError: there is no question, or a column holds no text.
+    """
+    column = question_column or first_of(QUESTIONS, row)
+    if column is None or (column == "input" and not question_column and not str(row[column] or "").strip()):
+        raise ValueError(f"expected a column '{QUESTIONS[0]}' (or {', '.join(QUESTIONS[1:])}), got {', '.join(row) or 'none'}")
+    context_column = context_column or first_of([name for name in CONTEXTS if name != column], row)
+    question = text_of(row, column)
+    context = text_of(row, context_column, optional=True) if context_column else ""
+    content = f"{question}\n\n{context}" if context else question
+    read = {column, *([context_column] if context_column else [])}
+    return Message("user", content, extra={"instruction": question, "input": context}), read
 
 
 def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False) -> str:
@@ -96,5 +109,6 @@ def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False) -> s
     return ""
 
 
-def _first(names: Sequence[str], columns: Container[str]) -> str | None:
+def first_of(names: Sequence[str], columns: Container[str]) -> str | None:
+    """The first of the names that is a column."""
     return next((name for name in names if name in columns), None)

@@ -1,0 +1,105 @@
+"""`data show`: rows as they train."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.cli.parser import command
+from lightning_ft.cli.tables import table
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft_datatools.drawing import Drawn
+
+NO_LIMIT = 2**31
+"""Tokens of a row that is not cut."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print some rows with their mask."""
+    from lightning_ft_datatools.reading import read, split_columns
+
+    words, columns = split_columns(argv)
+    parser = command(
+        "data show",
+        "Rows as they train: the rendered text, what of it has a loss, special tokens, and what would be cut.",
+        "example: lightning-ft data show rows.jsonl --model PATH --rows 3",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="data files, globs or folders")
+    parser.add_argument("--task", metavar="NAME", help="the task (default: by the columns)")
+    parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
+    parser.add_argument("--template", default="auto", metavar="NAME", help="chat template, as for fit (default: auto)")
+    parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show (default: 3)")
+    parser.add_argument("--start", type=int, default=1, metavar="N", help="the first row to show (default: 1)")
+    parser.add_argument("--max_length", type=int, metavar="N", help="tokens at which rows are cut (default: the context)")
+    parser.epilog = f"{parser.epilog}\n--columns.NAME COLUMN gives a column the name that the task reads, as in fit."
+    arguments = parser.parse_args(words)
+    for name in ("rows", "start"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"Expected --{name} to be at least 1; got {getattr(arguments, name)}.")
+    reading = read(arguments.files, arguments.task, columns)
+    rows = reading.rows[arguments.start - 1 : arguments.start - 1 + arguments.rows]
+    if not rows:
+        raise UsageError(f"Expected --start to be at most {len(reading.rows)}, the number of rows; got {arguments.start}.")
+    _show(reading, rows, arguments)
+    return 0
+
+
+def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
+    from rich.console import Console
+
+    from lightning_ft.data.encode import Encoder
+    from lightning_ft.data.render import Template
+    from lightning_ft_datatools.drawing import draw
+
+    tokenizer, limit = _tokenizer(arguments.model, arguments.max_length)
+    template = Template.resolve(arguments.template, tokenizer)
+    encoder, whole = Encoder(tokenizer, template, limit), Encoder(tokenizer, template, NO_LIMIT)
+    console = Console(highlight=False, soft_wrap=True)
+    roles: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
+    for row, example in reading.examples(rows):
+        drawn = draw(encoder, whole, tokenizer, example, row.id)
+        _print(console, f"{row.id}  task {reading.task.name}, template {template.name}", drawn)
+        for role, (tokens, supervised) in drawn.encoded.roles.items():
+            roles[role] += tokens
+            trained[role] += supervised
+    cells = [(role, f"{n:,}", f"{trained[role]:,}", f"{100 * trained[role] / max(1, n):.1f} %") for role, n in roles.items()]
+    print(table(("role", "tokens", "trained", "share"), cells, numbers=frozenset({1, 2, 3})))
+
+
+def _tokenizer(model: str, max_length: int | None) -> tuple[Any, int]:
+    """A model's tokenizer and the limit of its rows, as `fit` has it."""
+    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
+    from lightning_ft.loading import locate
+
+    location = locate(model)
+    tokenizer = load_tokenizer(location.tokenizer, revision=location.revision)
+    config = load_config(BackboneSpec(model=location.base, revision=location.revision))
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+    return tokenizer, max_length or min(2048, positions)
+
+
+def _print(console: Any, heading: str, drawn: Drawn) -> None:
+    from rich.text import Text
+
+    from lightning_ft_datatools.drawing import TAB, underlined
+
+    encoded = drawn.encoded
+    count = f"{len(encoded.input_ids):,} tokens, {encoded.supervised:,} of them train"
+    if encoded.truncated:
+        count += f"; {encoded.truncated:,} more are cut, {encoded.supervised_lost:,} of them would train"
+    console.print(f"[bold]{heading.replace('[', chr(92) + '[')}[/bold]: {count}")
+    if console.is_terminal and not console.no_color:
+        text = Text()
+        for piece in drawn.pieces:
+            style = "strike red" if piece.cut else "bold green" if piece.trained else "cyan" if piece.special else ""
+            text.append(piece.text.expandtabs(TAB), style=style)
+        console.print(text)
+    else:
+        for line in underlined(drawn.pieces):
+            print(line)
+    print()
