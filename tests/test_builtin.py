@@ -36,7 +36,7 @@ def test_contents_in_parts_are_one_text() -> None:
     row = {
         "messages": [{"role": "user", "content": parts, "loss_weight": 0.5}, {"role": "assistant", "content": [], "weight": 0}]
     }
-    assert Messages().format(row).messages == (Message("user", "a b c", 0.5), Message("assistant", "", 0.0))  # type: ignore[union-attr]
+    assert Messages().format(row).messages == (Message("user", "a b c", 0.5), Message("assistant", "", 0.0))  # type: ignore[union-attr]  # a conversation
 
 
 @pytest.mark.parametrize(

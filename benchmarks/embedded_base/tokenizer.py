@@ -1,7 +1,6 @@
 """Trains the tokenizer of the embedded base model and writes the folder from which its pretraining starts.
 
-The folder has the tokenizer (byte-level BPE, digits one by one, the chat template within), the model's configuration,
-and with `--placeholder` random weights, so that everything which loads the model can be tried before it is trained.
+The folder has the tokenizer (byte-level BPE, digits one by one, the chat template within) and the model's configuration.
 """
 
 from __future__ import annotations
@@ -70,8 +69,8 @@ def config() -> LlamaConfig:
     )  # fmt: skip
 
 
-def save(tokenizer: Tokenizer, folder: Path) -> LlamaConfig:
-    """Write tokenizer, template, configuration and generation settings; the configuration."""
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write tokenizer, template, configuration and generation settings."""
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers types only some of its signatures
@@ -80,10 +79,8 @@ def save(tokenizer: Tokenizer, folder: Path) -> LlamaConfig:
     )  # fmt: skip
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
-    model_config = config()
-    model_config.save_pretrained(folder)
+    config().save_pretrained(folder)
     generation_config().save_pretrained(folder)
-    return model_config
 
 
 def generation_config() -> GenerationConfig:
@@ -96,28 +93,14 @@ def generation_config() -> GenerationConfig:
     )
 
 
-def placeholder(model_config: LlamaConfig, folder: Path) -> None:
-    """Seeded random weights in bf16."""
-    import torch
-    from transformers import LlamaForCausalLM
-
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(model_config).bfloat16()
-    model.generation_config = generation_config()
-    model.save_pretrained(folder)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train on `--data` (the folder that `prepare.py` wrote) and write `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--placeholder", action="store_true", help="also write random weights")
     args = parser.parse_args(argv)
     tokenizer = train(texts(args.data / "text" / "train.jsonl"))
-    model_config = save(tokenizer, args.output)
-    if args.placeholder:
-        placeholder(model_config, args.output)
+    save(tokenizer, args.output)
     print(f"{args.output}: {', '.join(sorted(path.name for path in args.output.iterdir()))}")
     return 0
 

@@ -42,9 +42,9 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
     Raises:
         UsageError: an unknown name, option or value; with a suggestion.
     """
-    method = _instance("method", config.method, registry)
-    objective = _instance("objective", config.objective, registry)
-    task = None if config.task in (None, "auto") else _instance("task", config.task, registry)
+    method = instance("method", config.method, registry)
+    objective = instance("objective", config.objective, registry)
+    task = None if config.task in (None, "auto") else instance("task", config.task, registry)
     name, options = _split("optimizer", config.optimizer)
     optimizer = registry.optimizers[name or "AdamW"]
     _check_options("optimizer", optimizer, options, _arguments(optimizer.cls))
@@ -83,7 +83,12 @@ def _check_options(kind: str, entry: Entry, options: Mapping[str, Any], known: l
             )
 
 
-def _instance(kind: str, value: Any, registry: Registry) -> Any:
+def instance(kind: str, value: Any, registry: Registry) -> Any:
+    """The method, objective or task that a name, a mapping with options, or an instance stands for.
+
+    Raises:
+        UsageError: an unknown name, option or value; with a suggestion.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if not isinstance(value, CONTRACTS[kind]):
             raise UsageError(f"Expected --{kind} to be an instance of {CONTRACTS[kind].__name__}, got {type(value).__name__}.")

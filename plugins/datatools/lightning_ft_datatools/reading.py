@@ -13,6 +13,7 @@ from lightning_ft.data.rename import check_columns, renamed
 from lightning_ft.data.sources import expand, read_rows
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import registry
+from lightning_ft.run.choices import instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,13 +84,7 @@ def chosen(text: str) -> Task:
             value = read_yaml_text(text)
         except MismatchError as error:
             raise UsageError(f"Expected --task to be a name or a mapping, {error}; got {text}.") from error
-    options = dict(value) if isinstance(value, dict) else {"name": value}
-    entry = registry().tasks[str(options.pop("name", ""))]
-    known = [f.name for f in dataclasses.fields(entry.cls)]
-    for option in options:
-        if option not in known:
-            raise UsageError(f"Expected an option of task {entry.name} ({', '.join(known) or 'none'}), got '{option}'.")
-    made: Task = entry.cls(**options)
+    made: Task = instance("task", value, registry())
     return made
 
 

@@ -48,7 +48,7 @@ class FusedLinear(PeftLinear):
             flat = _Adapted.apply(  # type: ignore[no-untyped-call]  # of torch
                 x.to(dtype).reshape(-1, x.shape[-1]), base.weight.to(dtype), bias, a.to(dtype), (b * scale).to(dtype)
             )
-        return flat.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        return flat.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]  # of torch
 
     def _one_adapter(self, x: Tensor) -> tuple[nn.Linear, Tensor, Tensor, float] | None:
         """Base layer, A, B and s where they alone decide the output; None where peft knows better."""
