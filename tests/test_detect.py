@@ -9,7 +9,7 @@ from lightning_ft.data.detect import columns_of, detect_task
 from lightning_ft.errors import DataError, PluginError, UsageError
 from lightning_ft.registry import Entry, Table
 from lightning_ft.task import Task
-from lightning_ft.types import Example, Row, Text
+from lightning_ft.types import Classified, Conversation, Example, Row, Text
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class Mail(Letters):
 
 
 @dataclass(frozen=True)
+class Rated(Letters):
+    name: ClassVar[str] = "rated"
+    precedence: ClassVar[int] = 9
+    makes: ClassVar[type[Example]] = Classified
+
+
+@dataclass(frozen=True)
 class Broken(Letters):
     name: ClassVar[str] = "broken"
 
@@ -42,6 +49,15 @@ class Broken(Letters):
 
 def table(*classes: type[Task]) -> Table:
     return Table("task", {cls.name: Entry(cls.name, cls, f"plugin_{cls.name}", "1") for cls in classes})
+
+
+def test_tasks_whose_examples_the_objective_trains_on_go_first() -> None:
+    """Of the higher precedence only where no other fits: then the pipeline says what the objective wants."""
+    tasks, both = table(RawText, Letters, Rated), frozenset({"salutation", "body", "text"})
+    assert detect_task(both, tasks, "a").cls is Rated
+    assert detect_task(both, tasks, "a", (Classified,)).cls is Rated
+    assert detect_task(both, tasks, "a", (Conversation, Text)).cls is Letters
+    assert detect_task(frozenset({"salutation", "body"}), table(Rated), "a", (Conversation, Text)).cls is Rated
 
 
 def test_the_matching_task_with_the_highest_precedence_wins() -> None:
