@@ -128,7 +128,7 @@ class Encoder:
             f"{self.max_length} {self._first} {self._eos_id}",
         ]
         # The code itself, so that nobody has to remember to raise a version number.
-        code = (Path(__file__).with_name(f"{name}.py") for name in ("render", "dialect", "locate", "encode"))
+        code = (Path(__file__).with_name(f"{name}.py") for name in ("render", "dialect", "locate", "frames", "encode"))
         parts += [path.read_text(encoding="utf-8") for path in code]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -8,6 +8,9 @@ Three ways, each verified against the text that the tokenizer's own renderer giv
    rendering is made for the first rows, then now and then, and for every row in which the template could react to the
    content (its string constants, further keys, empty contents);
 3. differences of prefixes: `messages[:i]` with generation prompt against `messages[:i + 1]`.
+
+A row whose shape is known and to which the template cannot react is not rendered at all (see `frames`); it is compared with
+the real rendering as often as in 2.
 """
 
 from __future__ import annotations
@@ -17,19 +20,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.dialect import NEUTRAL, common
+from lightning_ft.data.frames import Frames
 from lightning_ft.errors import UsageError
 from lightning_ft.types import Conversation, Message
 
 if TYPE_CHECKING:
     from lightning_ft.data.dialect import Dialect
+    from lightning_ft.data.frames import Found
 
 _SENTINELS = "\ue5ee\uf0e1\uebd3"
 _CHECKED_ROWS = 16
 _CHECK_EVERY = 256
 _MEMORY = 4096  # distinct surroundings that are remembered
-
-Found = tuple[str, list[tuple[int, int]]]
-"""The rendered text, and start and end of each trained message."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class Locator:
         self._dialect = dialect
         self._starts: dict[tuple[str, str, bool], int] = {}
         self._ends: dict[tuple[str, bool], int] = {}
+        self._frames = Frames(dialect)
         self._rows = 0
         self._check_all = False
 
@@ -61,9 +64,21 @@ class Locator:
         """
         if not trained:
             return self._dialect.real(chat.messages, chat.tools), []
+        doubtful = self._doubtful(chat)
+        shape = None if doubtful or self._check_all else self._frames.shape(chat, trained)
+        if shape and (found := self._frames.fill(shape, chat)):
+            if not self._sampled() or found[0] == self._dialect.real(chat.messages, chat.tools):
+                return found
+            self._check_all, shape = True, None
+        found = self._in_full(chat, trained, doubtful)
+        if shape and self._frames.wants(shape) and (wrapped := self._wrap(chat, self._movable(chat, trained), False, False)):
+            self._frames.learn(shape, chat, trained, found, wrapped.places)
+        return found
+
+    def _in_full(self, chat: Conversation, trained: list[int], doubtful: bool) -> Found:
         if self._dialect.marked and self._marks_agree and (found := self._by_marks(chat, trained)):
             return found
-        return self._by_all_sentinels(chat, trained) or self._by_prefixes(chat, trained)
+        return self._by_all_sentinels(chat, trained, doubtful) or self._by_prefixes(chat, trained)
 
     # Marks -------------------------------------------------------------------------------------------------------------
 
@@ -71,7 +86,7 @@ class Locator:
     def _marks_agree(self) -> bool:
         chat = Conversation(tuple(Message(("user", "assistant")[i % 2], word) for i, word in enumerate(NEUTRAL)))
         try:
-            return self._by_marks(chat, [1, 3]) == self._by_all_sentinels(chat, [1, 3])
+            return self._by_marks(chat, [1, 3]) == self._by_all_sentinels(chat, [1, 3], self._doubtful(chat))
         except UsageError:
             return False
 
@@ -96,10 +111,12 @@ class Locator:
 
     # Sentinels ---------------------------------------------------------------------------------------------------------
 
-    def _by_all_sentinels(self, chat: Conversation, trained: list[int]) -> Found | None:
-        doubtful = self._doubtful(chat)
-        everybody = [i for i, message in enumerate(chat.messages) if message.role != "system" or i in trained]
-        for indices in (everybody, trained):
+    @staticmethod
+    def _movable(chat: Conversation, trained: list[int]) -> list[int]:
+        return [i for i, message in enumerate(chat.messages) if message.role != "system" or i in trained]
+
+    def _by_all_sentinels(self, chat: Conversation, trained: list[int], doubtful: bool) -> Found | None:
+        for indices in (self._movable(chat, trained), trained):
             for after_marker in (False, True) if doubtful else (False,):
                 if wrapped := self._wrap(chat, indices, doubtful, after_marker):
                     return wrapped.text, [self._borders(i, chat, wrapped) for i in trained]
