@@ -82,8 +82,8 @@ def test_rows_of_a_known_shape_are_not_rendered(tokenizer: Any, monkeypatch: pyt
 def test_weights_are_part_of_the_shape(tokenizer: Any) -> None:
     template = Template("plain", CHATML, tokenizer)
     for i in range(60):
-        turns = (Message("user", f"q{i}"), Message("assistant", f"a{i}", weight=(0.0, 0.5, 1.0)[i % 3]))
-        turns += (Message("user", "more", weight=float(i % 2)), Message("assistant", "b"))
+        first = (Message("user", f"q{i}"), Message("assistant", f"a{i}", weight=(0.0, 0.5, 1.0)[i % 3]))
+        turns = (*first, Message("user", "more", weight=float(i % 2)), Message("assistant", "b"))
         rendered = template.render(Conversation(turns))
         trained = [(rendered.text[span.start : span.end], span.weight) for span in rendered.spans]
         wanted = [(f"a{i}<|stop|>", turns[1].loss_weight), ("more<|stop|>", turns[2].loss_weight), ("b<|stop|>", 1.0)]

@@ -35,7 +35,8 @@ _PROBES = (
 class _Turn(NamedTuple):
     """One message that is not part of the frame."""
 
-    index: int
+    message: int
+    """Its number in the conversation."""
     before: str
     """What the template writes between the previous content and this one."""
     trained: tuple[int, int] | None
@@ -49,9 +50,10 @@ class _Frame:
 
     def fill(self, contents: Sequence[str]) -> Found:
         """The text with these contents (one per message), and the borders of the trained ones."""
-        parts, borders, at = [], [], 0
-        for index, before, trained in self.turns:
-            content = contents[index]
+        parts: list[str] = []
+        borders, at = [], 0
+        for number, before, trained in self.turns:
+            content = contents[number]
             parts += (before, content)
             at += len(before)
             end = at + len(content)

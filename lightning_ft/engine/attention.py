@@ -2,7 +2,8 @@
 
 One function is registered with transformers' attention interface. It gets the borders of the documents as the keyword
 `cu_seq_lens`, which transformers passes on from `model.forward`. On CUDA, in 16 bits, it is one call of
-`torch.nn.attention.varlen`; elsewhere each document is one call of scaled dot product attention.
+`torch.nn.attention.varlen`; on a CPU, in bfloat16, it is `causal`; elsewhere each document is one call of scaled dot product
+attention.
 
 The function has no entry in the mask interface: transformers then makes no mask at all, and does not wait for the GPU to
 look for restarted positions.
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lightning_ft.engine.causal import SHORTEST
+from lightning_ft.engine.causal import causal_attention
 from lightning_ft.engine.document import attend
 from lightning_ft.engine.head import base_model, evaluation_mode, unwrapped
 from lightning_ft.errors import TrainingError
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 DOCUMENTS = "lightning_ft_documents"
 """The attention function's name in transformers' attention interface."""
 
-_CHECK_LENGTHS = (7, 19, SHORTEST + 3, 12)
-"""Documents of a check: short ones, and one that may go another way, where the model has so many positions."""
+_CHECK_LENGTHS = (7, 19, 131, 12)
+"""Documents of a check; the long one where the model has so many positions."""
 _UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
 """Layer types whose state crosses borders, or whose windows a short check would not see."""
 _windows: list[int | None] | None = None
@@ -197,10 +198,17 @@ def documents_attention(
         out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
         return out, None
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
+    unlimited = sliding_window is None or max(lengths) <= sliding_window
+    if softcap is None and s_aux is None and not dropout and unlimited and _all_bf16_on_cpu(query, key, value):
+        return causal_attention(query, key, value, cu_seq_lens, scaling), None
     # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
     documents_of = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
     parts = [attend(q, k, v, dropout, scaling, sliding_window, softcap, s_aux) for q, k, v in documents_of]
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _all_bf16_on_cpu(*tensors: Tensor) -> bool:
+    return all(tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 for tensor in tensors)
 
 
 @functools.cache
@@ -304,7 +312,7 @@ def _packed_difference(model: nn.Module, vocab_size: int, tolerance: float | Non
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
     known = getattr(_text_config(unwrapped(model)), "max_position_embeddings", None) or 0
-    lengths = tuple(length for length in _CHECK_LENGTHS if length < SHORTEST or length <= known)
+    lengths = tuple(length for length in _CHECK_LENGTHS if length < 20 or length <= known)
     parts = [torch.randint(vocab_size, (1, length), generator=draw).to(device) for length in lengths]
     borders = tuple(sum(lengths[:n]) for n in range(len(parts) + 1))
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]

@@ -1,107 +1,126 @@
-"""Causal attention of one long document in bfloat16 on a CPU, by matrix products.
+"""Causal attention of a packed row in bfloat16 on a CPU, by matrix products, every document by itself.
 
 Torch's fused kernel for CPUs spends most of its time outside of its products; here the products are oneDNN's, at the
 speed of the processor's bfloat16 units, and the softmax is computed in float32 and rounded once. As in FlashAttention-2 (Dao
-2023, arXiv:2307.08691, section 3.1) queries are taken in blocks, each against the keys up to its end, and the probabilities
-are computed again in the backward pass, so that memory grows with T and not with T^2.
+2023, arXiv:2307.08691, section 3.1) queries are taken in blocks, each against the keys up to its end. The probabilities of
+short documents are kept for the backward pass, where they take less room than the layer's other activations; those of
+longer ones are computed again, so that memory grows with T and not with T^2.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_ft.data.collate import shape_step
 
-SHORTEST = 128
-"""Tokens from which a document gains by it."""
 BLOCK = 256
 """Queries per block."""
+KEPT = 512
+"""Tokens up to which the probabilities of a document are kept."""
+_STEP = 32  # fill up at least to a multiple of this
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
-    """`softmax(s Q K^T + M) V` with M = 0 on and below the diagonal and minus infinity above it.
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, borders: tuple[int, ...], scaling: float | None = None
+) -> Tensor:
+    """`softmax(s Q K^T + M) V` of each document, with M = 0 on and below the diagonal and minus infinity above it.
 
     Args:
         query: (1, H, T, D) in bfloat16.
         key: (1, K, T, D), each of the K heads shared by H / K query heads.
         value: (1, K, T, E).
+        borders: of the documents, `(0, n1, n1 + n2, ..., T)`.
         scaling: s; None: D ** -0.5.
 
     Returns:
-        (1, H, T, E).
+        (1, T, H, E).
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out: Tensor = _Causal.apply(query[0], key[0], value[0], scale)  # type: ignore[no-untyped-call]  # of torch
+    out: Tensor = _Causal.apply(query[0], key[0], value[0], borders, scale)  # type: ignore[no-untyped-call]  # of torch
     return out[None]
 
 
 class _Causal(torch.autograd.Function):
-    """The products of one document.
+    """The products of all documents of a row.
 
-    With P the probabilities and G the gradient of the output O = P V:
+    With P the probabilities of a document and G the gradient of its output O = P V:
 
-    dV = P^T G,  dP = G V^T,  dS = P (dP - rowsum(P dP)),  dQ = s dS K,  dK = s dS^T Q.
+    dV = P^T G,  dP = G V^T,  dS = P (dP - rowsum(P dP)),  dQ = dS (s K),  dK = s dS^T Q.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(H, T, D), (K, T, D), (K, T, E) to (H, T, E)."""
-        ctx.save_for_backward(query, key, value)
-        ctx.scale = scale
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, borders: tuple[int, ...], scale: float) -> Tensor:
+        """(H, T, D), (K, T, D), (K, T, E) to (T, H, E)."""
         heads, length, _ = query.shape
-        q, k, v = _prepared(query, key, value, scale)
-        out = query.new_empty(heads, length, value.shape[-1])
-        for start, end in _blocks(length, q.shape[2]):
-            part = torch.bmm(_probabilities(_rows(q, start, end), k[:, :end], start), v[:, :end])
-            out[:, start:end] = part.view(heads, end - start, -1)[:, : length - start]
+        out = query.new_empty(length, heads, value.shape[-1])
+        ctx.borders, ctx.scale = borders, scale
+        kept: list[Tensor] = []
+        with torch.autocast("cpu", enabled=False):
+            for start, end in itertools.pairwise(borders):
+                part, tokens = out[start:end], end - start
+                q = _filled(query[:, start:end])
+                k = _filled(key[:, start:end], scale)
+                v = _filled(value[:, start:end])
+                kept += (q, k, v)
+                for first, last in _blocks(tokens, q.shape[1]):
+                    p = _probabilities(_rows(q, first, last, len(k)), k[:, :last], first)
+                    if tokens <= KEPT:
+                        kept.append(p)
+                    made = torch.bmm(p, v[:, :last]).view(heads, last - first, -1)
+                    part[first:last].copy_(made[:, : tokens - first].transpose(0, 1))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key and value."""
-        query, key, value = ctx.saved_tensors
-        heads, length, width = query.shape
-        q, k, v = _prepared(query, key, value, ctx.scale)
-        g = _grouped(grad, len(k), k.shape[1])
-        dq = torch.empty_like(query)
-        wide = torch.promote_types(k.dtype, torch.float32)  # in which sums over several blocks are kept
-        dk, dv = (torch.zeros_like(tensor, dtype=wide) for tensor in (k, v))
-        for start, end in _blocks(length, q.shape[2]):
-            queries, grads = _rows(q, start, end), _rows(g, start, end)
-            p = _probabilities(queries, k[:, :end], start)
-            dv[:, :end] += torch.bmm(p.transpose(1, 2), grads)
-            ds = torch._softmax_backward_data(torch.bmm(grads, v[:, :end].transpose(1, 2)), p, -1, p.dtype)
-            part = torch.bmm(ds, k[:, :end]).view(heads, end - start, width)
-            dq[:, start:end] = part[:, : length - start]
-            dk[:, :end] += torch.bmm(ds.transpose(1, 2), queries)  # the queries are scaled
-        return dq.mul_(ctx.scale), dk[:, :length].to(key.dtype), dv[:, :length].to(value.dtype), None
+        """Gradients of query, key and value, which lie in memory as (T, heads, width), as layers make them."""
+        kept = iter(ctx.saved_tensors)
+        grads: list[Tensor] = []
+        with torch.autocast("cpu", enabled=False):
+            for start, end in itertools.pairwise(ctx.borders):
+                q, k, v = next(kept), next(kept), next(kept)
+                if not grads:
+                    grads = [t.new_empty(len(grad), len(t), t.shape[-1]) for t in (q, k, v)]
+                dq, dk, dv = (whole[start:end] for whole in grads)
+                tokens, filled = end - start, q.shape[1]
+                g = _filled(grad[start:end].transpose(0, 1))
+                blocks = _blocks(tokens, filled)
+                parts = []
+                for first, last in blocks:
+                    queries, given = (_rows(t, first, last, len(k)) for t in (q, g))
+                    keys, values = k[:, :last], v[:, :last]
+                    p = next(kept) if tokens <= KEPT else _probabilities(queries, keys, first)
+                    ds = torch._softmax_backward_data(torch.bmm(given, values.transpose(1, 2)), p, -1, p.dtype)
+                    made = torch.bmm(ds, keys).view(len(q), last - first, -1)
+                    dq[first:last].copy_(made[:, : tokens - first].transpose(0, 1))
+                    parts.append((torch.bmm(ds.transpose(1, 2), queries), torch.bmm(p.transpose(1, 2), given)))
+                sum_k, sum_v = (_summed(column)[:, :tokens].transpose(0, 1) for column in zip(*parts, strict=True))
+                dk.copy_(sum_k.mul_(ctx.scale))
+                dv.copy_(sum_v)
+        return *(whole.transpose(0, 1) for whole in grads), None, None
 
 
-def _prepared(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries as (K, H / K, N, D), keys and values as (K, N, .), with N >= T from few different lengths.
+def _filled(tensor: Tensor, scale: float = 1.0) -> Tensor:
+    """(., T, .) times `scale`, contiguous, with zeros up to one of few different lengths.
 
     oneDNN compiles a product for every shape that it meets. What is filled up comes last, so no query before it looks there.
     """
-    length = query.shape[1]
-    padded = length + -length % shape_step(length)
-    return _grouped(query * scale, len(key), padded), _filled(key, padded), _filled(value, padded)
-
-
-def _filled(tensor: Tensor, length: int) -> Tensor:
-    """(., T, .) with zeros up to `length`, contiguous."""
-    return F.pad(tensor, (0, 0, 0, length - tensor.shape[1])).contiguous()
-
-
-def _grouped(tensor: Tensor, groups: int, length: int) -> Tensor:
-    """(H, T, D) as (K, H / K, length, D): the query heads of each key head together."""
-    return _filled(tensor, length).view(groups, -1, length, tensor.shape[-1])
+    length = tensor.shape[1]
+    padded = length + -length % max(_STEP, shape_step(length))
+    out = tensor.new_empty(len(tensor), padded, tensor.shape[-1])
+    torch.mul(tensor, scale, out=out[:, :length]) if scale != 1 else out[:, :length].copy_(tensor)
+    if padded > length:
+        out[:, length:].zero_()
+    return out
 
 
 def _blocks(length: int, padded: int) -> list[tuple[int, int]]:
@@ -109,15 +128,31 @@ def _blocks(length: int, padded: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, padded)) for start in range(0, length, BLOCK)]
 
 
-def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Block `start:end` of (K, R, N, D) as (K, R * block, D), so that the R heads share one product."""
-    return tensor[:, :, start:end].reshape(len(tensor), -1, tensor.shape[-1])
+def _rows(tensor: Tensor, start: int, end: int, groups: int) -> Tensor:
+    """Block `start:end` of (H, N, D) as (K, R * block, D), so that the R heads of a group share one product."""
+    return tensor.view(groups, -1, *tensor.shape[1:])[:, :, start:end].reshape(groups, -1, tensor.shape[-1])
 
 
 def _probabilities(queries: Tensor, keys: Tensor, start: int) -> Tensor:
-    """(K, R * block, end) attention weights of scaled queries from number `start` on over all keys so far."""
+    """(K, R * block, end) attention weights of queries from number `start` on over all scaled keys so far."""
     scores = torch.bmm(queries, keys.transpose(1, 2))
     block = keys.shape[1] - start
     diagonal = scores.view(len(keys), -1, block, keys.shape[1])[..., start:]
-    diagonal += torch.full((block, block), -math.inf, dtype=scores.dtype).triu_(1)
+    diagonal += _above_diagonal(block, scores.dtype)
     return torch.softmax(scores, -1)
+
+
+@functools.lru_cache(maxsize=64)
+def _above_diagonal(size: int, dtype: torch.dtype) -> Tensor:
+    """(size, size) minus infinity above the diagonal, 0 elsewhere."""
+    return torch.full((size, size), -math.inf, dtype=dtype).triu_(1)
+
+
+def _summed(parts: tuple[Tensor, ...]) -> Tensor:
+    """The sum of (K, n, .) with growing n, in float32 where there is more than one."""
+    if len(parts) == 1:
+        return parts[0]
+    out = parts[-1].to(torch.promote_types(parts[-1].dtype, torch.float32))
+    for part in parts[:-1]:
+        out[:, : part.shape[1]] += part
+    return out

@@ -109,7 +109,7 @@ def chunked_nll(
             own_hits, scale = (None if given is None else given[rows] for given in (hits, row_weights))
             nll[rows] = logits.likelihood(targets[rows], own_hits, into, scale)
             if into is not None:
-                logits.backward(x, into, rows)
+                logits.backward(x, into, rows, scale)
     return nll
 
 
@@ -140,7 +140,7 @@ class _Logits:
             torch.addmm(self.bias, x, self.weight.t(), out=low)
 
     def likelihood(self, targets: Tensor, hits: Tensor | None, into: Gradients | None, scale: Tensor | None) -> Tensor:
-        """The chunk's nll, block by block; with `into`, `low` becomes the gradient of `sum_i scale_i nll_i`."""
+        """The chunk's nll, block by block; with `into`, `low` becomes the gradient of each row's nll."""
         nll = torch.empty(len(targets), dtype=self.wide.dtype, device=targets.device)
         for start in range(0, len(targets), self.size):
             rows = slice(start, min(start + self.size, len(targets)))
@@ -161,25 +161,30 @@ class _Logits:
             torch.softmax(wide, -1, out=wide)
             nll[rows] = (top - wide.amax(-1, keepdim=True).log() - picked)[:, 0]
             if into is not None:
-                ones = torch.ones_like(top) if scale is None else scale[rows, None].to(wide.dtype)
-                (wide if scale is None else wide.mul_(ones)).scatter_add_(1, chosen, -ones)
+                # Weights of rows go to the products: those have D columns, the logits V.
+                wide.scatter_add_(1, chosen, wide.new_full(chosen.shape, -1.0))
                 if tanh is not None:
                     wide.mul_(tanh.square_().neg_().add_(1))
                 if into.bias is not None:
-                    into.bias.add_(wide.sum(0))
+                    into.bias.add_(wide.sum(0) if scale is None else scale[rows].to(wide.dtype) @ wide)
                 if not self.in_place:
                     low.copy_(wide)
         return nll
 
-    def backward(self, x: Tensor, into: Gradients, rows: slice) -> None:
-        """Add what follows from the gradient in `low` to `into`."""
+    def backward(self, x: Tensor, into: Gradients, rows: slice, scale: Tensor | None) -> None:
+        """Add what follows from the gradient in `low`, each row times its `scale`, to `into`."""
         low = self.low[: len(x)]
+        factor = None if scale is None else scale[:, None]
         if into.hidden is not None:
-            if into.hidden.dtype == low.dtype:
-                torch.mm(low, self.weight, out=into.hidden[rows])
+            own = into.hidden[rows]
+            if own.dtype == low.dtype:
+                torch.mm(low, self.weight, out=own)
             else:
-                into.hidden[rows] = low @ self.weight
+                own.copy_(low @ self.weight)
+            if factor is not None:
+                own.mul_(factor)
         if into.weight is not None:
+            x = x if factor is None else (x * factor).to(low.dtype)
             if into.weight.dtype == low.dtype:
                 into.weight.addmm_(low.t(), x)
             else:

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_ft.engine.causal import SHORTEST, causal_attention
-
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, sliding_window: int | None,
@@ -25,8 +23,6 @@ def attend(
     narrow = query.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
     with torch.autocast("cpu", enabled=False) if narrow else contextlib.nullcontext():
         plain = softcap is None and s_aux is None
-        if plain and mask is None and not dropout and length >= SHORTEST and _all_bf16_on_cpu(query, key, value):
-            return causal_attention(query, key, value, scaling)
         if narrow:  # oneDNN would compile and keep kernels for every length; 32 bits need none and take no longer
             query, key, value = query.float(), key.float(), value.float()
         if plain:
@@ -37,10 +33,6 @@ def attend(
         else:
             out = _explicit(query, key, value, mask, dropout, scaling, softcap, s_aux)
         return out.to(dtype)
-
-
-def _all_bf16_on_cpu(*tensors: Tensor) -> bool:
-    return all(tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 for tensor in tensors)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
