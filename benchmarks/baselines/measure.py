@@ -1,4 +1,4 @@
-"""The clock that all contestants carry: when each optimiser step ended, whatever framework made it."""
+"""The clock that all contestants carry: when training began and when each optimiser step ended, in whatever framework."""
 
 from __future__ import annotations
 
@@ -8,32 +8,44 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.setting import Setting
 
 
 class Clock:
-    """Notes the time after every optimiser step of the process, and writes `measure.json`."""
+    """Notes the time of the first forward pass with gradients and after every optimiser step, and writes `measure.json`."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.begin: float | None = None
+        self._watch = register_module_forward_pre_hook(self._first_forward)
         # torch calls this after every step of every optimiser, inside a trainer or not.
         register_optimizer_step_post_hook(lambda *_: self.ends.append(time.perf_counter()))
         self.start = time.perf_counter()
 
+    def _first_forward(self, module: torch.nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled() and module.training:
+            self.begin = time.perf_counter()
+            self._watch.remove()
+
     def write(self, folder: Path, setting: Setting, adapter: Path) -> None:
         """Numbers of the run that just ended.
 
-        `examples_per_s` is of the steady part, from the end of the first optimiser step to the end of the last;
-        `tokens_per_s` is that times the mean tokens of a row, without padding; `training_s` is from the start of
-        `main` to the last step: imports, loading of the model and preparation of the rows included.
+        `examples_per_s` is of the whole epoch, from the first forward pass with gradients to the end of the last
+        optimiser step. No step may be left out: who groups rows by length takes the longest first. `tokens_per_s` is that
+        times the mean tokens of a row, without padding; `training_s` is from the start of `main` to the last step: imports,
+        loading of the model and preparation of the rows included.
         """
         options = setting.options
         rows, size = options["train_rows"], options["batch_size"]
         if len(self.ends) != rows // size or rows % size:
             raise RuntimeError(f"Expected {rows / size} steps of {size} rows (one epoch), counted {len(self.ends)} steps.")
-        examples = (len(self.ends) - 1) * size / (self.ends[-1] - self.ends[0])
+        if self.begin is None:
+            raise RuntimeError("Expected a forward pass with gradients, saw none.")
+        examples = rows / (self.ends[-1] - self.begin)
         values: dict[str, Any] = {
             "examples_per_s": examples,
             "tokens_per_s": examples * options["train_tokens"] / rows,

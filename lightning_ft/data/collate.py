@@ -61,7 +61,10 @@ def pack(rows: Sequence[Encoded], multiple: int = 1, pad_id: int = 0) -> Batch:
 
 
 def shape_step(tokens: int) -> int:
-    """The multiple that a packed row of so many tokens is filled up to: eight shapes for each doubling of the length."""
+    """The multiple that a packed row of so many tokens is filled up to: eight shapes for each doubling of the length.
+
+    oneDNN compiles its products for each shape, and is slower on lengths that are not multiples of 128 than filling costs.
+    """
     return max(8, 1 << max(0, tokens.bit_length() - 4))
 
 

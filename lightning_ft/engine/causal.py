@@ -24,7 +24,7 @@ BLOCK = 256
 """Queries per block."""
 KEPT = 512
 """Tokens up to which the probabilities of a document are kept."""
-_STEP = 32  # fill up at least to a multiple of this
+_STEP = 16  # fill up at least to a multiple of this
 
 
 def causal_attention(
