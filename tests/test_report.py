@@ -13,7 +13,8 @@ from lightning_ft.bootstrap import Comparison, Verdict
 from lightning_ft.charts import Bar, Series, histogram, interval_chart, line_chart, thin, tick_label, ticks
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.errors import UsageError
-from lightning_ft.report import PAGE_STYLE, render, safe, write_report
+from lightning_ft.page import PAGE_STYLE, safe
+from lightning_ft.report import render, write_report
 
 if TYPE_CHECKING:
     from pathlib import Path
