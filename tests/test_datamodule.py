@@ -57,6 +57,7 @@ def test_a_step_has_the_scheduled_rows_and_tokens(tmp_path: Path, packed: bool, 
             for i, batch in enumerate(step.micro):
                 assert batch.rows == tuple(f"x:{index}" for index in plan.ranks[rank][i])
                 assert (batch.documents is not None) == packed
+                assert tuple(batch.input_ids.shape) == made.shape(plan.ranks[rank][i])
                 weights = torch.ones_like(batch.labels, dtype=torch.float32) if batch.weights is None else batch.weights
                 counted += float((weights * (batch.labels != IGNORE_INDEX)).sum())
                 if (rank, i) in plan.fillers:

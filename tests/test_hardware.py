@@ -9,7 +9,7 @@ import torch
 
 from lightning_ft.errors import UsageError
 from lightning_ft.run import hardware
-from lightning_ft.run.hardware import device_name, device_use, formats, peak_memory
+from lightning_ft.run.hardware import device_name, device_use, formats, heap_in_use, peak_memory
 
 if TYPE_CHECKING:
     from lightning_ft.config import Precision
@@ -124,3 +124,13 @@ def test_device_use_of_a_gpu_is_the_drivers_or_nobodys(gpu: None, monkeypatch: p
     assert device_use(1.0, 1.0) == 0.87
     monkeypatch.setattr(torch.cuda, "utilization", missing)
     assert device_use(1.0, 1.0) is None
+
+
+def test_heap_in_use_grows_by_what_is_allocated() -> None:
+    before = heap_in_use()
+    if before is None:
+        pytest.skip("the C library does not tell")
+    kept = torch.ones(4_000_000)
+    grown = (heap_in_use() or 0) - before
+    assert 16_000_000 <= grown < 17_000_000
+    del kept

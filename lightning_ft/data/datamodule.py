@@ -14,7 +14,7 @@ from lightning_ft.data.collate import muted, pack, pad, shape_step
 from lightning_ft.types import Batch, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lightning_ft.data.schedule import Schedule
     from lightning_ft.data.split import Split
@@ -84,6 +84,14 @@ class FineTuneData(L.LightningDataModule):
             batch = pack(rows, shape_step(tokens), self.pad_id) if self.schedule.packed else pad(rows, self.pad_id)
             batches.append(muted(batch) if (rank, position) in plan.fillers else batch)
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
+
+    def shape(self, micro: Sequence[int]) -> tuple[int, int]:
+        """Rows and tokens, filling or padding included, of the micro-batch that these training rows make."""
+        lengths = self.schedule.lengths[list(micro)]
+        if not self.schedule.packed:
+            return len(micro), int(lengths.max())
+        tokens = int(lengths.sum())
+        return 1, tokens + -tokens % shape_step(tokens)
 
     def train_dataloader(self) -> DataLoader[Step]:
         """One item per optimiser step, from the step that the run is at."""

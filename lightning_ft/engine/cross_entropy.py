@@ -53,8 +53,8 @@ def default_chunk(vocabulary: int, device: torch.device) -> int:
     """Positions per chunk, from the machine's memory (never from what is free now: runs have to repeat themselves).
 
     On a CPU a position costs 2 bytes per vocabulary entry and the chunk takes 64 MiB, but at most 512 positions: the weight
-    is read once per chunk, so that small ones are slow, and so are oneDNN's products of more rows. On a GPU a position costs 6 bytes (its logits in 2 and in 4 bytes) and the chunk takes
-    a 64th of its memory, between 128 MiB and 1 GiB.
+    is read once per chunk, so that small ones are slow, and so are oneDNN's products of more rows. On a GPU a position
+    costs 6 bytes (its logits in 2 and in 4 bytes) and the chunk takes a 64th of its memory, between 128 MiB and 1 GiB.
     """
     if device.type == "cuda":
         budget = min(max(torch.cuda.get_device_properties(device).total_memory // 64, 128 * _MIB), 1024 * _MIB)

@@ -69,6 +69,19 @@ def keep_heap() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def heap_in_use() -> int | None:
+    """Bytes that are allocated from the C library's heap; None where it does not tell (anywhere but glibc 2.33 and later)."""
+    import ctypes
+
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
+    if mallinfo is None:
+        return None
+    # struct mallinfo2 of malloc.h: ten numbers, of which the fifth is in mappings and the eighth in the heap.
+    mallinfo.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": [(f"n{i}", ctypes.c_size_t) for i in range(10)]})
+    found = mallinfo()
+    return int(found.n4 + found.n7)
+
+
 def formats(precision: Precision, *, trains_base: bool) -> Formats:
     """The formats for a run.
 

@@ -1,7 +1,9 @@
 """Before training: run what is largest once, so that what can fail fails in the first minute.
 
 The longest micro-batch, an optimiser step, the longest evaluation batch and a save are executed for real; the peak
-memory is then measured, not predicted, and the time follows from a few ordinary steps.
+memory is then measured, not predicted, and the time follows from a few ordinary steps. On a CPU the process grows further
+in training: oneDNN keeps what it compiled for every shape of a batch. That is measured per shape and added for the shapes
+of the schedule that the preflight has not met.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import FolderCheckpoint
-from lightning_ft.run.hardware import memory_advice, out_of_memory, peak_memory
+from lightning_ft.run.hardware import heap_in_use, memory_advice, out_of_memory, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +42,7 @@ class Estimate:
     """What the preflight measured."""
 
     peak_memory: int
-    """Bytes: of the GPU where there is one, else of the process."""
+    """Bytes: of the GPU where there is one, else of the process, with what batches of other shapes will add."""
     step_seconds: float
     """Mean over ordinary steps."""
     validation_seconds: float
@@ -94,10 +96,16 @@ class Preflight(L.Callback):
         rank = trainer.global_rank
         largest = max(numbers, key=lambda number: self._largest(number, rank))
         self._step(trainer, module, self.data.build(largest, rank))
+        met, grown = self._shapes(largest, rank), []
         timed = [schedule.total_steps * i // TIMED for i in range(min(TIMED, schedule.total_steps))]
         seconds = tokens = 0.0
         for number in timed:
-            seconds += min(self._timed_step(trainer, module, number) for _ in range(2))
+            before, new = heap_in_use(), self._shapes(number, rank) - met
+            first = self._timed_step(trainer, module, number)
+            if before is not None and new:
+                grown.append(((heap_in_use() or before) - before) / len(new))
+            met |= new
+            seconds += min(first, self._timed_step(trainer, module, number))
             tokens += self._tokens(number)
         mean_tokens = sum(self._tokens(number) for number in numbers) / len(numbers)
         step_seconds = seconds / tokens * mean_tokens
@@ -108,7 +116,19 @@ class Preflight(L.Callback):
         validations = math.ceil(steps / self.data.eval_every) if self.data.has_validation else 0
         saves = max(1, validations) if self.save_every is None else math.ceil(steps / self.save_every) if self.save_every else 0
         total = steps * step_seconds + validations * validation + saves * save
-        return Estimate(peak_memory(), step_seconds, validation, save, total)
+        return Estimate(peak_memory() + self._growth(module, numbers, met, grown), step_seconds, validation, save, total)
+
+    def _growth(self, module: FineTuner, numbers: range, met: set[tuple[int, int]], grown: list[float]) -> int:
+        """Bytes that the shapes of the schedule that were not met will add; nothing on a GPU, which keeps none."""
+        if module.device.type != "cpu" or not grown:
+            return 0
+        rank = module.trainer.global_rank
+        unmet = set().union(*(self._shapes(number, rank) for number in numbers)) - met
+        return round(len(unmet) * max(0.0, sum(grown) / len(grown)))
+
+    def _shapes(self, number: int, rank: int) -> set[tuple[int, int]]:
+        """(rows, tokens) of the micro-batches that a rank has in a step."""
+        return {self.data.shape(micro) for micro in self.data.schedule.step(number).ranks[rank]}
 
     def _largest(self, number: int, rank: int) -> int:
         """Tokens, padding included, of the largest micro-batch that a rank has in a step."""
