@@ -90,6 +90,24 @@ def test_weights_are_part_of_the_shape(tokenizer: Any) -> None:
         assert trained == [part for part in wanted if part[1]]
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_further_keys_of_turns(tokenizer: Any, monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    """The task `instruct` gives every question as two keys, too; most templates do not look at them."""
+    source = CHATML.replace("m['content'] +", "(m['instruction'] or m['content']) +") if reads else CHATML
+    template, made = Template("plain", source, tokenizer), renderings(monkeypatch)
+    rows = [
+        Conversation((Message("user", f"q{i}", extra={"instruction": f"i{i}", "input": ""}), Message("assistant", f"a{i}")))
+        for i in range(60)
+    ]
+    for row in rows[:30]:
+        template.render(row)
+    made.clear()
+    texts = [template.render(row).text for row in rows[30:]]
+    assert bool(made) == reads
+    question = "i59" if reads else "q59"
+    assert texts[-1] == f"<|start|>user\n{question}<|stop|>\n<|start|>assistant\na59<|stop|>\n"
+
+
 REACTS = {
     "length": "('!' if m['content'] | length > 300 else '')",
     "number": "('!' if m['content'] is number or m['content'][:1].isdigit() else '')",

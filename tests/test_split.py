@@ -144,3 +144,23 @@ def test_a_missing_or_unknown_explicit_split_is_an_error() -> None:
 def test_impossible_shares(shares: list[float]) -> None:
     with pytest.raises(UsageError, match="Expected --split to be 2 or 3 shares"):
         split_rows(rows_of(3), shares, 0)
+
+
+def test_rows_that_are_alike_and_own_groups_stay_together() -> None:
+    rows = [{"question": f"q{i}", "who": i % 7} for i in range(70)]
+    pairs = [(i, i + 35) for i in range(35)]
+    splits = split_rows(rows, [0.7, 0.2, 0.1], 0, alike=pairs)
+    assert all(splits[i] == splits[j] for i, j in pairs)
+    assert splits == split_rows(rows, [0.7, 0.2, 0.1], 0, alike=[(j, i) for i, j in reversed(pairs)])
+    by_person = split_rows(rows, [0.5, 0.5], 0, groups=("who",))
+    assert len({(row["who"], split) for row, split in zip(rows, by_person, strict=True)}) == 7
+
+
+def test_every_stratum_is_shared_out() -> None:
+    rows = [{"question": f"q{i}"} for i in range(300)]
+    strata = ["many" if i % 10 else "few" for i in range(300)]
+    splits = split_rows(rows, [0.8, 0.1, 0.1], 3, strata=strata)
+    for kind in ("many", "few"):
+        counts = Counter(split for split, own in zip(splits, strata, strict=True) if own == kind)
+        total = counts.total()
+        assert [round(10 * counts[name] / total) for name in ("train", "validation", "test")] == [8, 1, 1]

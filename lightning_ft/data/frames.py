@@ -1,10 +1,11 @@
 """What a template writes around the contents of a conversation, so that most rows need no rendering at all.
 
-A conversation's *shape* is its roles, which of its turns are trained, and its system text. Within one shape nearly every
-template writes the same text around whatever the contents are: its frame. A frame is taken from a row that was rendered and
-located in full, when its shape comes the second time, and must give the template's own rendering for contents that a
-template could treat in a way of its own (very long, several lines, numbers, markup, other scripts); later rows are compared
-now and then (see `locate`). Rows that the template could react to never come here.
+A conversation's *shape* is its roles, which of its turns are trained, its system text, and the names of further keys of its
+turns. Within one shape nearly every template writes the same text around whatever the contents are: its frame. A frame is
+taken from a row that was rendered and located in full, when its shape comes the second time, and must give the template's
+own rendering for contents and further keys that a template could treat in a way of its own (very long, several lines,
+numbers, markup, other scripts); later rows are compared now and then (see `locate`). Rows that the template could react to
+never come here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Found = tuple[str, list[tuple[int, int]]]
 """The rendered text, and start and end of each trained message."""
 Shape = tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]
-"""Roles, numbers of the trained messages, system texts."""
+"""Roles, numbers of the trained messages, system texts and the names of further keys."""
 
 _MOST = 4096  # shapes that are remembered
 _PROBES = (
@@ -78,15 +79,19 @@ class Frames:
         """The key of a conversation's frame; None where a template may treat it in a way of its own."""
         if chat.tools:
             return None
-        system = []
+        further = []
         for message in chat.messages:
             content = message.content
             # Some templates trim contents, some do not: without white space outside it makes no difference.
-            if message.extra or not content or content != content.strip():
+            if not content or content != content.strip():
                 return None
+            if message.extra:
+                if not all(isinstance(value, str) for value in message.extra.values()):
+                    return None
+                further += ["", *message.extra]
             if message.role == "system":
-                system.append(content)
-        return tuple([message.role for message in chat.messages]), tuple(trained), tuple(system)
+                further.append(content)
+        return tuple([message.role for message in chat.messages]), tuple(trained), tuple(further)
 
     def fill(self, shape: Shape, chat: Conversation) -> Found | None:
         """Text and borders of a conversation of a known shape."""
@@ -128,7 +133,10 @@ class Frames:
             return True  # such a content never comes here
         for form in ("{0} {1}", "{1} {0}", "{0}"):
             contents = [m.content if m.role == "system" else form.format(probe, i) for i, m in enumerate(chat.messages)]
-            dicts = [self._dialect.as_dict(m, content) for m, content in zip(chat.messages, contents, strict=True)]
+            dicts = [
+                self._dialect.as_dict(message, content) | dict.fromkeys(message.extra, form.format(probe, "key"))
+                for message, content in zip(chat.messages, contents, strict=True)
+            ]
             try:
                 if self._dialect.text(dicts, ()) != frame.fill(contents)[0]:
                     return False

@@ -64,14 +64,15 @@ class Locator:
         """
         if not trained:
             return self._dialect.real(chat.messages, chat.tools), []
-        doubtful = self._doubtful(chat)
-        shape = None if doubtful or self._check_all else self._frames.shape(chat, trained)
+        reacts = self._reacts(chat)
+        shape = None if reacts or self._check_all else self._frames.shape(chat, trained)
         if shape and (found := self._frames.fill(shape, chat)):
             if not self._sampled() or found[0] == self._dialect.real(chat.messages, chat.tools):
                 return found
             self._check_all, shape = True, None
+        doubtful = reacts or self._has_further(chat)
         found = self._in_full(chat, trained, doubtful)
-        if shape and self._frames.wants(shape) and (wrapped := self._wrap(chat, self._movable(chat, trained), False, False)):
+        if shape and self._frames.wants(shape) and (wrapped := self._wrap(chat, self._movable(chat, trained), doubtful, False)):
             self._frames.learn(shape, chat, trained, found, wrapped.places)
         return found
 
@@ -86,7 +87,7 @@ class Locator:
     def _marks_agree(self) -> bool:
         chat = Conversation(tuple(Message(("user", "assistant")[i % 2], word) for i, word in enumerate(NEUTRAL)))
         try:
-            return self._by_marks(chat, [1, 3]) == self._by_all_sentinels(chat, [1, 3], self._doubtful(chat))
+            return self._by_marks(chat, [1, 3]) == self._by_all_sentinels(chat, [1, 3], self._reacts(chat))
         except UsageError:
             return False
 
@@ -122,10 +123,15 @@ class Locator:
                     return wrapped.text, [self._borders(i, chat, wrapped) for i in trained]
         return None
 
-    def _doubtful(self, chat: Conversation) -> bool:
-        """Whether the template could render this conversation otherwise when its contents are wrapped."""
+    def _reacts(self, chat: Conversation) -> bool:
+        """Whether the template could render this conversation otherwise for what stands in its contents."""
         markers = self._dialect.markers
-        return any(m.extra or not m.content.strip() or any(marker in m.content for marker in markers) for m in chat.messages)
+        return any(not m.content.strip() or any(marker in m.content for marker in markers) for m in chat.messages)
+
+    @staticmethod
+    def _has_further(chat: Conversation) -> bool:
+        """Whether turns have keys beside role and content, which the template may read."""
+        return any(message.extra for message in chat.messages)
 
     def _wrap(self, chat: Conversation, indices: list[int], doubtful: bool, after_marker: bool) -> _Wrapped | None:
         mark = next((c for c in _SENTINELS if not any(c in message.content for message in chat.messages)), None)

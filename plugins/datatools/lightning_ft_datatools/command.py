@@ -10,7 +10,15 @@ from lightning_ft.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TOOLS = {"show": ("lightning_ft_datatools.show", "the text of rows as they train, with the loss mask drawn")}
+TOOLS = {
+    "check": ("lightning_ft_datatools.commands.check", "what is wrong with data files, with the line of each issue"),
+    "split": ("lightning_ft_datatools.commands.split", "training, validation and test without a prompt that two of them have"),
+    "select": ("lightning_ft_datatools.commands.select", "fewer rows: the most different ones, or the best by a stated score"),
+    "mix": ("lightning_ft_datatools.commands.mix", "one file of several sources in given shares"),
+    "convert": ("lightning_ft_datatools.commands.convert", "rows in another format that can hold them"),
+    "prepare": ("lightning_ft_datatools.commands.prepare", "read, check, clean, split, shuffle and write in one call"),
+    "show": ("lightning_ft_datatools.commands.show", "the text of rows as they train, with the loss mask drawn"),
+}
 """Module and purpose of each tool."""
 
 

@@ -88,6 +88,18 @@ def chosen(text: str) -> Task:
     return made
 
 
+def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int]:
+    """A model's tokenizer and the limit of its rows, as `fit` has it."""
+    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
+    from lightning_ft.loading import locate
+
+    location = locate(model)
+    tokenizer = load_tokenizer(location.tokenizer, revision=location.revision)
+    config = load_config(BackboneSpec(model=location.base, revision=location.revision))
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+    return tokenizer, max_length or min(2048, positions)
+
+
 def split_columns(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The words without `--columns.NAME COLUMN`, and these as a mapping.
 

@@ -54,8 +54,9 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
     from lightning_ft.data.encode import Encoder
     from lightning_ft.data.render import Template
     from lightning_ft_datatools.drawing import draw
+    from lightning_ft_datatools.reading import tokenizer_of
 
-    tokenizer, limit = _tokenizer(arguments.model, arguments.max_length)
+    tokenizer, limit = tokenizer_of(arguments.model, arguments.max_length)
     template = Template.resolve(arguments.template, tokenizer)
     encoder, whole = Encoder(tokenizer, template, limit), Encoder(tokenizer, template, NO_LIMIT)
     console = Console(highlight=False, soft_wrap=True)
@@ -69,18 +70,6 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
             trained[role] += supervised
     cells = [(role, f"{n:,}", f"{trained[role]:,}", f"{100 * trained[role] / max(1, n):.1f} %") for role, n in roles.items()]
     print(table(("role", "tokens", "trained", "share"), cells, numbers=frozenset({1, 2, 3})))
-
-
-def _tokenizer(model: str, max_length: int | None) -> tuple[Any, int]:
-    """A model's tokenizer and the limit of its rows, as `fit` has it."""
-    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
-    from lightning_ft.loading import locate
-
-    location = locate(model)
-    tokenizer = load_tokenizer(location.tokenizer, revision=location.revision)
-    config = load_config(BackboneSpec(model=location.base, revision=location.revision))
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
-    return tokenizer, max_length or min(2048, positions)
 
 
 def _print(console: Any, heading: str, drawn: Drawn) -> None:

@@ -1,0 +1,103 @@
+"""Rows that stand there twice: exactly, nearly, with another answer, in another split, or in a benchmark."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from lightning_ft_datatools.records import bare, folded
+from lightning_ft_datatools.similar import near_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lightning_ft_datatools.records import Record
+
+WORDS = 13
+"""Words in a row that two texts have in common by chance almost never (Brown et al. 2020, arXiv:2005.14165, appendix C)."""
+
+
+def check_copies(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, str]]:
+    """Exact and near duplicates within a split; each is compared with the first of its kind."""
+    first: dict[tuple[str | None, str], Record] = {}
+    single = []
+    for record in records:
+        key = (record.split, folded(record.whole))
+        if key in first:
+            yield "exact_duplicate", record, "the same as", first[key].id
+        else:
+            first[key] = record
+            single.append(record)
+    texts = [record.question + "\n" + record.answer for record in single]
+    seen: set[int] = set()
+    for one, other, share in near_pairs(texts):
+        earlier, later = single[one], single[other]
+        if other in seen or earlier.split != later.split or earlier.label != later.label:
+            continue
+        if folded(earlier.prompt) == folded(later.prompt):
+            continue  # another answer to one prompt: a conflict
+        seen.add(other)
+        yield "near_duplicate", later, f"{100 * share:.0f} % the same as", earlier.id
+
+
+def check_conflicts(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, str]]:
+    """One prompt with different answers."""
+    answers: dict[str, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        if record.is_raw or not record.prompt.strip():
+            continue
+        system = next((m.content for m in record.messages if m.role == "system"), "")
+        known = answers[folded(f"{system}\n{record.prompt}")]
+        answer = folded(record.answer)
+        if known and answer not in known:
+            before = next(iter(known.values()))
+            yield "conflict", record, f"'{record.answer.strip():.40}' here, '{before.answer.strip():.40}' in", before.id
+        known.setdefault(answer, record)
+
+
+def check_splits(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, str]]:
+    """Training rows whose prompt, nearly or exactly, is in validation or test."""
+    held = [record for record in records if record.split in ("validation", "test")]
+    train = [record for record in records if record.split == "train"]
+    if held and train:
+        yield from _shared("split_leak", train, [(record.question or record.answer, record.id) for record in held])
+
+
+def check_benchmark(records: Sequence[Record], texts: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Record, str, str]]:
+    """Rows that a benchmark has.
+
+    Args:
+        records: the rows.
+        texts: question and `file:line` of each row of the benchmark.
+    """
+    yield from _shared("benchmark_leak", records, texts)
+
+
+def _shared(kind: str, records: Sequence[Record], held: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Record, str, str]]:
+    by_text = {bare(text): place for text, place in held if bare(text)}
+    by_words: dict[tuple[str, ...], str] = {}
+    for text, place in by_text.items():
+        for gram in _word_grams(text):
+            by_words.setdefault(gram, place)
+    left = []
+    for record in records:
+        own = bare(record.question or record.answer)
+        if own in by_text:
+            yield kind, record, "the same prompt as", by_text[own]
+        elif same := next((words for words in _word_grams(own) if words in by_words), None):
+            yield kind, record, f"{WORDS} words in a row as in", by_words[same]
+        else:
+            left.append((record, own))
+    texts = [own for _, own in left] + list(by_text)
+    places = list(by_text.values())
+    seen: set[int] = set()
+    for one, other, share in near_pairs(texts):
+        if one < len(left) <= other and one not in seen:
+            seen.add(one)
+            yield kind, left[one][0], f"{100 * share:.0f} % the same prompt as", places[other - len(left)]
+
+
+def _word_grams(text: str) -> Iterator[tuple[str, ...]]:
+    words = text.split()
+    for start in range(len(words) - WORDS + 1):
+        yield tuple(words[start : start + WORDS])

@@ -1,0 +1,92 @@
+"""`data check`: what is wrong with a data file, with the line of each issue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_ft.cli.parser import command
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft_datatools.findings import Report
+    from lightning_ft_datatools.survey import Options
+
+STRICT_EXIT = 3
+"""Exit code of `--strict` where there are issues, as for every check that did not pass."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check, report, and clean on request."""
+    from lightning_ft_datatools.reading import split_columns
+
+    words, columns = split_columns(argv)
+    parser = command(
+        "data check",
+        "What is wrong with data files: unreadable and empty rows, duplicates, leaks, secrets, style, lengths and more.",
+        "example: lightning-ft data check rows.jsonl --model PATH --output report.html",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="data files, globs or folders")
+    parser.add_argument("--task", metavar="NAME", help="the task (default: by the columns)")
+    parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
+    parser.add_argument("--template", default="auto", metavar="NAME", help="chat template, as for fit (default: auto)")
+    parser.add_argument("--max_length", type=int, metavar="N", help="tokens at which rows are cut (default: the context)")
+    parser.add_argument("--against", action="append", default=[], metavar="FILE", help="a benchmark that must not be there")
+    parser.add_argument("--strict", action="store_true", help=f"exit code {STRICT_EXIT} if there is an error or a warning")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON ('-': to standard output)")
+    parser.add_argument("--output", metavar="FILE", help="write the report as an HTML page")
+    parser.add_argument("--fix", metavar="FILE", help="write the cleaned rows, the quarantined ones and a list of changes")
+    parser.add_argument("--lower", action="store_true", help="with --fix: all texts in lower case")
+    parser.add_argument("--shown", type=int, default=3, metavar="N", help="issues of a kind on the terminal (default: 3)")
+    parser.epilog = f"{parser.epilog}\n--columns.NAME COLUMN gives a column the name that the task reads, as in fit."
+    arguments = parser.parse_args(words)
+    if arguments.shown < 0:
+        raise UsageError(f"Expected --shown to be at least 0; got {arguments.shown}.")
+    if arguments.lower and not arguments.fix:
+        raise UsageError("Expected --lower together with --fix FILE, which it changes; got it alone.")
+    from lightning_ft_datatools.survey import Options
+
+    options = Options(
+        arguments.task, arguments.model, arguments.template, arguments.max_length, tuple(arguments.against), columns
+    )
+    return _run(arguments.files, options, arguments)
+
+
+def _run(names: Sequence[str], options: Options, arguments: object) -> int:
+    from lightning_ft_datatools.progress import Progress
+    from lightning_ft_datatools.survey import STEPS, survey
+
+    with Progress(STEPS).running() as progress:
+        report, found = survey(names, options, progress)
+    given = vars(arguments)
+    _write(report, given["json"], given["output"], given["shown"])
+    if given["fix"]:
+        from lightning_ft_datatools.fix import fix
+
+        print(fix(found, report, given["fix"], lower=given["lower"]).summary())
+    return STRICT_EXIT if given["strict"] and _severe(report) else 0
+
+
+def _severe(report: Report) -> bool:
+    from lightning_ft_datatools.findings import KINDS
+
+    return any(KINDS[kind].severity != "note" for kind in report.counts)
+
+
+def _write(report: Report, json_file: str | None, page: str | None, shown: int) -> None:
+    import json
+
+    from lightning_ft_datatools.output import write
+    from lightning_ft_datatools.terminal import lines
+
+    as_json = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
+    print(as_json if json_file == "-" else "\n".join(lines(report, shown)))
+    if json_file and json_file != "-":
+        write(json_file, as_json + "\n")
+        print(f"report: {json_file}")
+    if page:
+        from lightning_ft_datatools.page import page as rendered
+
+        write(page, rendered(report))
+        print(f"report: {page}")

@@ -1,0 +1,170 @@
+"""`data check --fix`: the rows without what is wrong with them, those taken out, and every change on record."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.errors import UsageError
+from lightning_ft_datatools.findings import KINDS
+from lightning_ft_datatools.output import write_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lightning_ft.types import Row
+    from lightning_ft_datatools.findings import Finding, Report
+    from lightning_ft_datatools.survey import Survey
+
+REMOVED = ("exact_duplicate", "near_duplicate")
+"""Kinds beside the errors that take a row out."""
+_BLANKS = re.compile(r"[^\S\n]+")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+_CODE = re.compile(r"```|^(?: {4}|\t)|^(?:def|class|import|from|#include|function|SELECT) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What `fix` wrote."""
+
+    cleaned: Path
+    quarantine: Path
+    changes: Path
+    kept: int
+    changed: int
+    removed: int
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        return (
+            f"fixed: {self.cleaned} ({self.kept:,} rows, {self.changed:,} of them changed), {self.quarantine} ({self.removed:,}"
+            f" rows taken out), {self.changes} (every change)"
+        )
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Rows without what is wrong with them, those taken out, and every change."""
+
+    kept: list[tuple[Row, dict[str, Any]]]
+    """The row as it was read, and its values cleaned."""
+    taken: list[dict[str, Any]]
+    changes: list[dict[str, str]]
+
+    def write(self, beside: Path) -> tuple[Path, Path]:
+        """Write `*.quarantine.jsonl` and `*.changes.jsonl` beside a file."""
+        paths = beside.with_suffix(".quarantine.jsonl"), beside.with_suffix(".changes.jsonl")
+        write_rows(paths[0], self.taken)
+        write_rows(paths[1], self.changes)
+        return paths
+
+    @property
+    def changed(self) -> int:
+        """Rows that were kept, but not as they were."""
+        return len({change["row"] for change in self.changes if change["change"] != "removed"})
+
+
+def fix(survey: Survey, report: Report, out: str, *, lower: bool = False) -> Fixed:
+    """Write the cleaned rows as JSONL, beside them `*.quarantine.jsonl` and `*.changes.jsonl`.
+
+    Args:
+        survey: the rows.
+        report: the findings.
+        out: a .jsonl file.
+        lower: put all texts in lower case.
+
+    Raises:
+        UsageError: `out` is no .jsonl file, or one of the files that were read.
+    """
+    path = Path(out)
+    if path.suffix != ".jsonl":
+        raise UsageError(f"Expected --fix to name a .jsonl file, got '{out}'; type {path.with_suffix('.jsonl')}.")
+    if path.resolve() in {read.resolve() for read in survey.files}:
+        raise UsageError(f"Expected --fix to name a new file, got '{out}', which was read; type another name.")
+    cleaned = clean(survey, report, lower=lower)
+    quarantine, record = cleaned.write(path)
+    write_rows(path, [values for _, values in cleaned.kept])
+    return Fixed(path, quarantine, record, len(cleaned.kept), cleaned.changed, len(cleaned.taken))
+
+
+def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
+    """Take rows with errors and duplicates out and clean the texts of the others.
+
+    A row that stands for several goes only if all of them are bad. Texts are repaired (UTF-8 that was read as something
+    else), composed (Unicode NFC), freed of characters that nobody can see and of superfluous white space; code keeps its
+    white space.
+    """
+    reasons = _reasons(survey, report.issues)
+    cleaned = Cleaned([], [], [])
+    for row in survey.rows:
+        place = f"{row.source}:{row.line}"
+        if place in reasons:
+            finding = reasons[place]
+            other = f" {finding.other}" if finding.other else ""
+            reason = f"{finding.kind}: {finding.detail}{other}"
+            cleaned.taken.append({"row": place, "reason": reason, "values": dict(row.values)})
+            cleaned.changes.append({"row": place, "change": "removed", "why": finding.kind})
+            continue
+        values, done = _clean(dict(row.values), lower)
+        cleaned.kept.append((row, values))
+        cleaned.changes.extend({"row": place, "column": column, "change": what} for column, what in done)
+    for finding in report.issues:
+        if finding.kind == "unreadable":
+            cleaned.taken.append({"row": finding.row, "reason": f"unreadable: {finding.detail}"})
+            cleaned.changes.append({"row": finding.row, "change": "removed", "why": "unreadable"})
+    return cleaned
+
+
+def _reasons(survey: Survey, issues: Iterable[Finding]) -> dict[str, Finding]:
+    """Why a row is taken out, by `file:line`; of a row that stands for several, all must be bad."""
+    parts: dict[str, int] = {}
+    for record in survey.records:
+        place = f"{record.row.source}:{record.row.line}"
+        parts[place] = parts.get(place, 0) + 1
+    bad: dict[str, dict[int, Finding]] = {}
+    for finding in issues:
+        if KINDS[finding.kind].severity == "error" or finding.kind in REMOVED:
+            bad.setdefault(f"{finding.source}:{finding.line}", {}).setdefault(finding.part, finding)
+    return {place: next(iter(found.values())) for place, found in bad.items() if len(found) >= parts.get(place, 1)}
+
+
+def _clean(value: Any, lower: bool, column: str = "") -> tuple[Any, list[tuple[str, str]]]:
+    """A value with its texts cleaned, and (column, what was done) for each that changed."""
+    if isinstance(value, str):
+        text, done = clean_text(value, lower=lower)
+        return text, [(column, what) for what in done]
+    if isinstance(value, dict):
+        pairs = {key: _clean(part, lower, f"{column}.{key}".lstrip(".")) for key, part in value.items()}
+        return {key: part for key, (part, _) in pairs.items()}, [entry for _, done in pairs.values() for entry in done]
+    if isinstance(value, list):
+        items = [_clean(part, lower, f"{column}[{i}]") for i, part in enumerate(value)]
+        return [part for part, _ in items], [entry for _, done in items for entry in done]
+    return value, []
+
+
+def clean_text(text: str, *, lower: bool = False) -> tuple[str, list[str]]:
+    """A text repaired and normalised, and what was done, in order."""
+    from ftfy import fix_encoding
+    from ftfy.badness import is_bad
+
+    done = []
+
+    def take(what: str, new: str) -> str:
+        if new != text:
+            done.append(what)
+        return new
+
+    if not text.isascii():
+        if is_bad(text):
+            text = take("encoding repaired", fix_encoding(text))
+        text = take("Unicode composed", unicodedata.normalize("NFC", text))
+    text = take("invisible characters removed", _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
+    if not _CODE.search(text):
+        lines = (_BLANKS.sub(" ", line).strip() for line in text.split("\n"))
+        text = take("white space", re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip())
+    if lower:
+        text = take("lower case", text.lower())
+    return text, done

@@ -1,0 +1,81 @@
+"""Several sources in given shares, every repetition counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The rows of a mixture."""
+
+    rows: Sequence[dict[str, Any]]
+    """With the column `source`."""
+    counts: Mapping[str, tuple[int, int, int]]
+    """Of each source: its rows, those taken, and how many of these are repetitions."""
+
+
+def mix(
+    names: Sequence[str], *, weights: Sequence[float] | None = None, temperature: float | None = None, count: int | None = None,
+    to: str = "messages", seed: int = 0, columns: Mapping[str, str] | None = None,
+) -> Mixed:  # fmt: skip
+    """Rows of several sources, shuffled, as rows of one format.
+
+    A source that has fewer rows than its share is taken whole as often as it fits, then in part: no row twice more often
+    than another.
+
+    Args:
+        names: one file, glob or folder per source.
+        weights: share of each source, up to a factor; None: by size.
+        temperature: without weights, shares are sizes to the power of 1 / T (Conneau and Lample 2019, arXiv:1901.07291,
+            section 3.1): 1 keeps the sizes, more evens them out.
+        count: rows of the mixture; None: as many as the sources have.
+        to: a format of `convert`.
+        seed: of the choice and the order.
+        columns: as for `fit`.
+
+    Raises:
+        DataError: rows cannot be read or held by the format.
+        UsageError: weights that do not fit.
+    """
+    from lightning_ft_datatools.converting import convert
+
+    if weights is not None and (len(weights) != len(names) or min(weights) < 0 or sum(weights) <= 0):
+        raise UsageError(f"Expected --weights to be {len(names)} shares of at least 0, one per source; got {list(weights)}.")
+    if temperature is not None and (weights is not None or temperature <= 0):
+        raise UsageError("Expected --temperature to be above 0 and without --weights; type one of the two.")
+    sources = [convert([name], to, columns=columns) for name in names]
+    sizes = np.array([len(rows) for rows in sources], dtype=float)
+    shares = np.array(weights, dtype=float) if weights is not None else sizes ** (1 / (temperature or 1.0))
+    total = int(sizes.sum()) if count is None else count
+    if total < 1:
+        raise UsageError(f"Expected --count to be at least 1; got {total}.")
+    wanted = _whole(shares / shares.sum() * total)
+    draw = np.random.default_rng(seed)
+    mixed: list[dict[str, Any]] = []
+    counts = {}
+    for name, rows, number in zip(names, sources, wanted, strict=True):
+        times, rest = divmod(number, len(rows))
+        order = [i for _ in range(times) for i in draw.permutation(len(rows)).tolist()]
+        order += draw.permutation(len(rows))[:rest].tolist()
+        mixed += [{**rows[i], "source": rows[i].get("source", name)} for i in order]
+        counts[name] = (len(rows), number, number - len(Counter(order)))
+    return Mixed([mixed[i] for i in draw.permutation(len(mixed)).tolist()], counts)
+
+
+def _whole(shares: Any) -> list[int]:
+    """Whole numbers with the same sum, each at most 1 away from its share (largest remainders)."""
+    numbers = np.floor(shares).astype(int)
+    missing = round(float(shares.sum())) - int(numbers.sum())
+    for i in np.argsort(-(shares - numbers), kind="stable")[:missing]:
+        numbers[i] += 1
+    return [int(number) for number in numbers]

@@ -1,0 +1,252 @@
+"""Everything that can be known about data files: the checks, one after the other, and the numbers beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.errors import DataError, UsageError
+from lightning_ft_datatools.checks import copies, labels, lengths, meaning, style, text
+from lightning_ft_datatools.findings import KINDS, Finding, Report
+from lightning_ft_datatools.progress import Progress
+from lightning_ft_datatools.reading import tokenizer_of
+from lightning_ft_datatools.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from lightning_ft.data.split import Split
+    from lightning_ft.task import Task
+    from lightning_ft.types import Row
+
+STEPS = 7
+"""Steps of a survey, for the bar."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of `check` may choose."""
+
+    task: str | None = None
+    model: str = "embedded"
+    template: str = "auto"
+    max_length: int | None = None
+    against: Sequence[str] = ()
+    """Benchmark files."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Survey:
+    """Rows that could be read, and what was found so far."""
+
+    files: Sequence[Path]
+    task: Task
+    records: list[Record]
+    rows: list[Row]
+    """All rows that could be read, also those that the task refuses."""
+    findings: list[Finding]
+    rows_read: int
+    named: Mapping[str, Split]
+    """The split of each file that is named after one."""
+
+    def add(self, found: Iterable[tuple[str, Record, str] | tuple[str, Record, str, str]]) -> None:
+        """Take over what a check yields."""
+        for kind, record, detail, *other in found:
+            row = record.row
+            self.findings.append(Finding(kind, row.source, row.line, detail, row.part, *other))
+
+
+def read(names: Sequence[str], options: Options) -> Survey:
+    """The records of files; what cannot be read or formatted is a finding.
+
+    Raises:
+        DataError: a file is missing, or nothing in it can be read.
+        UsageError: an unknown task or option.
+    """
+    from lightning_ft.data.detect import columns_of, detect_task
+    from lightning_ft.data.rename import check_columns, renamed
+    from lightning_ft.data.sources import expand, splits_by_name
+    from lightning_ft.registry import registry
+    from lightning_ft_datatools.reading import DETECTED_FROM, chosen
+
+    files = expand(names)
+    findings: list[Finding] = []
+    rows: list[Row] = []
+    for path in files:
+        found, problems = _rows_of(path)
+        rows += [renamed(row, options.columns) for row in found]
+        findings += problems
+    if not rows:
+        raise DataError(f"{findings[0].row}: {findings[0].detail}." if findings else f"{files[0]}: expected rows, got none.")
+    check_columns(rows, options.columns)
+    if options.task in (None, "auto"):
+        task = detect_task(columns_of(rows[:DETECTED_FROM]), registry().tasks, rows[0].source).cls()
+    else:
+        task = chosen(str(options.task))
+    named = {str(path): split for path, split in splits_by_name(files).items()}
+    survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)
+    for row in rows:
+        try:
+            survey.records += records_of(survey, [row])
+        except UsageError:
+            raise
+        except ValueError as error:
+            findings.append(Finding(_refusal(str(error)), row.source, row.line, str(error)))
+    return survey
+
+
+def _refusal(reason: str) -> str:
+    """The kind of what a task refused; the sentences are those of `plugins/tasks`, any other is a matter of format."""
+    from lightning_ft.data.split import NOT_PROMPT
+
+    if "assistant turn with text" in reason:
+        return "empty_answer"
+    if re.search(r"system turn .* first|before a tool's answer", reason):
+        return "turns"
+    if re.search(r"got (white space|an empty one)", reason):
+        named = re.search(r"'(\w+)'", reason)
+        return "empty_answer" if named and named.group(1) in NOT_PROMPT else "empty_prompt"
+    return "format"
+
+
+def _rows_of(path: Path) -> tuple[list[Row], list[Finding]]:
+    """The rows of a file and a finding for each that is none."""
+    from lightning_ft.data.badrows import BadRows
+    from lightning_ft.data.sources import read_rows
+
+    bad, findings = BadRows("skip"), []
+    rows: list[Row] = []
+    try:
+        rows.extend(read_rows(path, bad))
+    except DataError as error:
+        findings.append(Finding("unreadable", str(path), 0, str(error).removeprefix(f"{path}: ").rstrip(".")))
+    return rows, [*(Finding("unreadable", p.source, p.line, p.reason) for p in bad.problems), *findings]
+
+
+def records_of(survey: Survey, rows: Sequence[Row]) -> list[Record]:
+    """The records of rows, each with the split that the row or its file names.
+
+    Raises:
+        ValueError: the task refuses a row.
+    """
+    from lightning_ft.data.split import split_name
+
+    out = []
+    for row in rows:
+        split = split_name(row.values.get("split")) or survey.named.get(row.source)
+        parts = survey.task.unfold(row.values)
+        for number, values in enumerate(parts, 1):
+            own = row if len(parts) == 1 else dataclasses.replace(row, values=values, part=number)
+            out.append(Record(own, survey.task.format(values), split))
+    return out
+
+
+def survey(names: Sequence[str], options: Options, progress: Progress) -> tuple[Report, Survey]:
+    """Read files and look at them in every way."""
+    with progress.step("reading"):
+        found = read(names, options)
+    records = found.records
+    tokenizer, limit = tokenizer_of(options.model, options.max_length)
+    with progress.step("tokens"):
+        encoded = _encoded(found, tokenizer, options, limit)
+    with progress.step("rows"):
+        for one_row in (text.check_turns, text.check_empty, text.check_answers, text.check_encoding, text.check_secrets):
+            found.add(one_row(records))
+        found.add(text.marker_check(_special(tokenizer))(records))
+        found.add(style.check_style(records))
+    with progress.step("duplicates"):
+        found.add(copies.check_copies(records))
+        found.add(copies.check_conflicts(records))
+        found.add(copies.check_splits(records))
+        for name in options.against:
+            found.add(copies.check_benchmark(records, _questions(name)))
+    with progress.step("labels"):
+        found.add(labels.check_labels(records))
+    with progress.step("languages"):
+        spoken = meaning.languages(records)
+        found.add(meaning.check_languages(records, spoken))
+    with progress.step("neighbours"):
+        space = meaning.Space.of(records)
+        found.add(meaning.check_topic(space))
+        varied = meaning.diversity(records, space)
+    return _report(options, found, lengths.lengths(encoded, limit), spoken, varied), found
+
+
+def check(
+    names: str | Sequence[str], *, task: str | None = None, model: str = "embedded", template: str = "auto",
+    max_length: int | None = None, against: Sequence[str] = (), columns: Mapping[str, str] | None = None,
+) -> Report:  # fmt: skip
+    """What `lightning-ft data check` reports.
+
+    Args:
+        names: files, globs and folders.
+        task: by name, or None to let the columns decide.
+        model: whose tokenizer.
+        template: chat template.
+        max_length: tokens at which rows are cut; None: the model's context.
+        against: benchmark files.
+        columns: as for `fit`.
+
+    Raises:
+        DataError: a file is missing, or nothing in it can be read.
+        UsageError: an unknown task, model or option.
+    """
+    files = [names] if isinstance(names, str) else names
+    options = Options(task, model, template, max_length, against, columns or {})
+    with Progress(STEPS).running() as progress:
+        return survey(files, options, progress)[0]
+
+
+def _encoded(survey: Survey, tokenizer: Any, options: Options, limit: int) -> list[Any]:
+    from lightning_ft.data.encode import Encoder
+    from lightning_ft.data.render import Template
+
+    encoded = lengths.encode(Encoder(tokenizer, Template.resolve(options.template, tokenizer), limit), survey.records)
+    survey.add(lengths.check_lengths(survey.records, encoded))
+    return encoded
+
+
+def _special(tokenizer: Any) -> list[str]:
+    tokens = {str(token) for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens)}
+    return [token for token in tokens if len(token.strip()) > 1]
+
+
+def _questions(name: str) -> list[tuple[str, str]]:
+    """Question and place of each row of a benchmark; of rows that no task reads, their longest text."""
+    from lightning_ft_datatools.records import strings
+
+    with contextlib.suppress(DataError):
+        return [(record.question or record.answer, record.id) for record in read([name], Options()).records]
+    from lightning_ft.data.sources import expand
+
+    rows = [row for path in expand([name]) for row in _rows_of(path)[0]]
+    return [(max(strings(dict(row.values)), key=len, default=""), row.id) for row in rows]
+
+
+def _report(
+    options: Options, survey: Survey, tokens: Mapping[str, Any], spoken: Sequence[str | None],
+    varied: Mapping[str, float],
+) -> Report:  # fmt: skip
+    from lightning_ft_datatools.advice import advice, remarks
+    from lightning_ft_datatools.records import shares
+
+    records, order = survey.records, list(KINDS)
+    position = {str(path): i for i, path in enumerate(survey.files)}
+    issues = sorted(survey.findings, key=lambda f: (order.index(f.kind), position.get(f.source, 0), f.line, f.part))
+    known = Counter(language for language in spoken if language)
+    counted = meaning.balance(records)
+    count = max(1, len(records))
+    return Report(
+        files=[str(path) for path in survey.files], task=survey.task.name, model=options.model,
+        total_examples=len(records), rows_read=survey.rows_read, issues=issues, lengths=tokens,
+        avg_prompt_length=sum(len(record.prompt) for record in records) / count,
+        avg_response_length=sum(len(record.answer) for record in records) / count,
+        balance=counted, languages=shares(known), diversity=varied,
+        remarks=remarks(counted, varied, tokens), advice=advice(len(records), tokens, issues),
+    )  # fmt: skip
