@@ -31,6 +31,7 @@ MOST = 20_000
 _CHARACTERS = 1000  # of a text: enough to tell what it is about
 _BLOCK = 500
 _DIRECTIONS = 64
+_DIRECTED = 2000  # rows from which main directions are more than a few rows that happen to be alike
 _HELD = 0.2  # of what a usual row has in the main directions
 _RARER = 3.5  # standard deviations
 _WORDS = 4  # that a row must have to be judged
@@ -97,7 +98,9 @@ def check_topic(space: Space) -> Iterator[tuple[str, Record, str]]:
     rarity = np.asarray((vectors > 0) @ vectorizer.idf_[:, None]).ravel() / np.maximum(1, words)
     middle = float(np.median(rarity))
     spread = float(np.median(np.abs(rarity - middle))) * 1.4826 or 1.0  # the standard deviation of a normal distribution
-    strange = (held < _HELD * np.median(held)) | (rarity > middle + _RARER * spread)
+    strange = rarity > middle + _RARER * spread
+    if len(texts) >= _DIRECTED:
+        strange |= held < _HELD * np.median(held)
     for i in np.flatnonzero(strange & (words >= _WORDS)).tolist():
         detail = f"the data hold {100 * held[i]:.0f} % of what it says, of other rows {100 * float(np.median(held)):.0f} %"
         yield "off_topic", space.records[i], detail
