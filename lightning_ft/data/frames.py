@@ -29,7 +29,7 @@ Shape = tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]
 _MOST = 4096  # shapes that are remembered
 _PROBES = (
     "a", "0", "-1.5", "True", "none", "word " * 4000 + "end", "one\ntwo\n\nthree", "\\n", "{'a': [1, 2]}", '{"a": null}',
-    "<b>x</b> &amp; 'q' \"r\"", "Ü 漢字 \U0001f642", "# Title\n- item", "https://example.org/?a=b%20c", "{{ x }}",
+    "<b>x</b> &amp; 'q' \"r\"", "\u00dc \u6f22\u5b57 \U0001f642", "# Title\n- item", "https://example.org/?a=b%20c", "{{ x }}",
 )  # fmt: skip
 
 

@@ -55,7 +55,9 @@ CASES: dict[str, tuple[list[Any], list[int]]] = {
     "exact_duplicate": ([row(*GOOD[0]), row(*GOOD[1]), row("Where  does THE sun rise?", GOOD[0][1])], [3]),
     "near_duplicate": ([row(*GOOD[5]), row(*GOOD[1]), row("Why is the sea so salty?", GOOD[5][1])], [3]),
     "conflict": ([row(*GOOD[0]), row(*GOOD[1]), row(GOOD[0][0], "In the west, of course.")], [3]),
-    "encoding": ([row(*GOOD[0]), row("Where is the cafÃ©?", "It is over there."), row("Bell\x07?", "Yes, it rings.")], [2, 3]),
+    "encoding": (
+        [row(*GOOD[0]), row("Where is the caf\u00c3\u00a9?", "It is over there."), row("Bell\x07?", "Yes, it rings.")], [2, 3],
+    ),
     "marker": ([row(*GOOD[0]), row("Say it.", "I say it.<|im_end|>"), row("Now?", "[INST] now, please.")], [2, 3]),
     "secret": ([row(*GOOD[0]), row("My key is AKIA" + "ABCDEFGHIJKLMNOP, is it good?", "It is.")], [2]),
     "email": ([row(*GOOD[0]), row("Who?", "Write to me@home.nl today."), row("Or?", "Or to a@example.com then.")], [2]),
@@ -123,14 +125,14 @@ def test_strict_exits_with_3_for_errors_and_warnings_only(here: Path) -> None:
 
 def test_fix_writes_what_is_left_what_went_and_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        row(*GOOD[0]), row(*GOOD[0]), "{broken", row("Where is the cafÃ©?", "  It   is there.  "), row("Hm?", ""),
+        row(*GOOD[0]), row(*GOOD[0]), "{broken", row("Where is the caf\u00c3\u00a9?", "  It   is there.  "), row("Hm?", ""),
         row("Code?", "```\nif x:\n    y  =  1\n```"),
     ]  # fmt: skip
     write("rows.jsonl", rows)
     assert main(["check", "rows.jsonl", "--fix", "out.jsonl"]) == 0
     assert "out.jsonl (3 rows, 1 of them changed)" in capsys.readouterr().out
     left = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert left == [rows[0], row("Where is the café?", "It is there."), rows[5]]
+    assert left == [rows[0], row("Where is the caf\u00e9?", "It is there."), rows[5]]
     gone = [json.loads(line) for line in Path("out.quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(g["row"], g["reason"].split(":")[0]) for g in gone] == [
         ("rows.jsonl:2", "exact_duplicate"), ("rows.jsonl:5", "empty_answer"), ("rows.jsonl:3", "unreadable"),

@@ -15,16 +15,16 @@ from lightning_ft_datatools.records import bare
 CASES = 20
 SYSTEM = "You are helpful."
 FOREIGN = (
-    "Können Sie mir bitte erklären, wie die Photosynthese in grünen Pflanzen genau funktioniert?",
-    "Pourriez-vous m'expliquer comment fonctionne exactement la photosynthèse dans les plantes vertes ?",
-    "¿Podría explicarme cómo funciona exactamente la fotosíntesis en las plantas verdes, por favor?",
+    "K\u00f6nnen Sie mir bitte erkl\u00e4ren, wie die Photosynthese in gr\u00fcnen Pflanzen genau funktioniert?",
+    "Pourriez-vous m'expliquer comment fonctionne exactement la photosynth\u00e8se dans les plantes vertes ?",
+    "\u00bfPodr\u00eda explicarme c\u00f3mo funciona exactamente la fotos\u00edntesis en las plantas verdes, por favor?",
     "Potrebbe spiegarmi come funziona esattamente la fotosintesi nelle piante verdi, per favore?",
     "Kunt u mij uitleggen hoe de fotosynthese in groene planten precies in zijn werk gaat?",
 )
 FOREIGN_ANSWERS = (
     "Pflanzen nehmen Licht auf und bauen daraus mit Wasser und Kohlendioxid Zucker, den sie zum Wachsen brauchen.",
-    "Les plantes captent la lumière et fabriquent avec l'eau et le gaz carbonique le sucre dont elles ont besoin.",
-    "Las plantas captan la luz y fabrican con agua y dióxido de carbono el azúcar que necesitan para crecer.",
+    "Les plantes captent la lumi\u00e8re et fabriquent avec l'eau et le gaz carbonique le sucre dont elles ont besoin.",
+    "Las plantas captan la luz y fabrican con agua y di\u00f3xido de carbono el az\u00facar que necesitan para crecer.",
     "Le piante catturano la luce e producono con acqua e anidride carbonica lo zucchero di cui hanno bisogno.",
     "Planten vangen licht op en maken met water en koolstofdioxide de suiker die ze nodig hebben om te groeien.",
 )
@@ -32,7 +32,13 @@ VAGUE = (
     "I don't know.", "N/A", "It depends.", "See above.", "TBD", "Not sure.", "...", "Maybe.", "todo",
     "As an AI language model, I cannot.",
 )  # fmt: skip
-MOJIBAKE = ("The cafÃ© is open", "donâ€™t worry", "naÃ¯ve idea", "rÃ©sumÃ© attached", "itâ€™s fine\ufffd")
+MOJIBAKE = (
+    "The caf\u00c3\u00a9 is open",
+    "don\u00e2\u20ac\u2122t worry",
+    "na\u00c3\u00afve idea",
+    "r\u00c3\u00a9sum\u00c3\u00a9 attached",
+    "it\u00e2\u20ac\u2122s fine\ufffd",
+)
 SECRETS = (
     "AKIA" + "IOSFODNN7EXAMPL2", "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "sk-" + "proj-abcDEF123456789012345678",
     "password: hunter2secret9", "-----BEGIN RSA " + "PRIVATE KEY-----",

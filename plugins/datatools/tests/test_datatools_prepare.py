@@ -21,7 +21,7 @@ def test_every_row_read_is_in_a_part_or_in_the_quarantine(
     monkeypatch.chdir(tmp_path)
     good = [{"question": f"What comes after the number {i * 7}?", "answer": f"After it comes {i * 7 + 1}."} for i in range(40)]
     bad = ["{broken", json.dumps(good[0]), json.dumps({"question": "Empty?", "answer": ""})]
-    dirty = json.dumps({"question": "Where  is the cafÃ©?", "answer": "Over there, at the corner."})
+    dirty = json.dumps({"question": "Where  is the caf\u00c3\u00a9?", "answer": "Over there, at the corner."})
     Path("raw.jsonl").write_text("\n".join([*map(json.dumps, good), *bad, dirty]) + "\n", encoding="utf-8")
     assert main(["prepare", "raw.jsonl", "--output", "ready", "--split", "0.7,0.2,0.1"]) == 0
     out = capsys.readouterr().out
@@ -31,7 +31,7 @@ def test_every_row_read_is_in_a_part_or_in_the_quarantine(
     assert len(quarantine) == 3
     assert "44 rows read, 1 changed; proof:" in out
     questions = [row["question"] for part in parts.values() for row in part]
-    assert sorted(questions) == sorted([*(row["question"] for row in good), "Where is the café?"])
+    assert sorted(questions) == sorted([*(row["question"] for row in good), "Where is the caf\u00e9?"])
     order = [row["question"] for row in parts["train"]]
     assert order != [question for question in (row["question"] for row in good) if question in order], "shuffled"
     assert json.loads(Path("ready/report.json").read_text())["counts"]["unreadable"] == 1

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _VAGUE = re.compile(
     r"(i (do not|don'?t) know|(i am|i'm) not sure|not sure|no idea|idk|n/?a|not applicable|no answer|unknown answer|"
     r"see (above|below|answer)|same as (above|before)|it depends|maybe|whatever|to ?do|t\.?b\.?[da]\.?|placeholder|"
-    r"lorem ipsum.*|asdf\w*|xxx+|\?+|\.+|-+|insert answer here|your answer here|\[.*answer.*\])[.!…]*",
+    r"lorem ipsum.*|asdf\w*|xxx+|\?+|\.+|-+|insert answer here|your answer here|\[.*answer.*\])[.!\u2026]*",
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSES = re.compile(
