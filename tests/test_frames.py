@@ -24,7 +24,8 @@ CHATML = (
 )
 CONTENTS = (
     "Kuxo.", "wemi jado", "7", "0.5", " outer blanks \n", "two\n\nlines", "<b>bold</b> & 'quoted' \"twice\"",
-    "\u6f22\u5b57 \U0001f642", "x" * 5000, "<think>why</think>\n\nso", "[INST] inner", "user", "assistant", "True", "", "{{ messages }}", "</s>",
+    "\u6f22\u5b57 \U0001f642", "x" * 5000, "<think>why</think>\n\nso",
+    "[INST] inner", "user", "assistant", "True", "", "{{ messages }}", "</s>",
 )  # fmt: skip
 SYSTEMS = (None, "Besy.", "Zhoru.")
 
