@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +23,18 @@ class UsageError(LightningFTError, ValueError):
 
 class DataError(UsageError):
     """A data file that cannot be used; the message begins with `file:line`."""
+
+
+class RefusedRowError(ValueError):
+    """What a task refuses in a row, for those who sort refusals; `Task.format` may as well raise a plain ValueError.
+
+    Attributes:
+        kind: `empty_prompt`, `empty_answer` or `turns`.
+    """
+
+    def __init__(self, message: str, kind: Literal["empty_prompt", "empty_answer", "turns"]) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class PluginError(UsageError):

@@ -9,10 +9,21 @@ from typing import TYPE_CHECKING
 from lightning_ft.errors import DataError, PluginError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from lightning_ft.registry import Entry, Table
+    from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
+
+
+DETECTED_FROM = 200
+"""Rows whose columns decide the task."""
+
+
+def task_of(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], ...] = ()) -> Task:
+    """The task of rows, with its defaults; arguments and errors as of `detect_task`."""
+    found: Task = detect_task(columns_of(rows[:DETECTED_FROM]), tasks, rows[0].source, kinds).cls()
+    return found
 
 
 def columns_of(rows: Iterable[Row]) -> frozenset[str]:

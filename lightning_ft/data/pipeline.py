@@ -12,19 +12,20 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import broken, one_at_a_time, whole_folder, write_json
 from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.detect import columns_of, detect_task
+from lightning_ft.data.detect import task_of
 from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
 from lightning_ft.data.rename import check_columns, renamed
 from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
 from lightning_ft.data.split import SPLITS, Split, split_rows
 from lightning_ft.data.table import EncodedTable, TableWriter
+from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 BLOCK = 2000
 """Rows that are encoded at a time."""
-DETECTED_FROM = 200
-"""Rows whose columns decide the task."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,7 @@ class Pipeline:
     def _format(self, rows: list[tuple[Row, Split | None]], bad: BadRows, ledger: Ledger) -> list[list[tuple[Row, Example]]]:
         """What each row stands for, as a rule itself with its example; nothing for a row that the task refuses."""
         if self.task is None and rows:
-            columns = columns_of(row for row, _ in rows[:DETECTED_FROM])
-            self.task = detect_task(columns, self.registry.tasks, rows[0][0].source, self.kinds).cls()
+            self.task = task_of([row for row, _ in rows], self.registry.tasks, self.kinds)
         formatted: list[list[tuple[Row, Example]]] = []
         for row, _ in rows:
             try:
@@ -202,19 +200,14 @@ class Pipeline:
 
     def _examples(self, row: Row) -> list[tuple[Row, Example]]:
         assert self.task is not None
-        parts = self.task.unfold(row.values)
-        alone = len(parts) == 1
-        examples = []
-        for number, values in enumerate(parts, 1):
-            example = self.task.format(values)
+        examples = examples_of(self.task, row)
+        for _, example in examples:
             if not isinstance(example, self.kinds):
                 wanted = " or ".join(kind.__name__ for kind in self.kinds)
                 raise UsageError(
                     f"Task {self.task.name} makes {type(example).__name__} examples, but the objective trains on {wanted}; "
                     "name another --task or --objective."
                 )
-            own = row if values is row.values else replace(row, values=values, part=0 if alone else number)
-            examples.append((own, example))
         return examples
 
     def _encode(

@@ -49,7 +49,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With r = (mean(x^2) + eps)^-1/2 and h = G w: dL/dx = r h - r^3 mean(h x) x, dL/dw = sum over rows of G r x."""
+    """With r = (mean(x^2) + eps)^-1/2, n = r x and h = G w: dL/dx = r (h - n mean(h n)), dL/dw = sum over rows of G n."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -64,15 +64,15 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and of the weight."""
         x, weight, scale = ctx.saved_tensors
-        wide = x.to(scale.dtype)
+        normed = x.to(scale.dtype) * scale
         d_weight = None
         if ctx.needs_input_grad[1]:
-            d_weight = (grad * (wide * scale).to(x.dtype)).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
+            d_weight = (grad * normed.to(x.dtype)).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
         if not ctx.needs_input_grad[0]:
             return None, d_weight, None
-        inner = grad.to(scale.dtype) * weight.to(scale.dtype)
-        share = torch.linalg.vecdot(inner, wide)[..., None] * scale.pow(3) / x.shape[-1]
-        return inner.mul_(scale).addcmul_(wide, share, value=-1).to(x.dtype), d_weight, None
+        inner = (grad * weight).to(scale.dtype)
+        mean = torch.linalg.vecdot(inner, normed)[..., None] / x.shape[-1]
+        return inner.sub_(normed.mul_(mean)).mul_(scale).to(x.dtype), d_weight, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from lightning_ft.registry import Registry
@@ -36,6 +39,28 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     from lightning_ft.testing import models
 
     return models.tiny_tokenizer()
+
+
+class Scratch:
+    """An empty folder that is the current one, with files of rows."""
+
+    def write(self, name: str, rows: Iterable[Any]) -> str:
+        """Write JSON lines, of which a text stands for itself; the name comes back."""
+        text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+        Path(name).write_text(text, encoding="utf-8")
+        return name
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a file of JSON lines."""
+        return [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scratch:
+    """A folder to write rows into, the current one for the test; what is printed is 300 characters wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    return Scratch()
 
 
 @pytest.fixture(scope="session")

@@ -234,3 +234,37 @@ def test_a_full_disk_is_found_before_the_first_step(
     refused(done, "Could not write", "No space left on device", code=1, at_once=False)
     assert "step 1/" not in done.err
     assert not list(Path("a").glob("checkpoints/*"))
+
+
+def test_memory_of_shapes_that_it_does_not_meet_is_counted(
+    cli: Any, clean: None, dropping: Path, uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every new shape takes a megabyte here, and the preflight's own peak is a thousand bytes."""
+    from lightning_ft.run import preflight
+
+    taken: list[int] = []
+    data: list[Any] = []
+    begin = Preflight.on_train_start
+
+    def heap_in_use() -> int:
+        taken.append(2**20)
+        return sum(taken)
+
+    def on_train_start(self: Preflight, trainer: Any, pl_module: Any) -> None:
+        data.append(self.data)
+        begin(self, trainer, pl_module)
+
+    monkeypatch.setattr(preflight, "heap_in_use", heap_in_use)
+    monkeypatch.setattr(preflight, "peak_memory", lambda: 1000)
+    monkeypatch.setattr(preflight, "TIMED", 2)
+    monkeypatch.setattr(Preflight, "on_train_start", on_train_start)
+    done = cli("fit", dropping, "--data", uneven, *FIT, "--packing", "off", "--preflight", "true", "--output", "run")
+    assert done.code == 0, done.err
+    schedule = data[0].schedule
+    shapes = [{data[0].shape(micro) for micro in schedule.step(n).ranks[0]} for n in range(schedule.total_steps)]
+    largest = max(shapes, key=lambda own: max(rows * tokens for rows, tokens in own))
+    met = largest | shapes[0] | shapes[schedule.total_steps // 2]
+    unmet = set().union(*shapes) - met
+    assert unmet, "or this would show nothing"
+    estimate = json.loads(next(Path("run").rglob("run.json")).read_text())["preflight"]
+    assert estimate["peak_memory"] == 1000 + 2**20 * len(unmet)

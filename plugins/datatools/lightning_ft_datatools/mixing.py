@@ -26,7 +26,7 @@ class Mixed:
 
 def mix(
     names: Sequence[str], *, weights: Sequence[float] | None = None, temperature: float | None = None, count: int | None = None,
-    to: str = "messages", seed: int = 0, columns: Mapping[str, str] | None = None,
+    to: str = "messages", seed: int = 0, task: str | None = None, columns: Mapping[str, str] | None = None,
 ) -> Mixed:  # fmt: skip
     """Rows of several sources, shuffled, as rows of one format.
 
@@ -41,6 +41,7 @@ def mix(
         count: rows of the mixture; None: as many as the sources have.
         to: a format of `convert`.
         seed: of the choice and the order.
+        task: of all sources, by name, or None to let the columns of each decide.
         columns: as for `fit`.
 
     Raises:
@@ -53,7 +54,7 @@ def mix(
         raise UsageError(f"Expected --weights to be {len(names)} shares of at least 0, one per source; got {list(weights)}.")
     if temperature is not None and (weights is not None or temperature <= 0):
         raise UsageError("Expected --temperature to be above 0 and without --weights; type one of the two.")
-    sources = [convert([name], to, columns=columns) for name in names]
+    sources = [convert([name], to, task=task, columns=columns) for name in names]
     sizes = np.array([len(rows) for rows in sources], dtype=float)
     shares = np.array(weights, dtype=float) if weights is not None else sizes ** (1 / (temperature or 1.0))
     total = int(sizes.sum()) if count is None else count

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.values import MismatchError, read_yaml_text
 from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.detect import columns_of, detect_task
+from lightning_ft.data.detect import task_of
 from lightning_ft.data.rename import check_columns, renamed
 from lightning_ft.data.sources import expand, read_rows
+from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import instance
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
-
-DETECTED_FROM = 200
-"""Rows whose columns decide the task, as in `fit`."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,7 @@ class Reading:
         """
         for row in rows:
             try:
-                parts = self.task.unfold(row.values)
-                for number, values in enumerate(parts, 1):
-                    part = 0 if len(parts) == 1 else number
-                    yield dataclasses.replace(row, values=values, part=part), self.task.format(values)
+                yield from examples_of(self.task, row)
             except UsageError:
                 raise
             except ValueError as error:
@@ -66,18 +60,18 @@ def read(names: Sequence[str], task: str | None, columns: Mapping[str, str]) -> 
     rows = [renamed(row, columns) for path in expand(names) for row in read_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
     check_columns(rows, columns)
-    if task is None or task == "auto":
-        entry = detect_task(columns_of(rows[:DETECTED_FROM]), registry().tasks, rows[0].source)
-        return Reading(rows, entry.cls())
-    return Reading(rows, chosen(task))
+    return Reading(rows, chosen(task, rows))
 
 
-def chosen(text: str) -> Task:
-    """The task that a text names.
+def chosen(text: str | None, rows: Sequence[Row]) -> Task:
+    """The task that a text names, or that the columns of the rows decide.
 
     Raises:
+        DataError: the columns belong to no task.
         UsageError: an unknown name or option.
     """
+    if text is None or text == "auto":
+        return task_of(rows, registry().tasks)
     value: Any = text
     if text.startswith("{"):
         try:
@@ -98,23 +92,3 @@ def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int]:
     config = load_config(BackboneSpec(model=location.base, revision=location.revision))
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     return tokenizer, max_length or min(2048, positions)
-
-
-def split_columns(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The words without `--columns.NAME COLUMN`, and these as a mapping.
-
-    Raises:
-        UsageError: a name without its column.
-    """
-    rest, columns = [], {}
-    words = iter(argv)
-    for word in words:
-        flag, _, value = word.partition("=")
-        if not flag.startswith("--columns."):
-            rest.append(word)
-            continue
-        column = value or next(words, "")
-        if not column or column.startswith("--"):
-            raise UsageError(f"Expected a value after {flag}; got none.")
-        columns[flag.removeprefix("--columns.")] = column
-    return rest, columns

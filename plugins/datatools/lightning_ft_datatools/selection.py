@@ -101,7 +101,7 @@ def most_different(records: Sequence[Record], count: int) -> list[int]:
 
 
 def _vectors(records: Sequence[Record]) -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
+    from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]  # it has no types
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32, token_pattern=r"(?u)\b\w+\b")
     return vectorizer.fit_transform([f"{record.question}\n{record.answer}"[:_CHARACTERS] for record in records]).tocsr()

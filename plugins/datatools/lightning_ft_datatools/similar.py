@@ -48,7 +48,7 @@ def near_pairs(texts: Sequence[str], least: float = NEAR) -> Iterator[tuple[int,
     than 5 % of at least 800 texts have are taken out: two rows are not alike because they share a fixed wording. What
     counts is `likeness`.
     """
-    from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+    from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]  # it has no types
 
     plain = [bare(text[:_LONGEST]) for text in texts]
     words = [Counter(text.split()) for text in plain]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.errors import DataError, UsageError
+from lightning_ft.errors import DataError, RefusedRowError, UsageError
 from lightning_ft_datatools.checks import copies, labels, lengths, meaning, style, text
 from lightning_ft_datatools.findings import KINDS, Finding, Report
 from lightning_ft_datatools.progress import Progress
@@ -69,11 +67,9 @@ def read(names: Sequence[str], options: Options) -> Survey:
         DataError: a file is missing, or nothing in it can be read.
         UsageError: an unknown task or option.
     """
-    from lightning_ft.data.detect import columns_of, detect_task
     from lightning_ft.data.rename import check_columns, renamed
     from lightning_ft.data.sources import expand, splits_by_name
-    from lightning_ft.registry import registry
-    from lightning_ft_datatools.reading import DETECTED_FROM, chosen
+    from lightning_ft_datatools.reading import chosen
 
     files = expand(names)
     findings: list[Finding] = []
@@ -85,10 +81,7 @@ def read(names: Sequence[str], options: Options) -> Survey:
     if not rows:
         raise DataError(f"{findings[0].row}: {findings[0].detail}." if findings else f"{files[0]}: expected rows, got none.")
     check_columns(rows, options.columns)
-    if options.task in (None, "auto"):
-        task = detect_task(columns_of(rows[:DETECTED_FROM]), registry().tasks, rows[0].source).cls()
-    else:
-        task = chosen(str(options.task))
+    task = chosen(options.task, rows)
     named = {str(path): split for path, split in splits_by_name(files).items()}
     survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)
     for row in rows:
@@ -97,22 +90,9 @@ def read(names: Sequence[str], options: Options) -> Survey:
         except UsageError:
             raise
         except ValueError as error:
-            findings.append(Finding(_refusal(str(error)), row.source, row.line, str(error)))
+            kind = error.kind if isinstance(error, RefusedRowError) else "format"
+            findings.append(Finding(kind, row.source, row.line, str(error)))
     return survey
-
-
-def _refusal(reason: str) -> str:
-    """The kind of what a task refused; the sentences are those of `plugins/tasks`, any other is a matter of format."""
-    from lightning_ft.data.split import NOT_PROMPT
-
-    if "assistant turn with text" in reason:
-        return "empty_answer"
-    if re.search(r"system turn .* first|before a tool's answer", reason):
-        return "turns"
-    if re.search(r"got (white space|an empty one)", reason):
-        named = re.search(r"'(\w+)'", reason)
-        return "empty_answer" if named and named.group(1) in NOT_PROMPT else "empty_prompt"
-    return "format"
 
 
 def _rows_of(path: Path) -> tuple[list[Row], list[Finding]]:
@@ -136,14 +116,12 @@ def records_of(survey: Survey, rows: Sequence[Row]) -> list[Record]:
         ValueError: the task refuses a row.
     """
     from lightning_ft.data.split import split_name
+    from lightning_ft.data.unfold import examples_of
 
     out = []
     for row in rows:
         split = split_name(row.values.get("split")) or survey.named.get(row.source)
-        parts = survey.task.unfold(row.values)
-        for number, values in enumerate(parts, 1):
-            own = row if len(parts) == 1 else dataclasses.replace(row, values=values, part=number)
-            out.append(Record(own, survey.task.format(values), split))
+        out += [Record(own, example, split) for own, example in examples_of(survey.task, row)]
     return out
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning_ft_datatools.command import main
@@ -12,6 +12,9 @@ from lightning_ft_datatools.mixing import mix
 
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import registry
+
+if TYPE_CHECKING:
+    from lightning_ft.testing.fixtures import Scratch
 
 ROWS: dict[str, dict[str, Any]] = {
     "alpaca": {"instruction": "Translate.", "input": "Haus", "output": "house", "id": 3},
@@ -44,17 +47,6 @@ TASKS = {"text": "text", "preference": "preference", "unpaired": "unpaired", "cl
 """The task that reads a format; the others are `instruct`'s."""
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def write(name: str, rows: list[dict[str, Any]]) -> str:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return name
-
-
 def texts(row: dict[str, Any], task: str) -> Any:
     """What a model sees of a row, without how its parts were called."""
     example: Any = registry().tasks[task].cls().format(row)
@@ -65,8 +57,8 @@ def texts(row: dict[str, Any], task: str) -> Any:
 
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("to", FORMATS)
-def test_what_a_format_can_hold_is_the_same_example_and_all_else_is_refused(here: Path, kind: str, to: str) -> None:
-    name = write("rows.jsonl", [ROWS[kind]])
+def test_what_a_format_can_hold_is_the_same_example_and_all_else_is_refused(scratch: Scratch, kind: str, to: str) -> None:
+    name = scratch.write("rows.jsonl", [ROWS[kind]])
     if to not in HELD[kind]:
         with pytest.raises(DataError, match=r"rows\.jsonl:1: the format .* cannot hold"):
             convert([name], to)
@@ -80,29 +72,29 @@ def test_what_a_format_can_hold_is_the_same_example_and_all_else_is_refused(here
     else:
         assert texts(row, TASKS.get(to, "instruct")) == texts(ROWS[kind], original)
     assert row.get("id") == ROWS[kind].get("id"), "further columns stay"
-    assert convert([write("again.jsonl", [row])], to) == [row]
+    assert convert([scratch.write("again.jsonl", [row])], to) == [row]
 
 
-def test_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write("rows.jsonl", [ROWS["alpaca"], ROWS["question"]])
+def test_from_the_command_line(scratch: Scratch, capsys: pytest.CaptureFixture[str]) -> None:
+    scratch.write("rows.jsonl", [ROWS["alpaca"], ROWS["question"]])
     assert main(["convert", "rows.jsonl", "--to", "sharegpt", "--output", "out.jsonl"]) == 0
     assert "out.jsonl: 2 rows as sharegpt" in capsys.readouterr().out
     first = json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["conversations"][0] == {"from": "human", "value": "Translate.\n\nHaus"}
     with pytest.raises(UsageError, match="Did you mean 'sharegpt'"):
         main(["convert", "rows.jsonl", "--to", "sharegp", "--output", "out.jsonl"])
-    write("mixed.jsonl", [ROWS["chat"], ROWS["chat"]])
+    scratch.write("mixed.jsonl", [ROWS["chat"], ROWS["chat"]])
     with pytest.raises(DataError, match=r"mixed\.jsonl:1"):
         main(["convert", "mixed.jsonl", "--to", "alpaca", "--output", "none.jsonl"])
     assert not Path("none.jsonl").exists()
 
 
-def asks(name: str, number: int) -> str:
-    return write(f"{name}.jsonl", [{"question": f"{name} {i}?", "answer": "Yes."} for i in range(number)])
+def asks(scratch: Scratch, name: str, number: int) -> str:
+    return scratch.write(f"{name}.jsonl", [{"question": f"{name} {i}?", "answer": "Yes."} for i in range(number)])
 
 
-def test_shares_and_repetitions_of_a_mixture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [asks("a", 10), asks("b", 30)]
+def test_shares_and_repetitions_of_a_mixture(scratch: Scratch, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [asks(scratch, "a", 10), asks(scratch, "b", 30)]
     mixed = mix(names, weights=[1, 1], count=50)
     assert mixed.counts == {"a.jsonl": (10, 25, 15), "b.jsonl": (30, 25, 0)}
     seen = Counter(row["messages"][0]["content"] for row in mixed.rows)
@@ -113,7 +105,7 @@ def test_shares_and_repetitions_of_a_mixture(here: Path, capsys: pytest.CaptureF
     assert mix(names).counts == {"a.jsonl": (10, 10, 0), "b.jsonl": (30, 30, 0)}
     even = mix(names, temperature=1e9, count=40).counts
     assert {name: taken for name, (_, taken, _) in even.items()} == {"a.jsonl": 20, "b.jsonl": 20}
-    root = mix([asks("c", 10), asks("d", 40)], temperature=2, count=30).counts
+    root = mix([asks(scratch, "c", 10), asks(scratch, "d", 40)], temperature=2, count=30).counts
     assert {name: taken for name, (_, taken, _) in root.items()} == {"c.jsonl": 10, "d.jsonl": 20}
     assert main(["mix", *names, "--weights", "3,1", "--count", "8", "--output", "out.jsonl"]) == 0
     assert "a.jsonl    10      6         0" in capsys.readouterr().out
@@ -128,6 +120,6 @@ def test_shares_and_repetitions_of_a_mixture(here: Path, capsys: pytest.CaptureF
         (("--temperature", "0"), "above 0"), (("--count", "0"), "at least 1"), (("--weights=-1,2",), "at least 0"),
     ],
 )  # fmt: skip
-def test_bad_mixtures(here: Path, words: tuple[str, ...], wanted: str) -> None:
+def test_bad_mixtures(scratch: Scratch, words: tuple[str, ...], wanted: str) -> None:
     with pytest.raises(UsageError, match=wanted):
-        main(["mix", asks("a", 3), asks("b", 3), "--output", "out.jsonl", *words])
+        main(["mix", asks(scratch, "a", 3), asks(scratch, "b", 3), "--output", "out.jsonl", *words])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from lightning_ft_datatools.command import main
+from lightning_ft_datatools.commands.parser import split_columns
 from lightning_ft_datatools.drawing import Piece, draw, underlined
-from lightning_ft_datatools.reading import split_columns
 
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning_ft_datatools.command import main
@@ -15,6 +13,10 @@ from lightning_ft_datatools.similar import NEAR, likeness, near_pairs
 from lightning_ft_datatools.splitting import split
 
 from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning_ft.data.split import Split
+    from lightning_ft.testing.fixtures import Scratch
 
 WORDS = re.findall(
     r"\w+",
@@ -49,21 +51,6 @@ def changed(text: str, draw: random.Random) -> str:
     return " ".join(words)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def write(name: str, values: list[Any]) -> str:
-    Path(name).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    return name
-
-
-def read(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
-
-
 def test_near_duplicates_of_a_known_set() -> None:
     """Recall and precision of at least 0.9 (here on 600 texts with 200 known copies)."""
     draw = random.Random(1)
@@ -91,47 +78,52 @@ def test_what_near_means(one: str, other: str, near: bool) -> None:
     assert (likeness(*(Counter(bare(text).split()) for text in (one, other))) >= NEAR) is near
 
 
-def test_split_keeps_what_is_alike_together_and_says_what_is_left(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_split_keeps_what_is_alike_together_and_says_what_is_left(scratch: Scratch, capsys: pytest.CaptureFixture[str]) -> None:
     draw, plain = random.Random(2), rows(200)
     twins = [{**row, "question": changed(row["question"], draw), "answer": "Another one."} for row in plain[:60]]
-    write("rows.jsonl", plain + twins)
+    scratch.write("rows.jsonl", plain + twins)
     words = ["split", "rows.jsonl", "--output", "parts", "--split", "0.6,0.2,0.2"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    parts = {name: read(f"parts/{name}.jsonl") for name in ("train", "validation", "test")}
+    parts = {name: scratch.read(f"parts/{name}.jsonl") for name in ("train", "validation", "test")}
     assert sum(map(len, parts.values())) == 260
     assert [abs(len(part) - wanted) <= 1 for part, wanted in zip(parts.values(), (156, 52, 52), strict=True)] == [True] * 3
     place = {row["question"]: name for name, part in parts.items() for row in part}
     assert all(place[row["question"]] == place[twin["question"]] for row, twin in zip(plain, twins, strict=False))
     assert "proof:" in out
     assert main(words) == 0
-    assert {name: read(f"parts/{name}.jsonl") for name in parts} == parts, "the same seed, the same parts"
+    assert {name: scratch.read(f"parts/{name}.jsonl") for name in parts} == parts, "the same seed, the same parts"
 
 
-def test_the_proof_names_the_most_alike_rows(here: Path) -> None:
-    draw = random.Random(3)
-    base = sentence(draw, 20)
-    values = [{"question": base.replace(base.split()[n], f"other{n}"), "answer": "x y z"} for n in range(0, 20, 4)]
-    parts = split([write("rows.jsonl", values + rows(10))], (0.5, 0.5))
-    if parts.closest:
-        share, one, other = parts.closest
-        assert 0.3 < share < NEAR
-        assert one.startswith("rows.jsonl:")
-        assert one != other
+def test_the_proof_names_the_most_alike_rows(scratch: Scratch) -> None:
+    """Twenty words each, two of them of its own: two rows differ in four."""
+    values = []
+    for n in range(5):
+        words = list(WORDS[:20])
+        words[2 * n : 2 * n + 2] = [f"own{n}a", f"own{n}b"]
+        values.append({"question": " ".join(words), "answer": "x y z"})
+    parts = split([scratch.write("rows.jsonl", values)], (0.5, 0.5))
+    assert parts.closest is not None
+    share, one, other = parts.closest
+    assert share == pytest.approx(0.8)
+    assert {one, other} <= {f"rows.jsonl:{n}" for n in range(1, 6)}
+    assert one != other
+    assert f"share 80 % of their words: {one} and {other}" in parts.proof
 
 
-def test_strata_and_groups(here: Path) -> None:
+def test_strata_and_groups(scratch: Scratch) -> None:
     values = [{**row, "who": f"person {i % 40}"} for i, row in enumerate(rows(400))]
-    name = write("rows.jsonl", values)
+    name = scratch.write("rows.jsonl", values)
     strata = split([name], (0.8, 0.2), stratify="kind")
-    for part, share in (("train", 0.8), ("validation", 0.2)):
-        counts = Counter(row["kind"] for row in strata.rows(part))  # type: ignore[arg-type]
+    shares: list[tuple[Split, float]] = [("train", 0.8), ("validation", 0.2)]
+    for part, share in shares:
+        counts = Counter(row["kind"] for row in strata.rows(part))
         for kind, number in Counter(row["kind"] for row in values).items():
             assert abs(counts[kind] - share * number) <= 1
     grouped = split([name], (0.8, 0.2), group=["who"])
     where: dict[str, set[str]] = {}
-    for part in ("train", "validation"):
-        for row in grouped.rows(part):  # type: ignore[arg-type]
+    for part, _ in shares:
+        for row in grouped.rows(part):
             where.setdefault(row["who"], set()).add(part)
     assert len(where) == 40
     assert all(len(places) == 1 for places in where.values())
@@ -139,25 +131,25 @@ def test_strata_and_groups(here: Path) -> None:
         split([name], group=["nobody"])
 
 
-def test_select_the_most_different(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_select_the_most_different(scratch: Scratch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of ten families of nearly equal rows, ten rows are one of each."""
     draw = random.Random(4)
     families = [sentence(draw, 20) for _ in range(10)]
     values = [{"question": f"{family} {sentence(draw, 2)}", "answer": family, "family": n} for n, family in enumerate(families)
               for _ in range(20)]  # fmt: skip
     draw.shuffle(values)
-    name = write("rows.jsonl", values)
+    name = scratch.write("rows.jsonl", values)
     assert main(["select", name, "--count", "10", "--output", "few.jsonl"]) == 0
     assert "few.jsonl: 10 rows" in capsys.readouterr().out
-    chosen = read("few.jsonl")
+    chosen = scratch.read("few.jsonl")
     assert {row["family"] for row in chosen} == set(range(10))
     assert select([name], 10) == chosen, "always the same"
     assert [value for value in values if value in chosen] == chosen, "in the order of the file"
 
 
-def test_select_by_quality_and_in_balance(here: Path) -> None:
+def test_select_by_quality_and_in_balance(scratch: Scratch) -> None:
     good, bad = rows(20), [{"question": f"Row {i}?", "answer": "idk", "kind": "d"} for i in range(20)]
-    name = write("rows.jsonl", bad + good)
+    name = scratch.write("rows.jsonl", bad + good)
     chosen = select([name], 20, by="quality")
     assert {row["kind"] for row in chosen} == {"a", "b", "c"}
     assert all(0 <= row[part] <= 1 for row in chosen for part in ("long_enough", "says_something", "own_words", "quality"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lightning_ft.builtin import message
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import RefusedRowError, UsageError
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Message
 
@@ -113,12 +113,18 @@ def _check_order(messages: list[Message], column: str) -> None:
     """The order that chat templates can render: system first, something to answer, an answer to learn."""
     for number, turn in enumerate(messages):
         if turn.role == "system" and number:
-            raise ValueError(f"expected the system turn of '{column}' to be the first, got it as turn {number + 1}")
+            raise RefusedRowError(
+                f"expected the system turn of '{column}' to be the first, got it as turn {number + 1}", "turns"
+            )
         if turn.role == "tool" and not any(m.role == "assistant" for m in messages[:number]):
-            raise ValueError(f"expected an assistant turn of '{column}' before a tool's answer, got the tool first")
+            raise RefusedRowError(
+                f"expected an assistant turn of '{column}' before a tool's answer, got the tool first", "turns"
+            )
     if not any(m.role == "assistant" and (m.content.strip() or m.extra.get("tool_calls")) for m in messages):
         roles = ", ".join(m.role for m in messages)
-        raise ValueError(f"expected '{column}' to have at least one assistant turn with text, got turns of {roles}")
+        raise RefusedRowError(
+            f"expected '{column}' to have at least one assistant turn with text, got turns of {roles}", "empty_answer"
+        )
 
 
 def _untrained(turn: Message) -> Message:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lightning_ft.data.split import NOT_PROMPT
+from lightning_ft.errors import RefusedRowError
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Message
 
@@ -105,7 +107,10 @@ def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False) -> s
     if value.strip():
         return value
     if not optional:
-        raise ValueError(f"expected '{column}' to hold text, got {'white space' if value else 'an empty one'}")
+        raise RefusedRowError(
+            f"expected '{column}' to hold text, got {'white space' if value else 'an empty one'}",
+            "empty_answer" if column in NOT_PROMPT else "empty_prompt",
+        )
     return ""
 
 

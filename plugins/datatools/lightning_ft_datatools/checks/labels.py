@@ -47,10 +47,10 @@ def check_labels(records: Sequence[Record]) -> Iterator[tuple[str, Record, str]]
 
 def _chances(texts: Sequence[str], given: NDArray[np.int64]) -> NDArray[np.float64]:
     """(rows, classes) probabilities, each row's from a classifier that has not seen it."""
-    from scipy.sparse import hstack  # type: ignore[import-untyped]
-    from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
-    from sklearn.linear_model import SGDClassifier  # type: ignore[import-untyped]
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict  # type: ignore[import-untyped]
+    from scipy.sparse import hstack  # type: ignore[import-untyped]  # it has no types
+    from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]  # it has no types
+    from sklearn.linear_model import SGDClassifier  # type: ignore[import-untyped]  # it has no types
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict  # type: ignore[import-untyped]  # it has no types
 
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), dtype=np.float32, token_pattern=r"(?u)\b\w+\b")
     parts = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32, max_features=50_000)

@@ -53,7 +53,7 @@ class Space:
     @cached_property
     def neighbours(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Cosine similarities and numbers of the nearest rows of each row, (N, k) each, the nearest first."""
-        from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
+        from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]  # it has no types
 
         texts = [(record.question or record.answer)[:_CHARACTERS] for record in self.records]
         count = min(NEIGHBOURS, len(texts) - 1)
@@ -83,7 +83,7 @@ def check_topic(space: Space) -> Iterator[tuple[str, Record, str]]:
     """
     if len(space.records) < _LEAST:
         return
-    from sklearn.decomposition import TruncatedSVD  # type: ignore[import-untyped]
+    from sklearn.decomposition import TruncatedSVD  # type: ignore[import-untyped]  # it has no types
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [r.question if r.label is not None else f"{r.question} {r.answer}" for r in space.records]
@@ -129,7 +129,7 @@ def diversity(records: Sequence[Record], space: Space) -> dict[str, float]:
 
 def languages(records: Sequence[Record]) -> list[str | None]:
     """The language of each row by its letters (ISO 639-1), None where there are too few of them to tell."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]  # it has no types
 
     # Few more than people train on: Galician would take part of the certainty of Spanish, Bosnian all of Croatian's.
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

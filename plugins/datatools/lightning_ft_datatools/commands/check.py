@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_ft.cli.parser import command
 from lightning_ft.errors import UsageError
+from lightning_ft_datatools.commands.parser import parsed, tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,16 +19,11 @@ STRICT_EXIT = 3
 
 def main(argv: Sequence[str]) -> int:
     """Check, report, and clean on request."""
-    from lightning_ft_datatools.reading import split_columns
-
-    words, columns = split_columns(argv)
-    parser = command(
-        "data check",
+    parser = tool(
+        "check",
         "What is wrong with data files: unreadable and empty rows, duplicates, leaks, secrets, style, lengths and more.",
-        "example: lightning-ft data check rows.jsonl --model PATH --output report.html",
+        "rows.jsonl --model PATH --output report.html",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="data files, globs or folders")
-    parser.add_argument("--task", metavar="NAME", help="the task (default: by the columns)")
     parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
     parser.add_argument("--template", default="auto", metavar="NAME", help="chat template, as for fit (default: auto)")
     parser.add_argument("--max_length", type=int, metavar="N", help="tokens at which rows are cut (default: the context)")
@@ -39,8 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--fix", metavar="FILE", help="write the cleaned rows, the quarantined ones and a list of changes")
     parser.add_argument("--lower", action="store_true", help="with --fix: all texts in lower case")
     parser.add_argument("--shown", type=int, default=3, metavar="N", help="issues of a kind on the terminal (default: 3)")
-    parser.epilog = f"{parser.epilog}\n--columns.NAME COLUMN gives a column the name that the task reads, as in fit."
-    arguments = parser.parse_args(words)
+    arguments = parsed(parser, argv)
     if arguments.shown < 0:
         raise UsageError(f"Expected --shown to be at least 0; got {arguments.shown}.")
     if arguments.lower and not arguments.fix:
@@ -48,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     from lightning_ft_datatools.survey import Options
 
     options = Options(
-        arguments.task, arguments.model, arguments.template, arguments.max_length, tuple(arguments.against), columns
+        arguments.task, arguments.model, arguments.template, arguments.max_length, tuple(arguments.against), arguments.columns
     )
     return _run(arguments.files, options, arguments)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.cli.parser import command
 from lightning_ft.cli.tables import table
 from lightning_ft.errors import UsageError
+from lightning_ft_datatools.commands.parser import parsed, tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,27 +20,23 @@ NO_LIMIT = 2**31
 
 def main(argv: Sequence[str]) -> int:
     """Print some rows with their mask."""
-    from lightning_ft_datatools.reading import read, split_columns
+    from lightning_ft_datatools.reading import read
 
-    words, columns = split_columns(argv)
-    parser = command(
-        "data show",
+    parser = tool(
+        "show",
         "Rows as they train: the rendered text, what of it has a loss, special tokens, and what would be cut.",
-        "example: lightning-ft data show rows.jsonl --model PATH --rows 3",
+        "rows.jsonl --model PATH --rows 3",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="data files, globs or folders")
-    parser.add_argument("--task", metavar="NAME", help="the task (default: by the columns)")
     parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
     parser.add_argument("--template", default="auto", metavar="NAME", help="chat template, as for fit (default: auto)")
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show (default: 3)")
     parser.add_argument("--start", type=int, default=1, metavar="N", help="the first row to show (default: 1)")
     parser.add_argument("--max_length", type=int, metavar="N", help="tokens at which rows are cut (default: the context)")
-    parser.epilog = f"{parser.epilog}\n--columns.NAME COLUMN gives a column the name that the task reads, as in fit."
-    arguments = parser.parse_args(words)
+    arguments = parsed(parser, argv)
     for name in ("rows", "start"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"Expected --{name} to be at least 1; got {getattr(arguments, name)}.")
-    reading = read(arguments.files, arguments.task, columns)
+    reading = read(arguments.files, arguments.task, arguments.columns)
     rows = reading.rows[arguments.start - 1 : arguments.start - 1 + arguments.rows]
     if not rows:
         raise UsageError(f"Expected --start to be at most {len(reading.rows)}, the number of rows; got {arguments.start}.")
