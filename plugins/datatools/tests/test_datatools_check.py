@@ -96,6 +96,16 @@ def test_benchmarks_are_found_by_prompt_and_by_thirteen_words(scratch: Scratch) 
     assert found == [(1, "bench.jsonl:1"), (3, "bench.jsonl:2")]
 
 
+def test_rows_of_rare_words_are_strange_in_a_small_file(scratch: Scratch) -> None:
+    draw = random.Random(0)
+    words = ("card", "account", "transfer", "fee", "payment", "bank", "cash", "refund", "limit", "branch", "loan", "rate")
+    asked = [" ".join(draw.choices(words, k=9)) for _ in range(300)]
+    rows = [row(f"{text} number {i}?", f"The {text.split()[0]} is {text.split()[1]}.") for i, text in enumerate(asked)]
+    strange = ("orchids bloom beneath mossy volcanic ridges", "violins resonate through baroque chapel naves")
+    rows += [row(f"{text}?", f"Indeed {text} quietly.") for text in strange]
+    assert lines(checked(scratch.write("rows.jsonl", rows)), "off_topic") == [301, 302]
+
+
 def test_lengths_and_what_is_cut(scratch: Scratch) -> None:
     rows = [row(*pair) for pair in GOOD] + [row("Tell all.", "word " * 300)]
     report = checked(scratch.write("rows.jsonl", rows), "--max_length", "64")

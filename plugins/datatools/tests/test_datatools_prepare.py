@@ -33,7 +33,8 @@ def test_every_row_read_is_in_a_part_or_in_the_quarantine(
     questions = [row["question"] for part in parts.values() for row in part]
     assert sorted(questions) == sorted([*(row["question"] for row in good), "Where is the caf\u00e9?"])
     order = [row["question"] for row in parts["train"]]
-    assert order != [question for question in (row["question"] for row in good) if question in order], "shuffled"
+    in_file = [*(row["question"] for row in good), "Where is the caf\u00e9?"]
+    assert order != [question for question in in_file if question in order], "shuffled"
     assert json.loads(Path("ready/report.json").read_text())["counts"]["unreadable"] == 1
     assert "rows that cannot be read" in Path("ready/report.html").read_text()
     assert {change["change"] for change in read(Path("ready/data.changes.jsonl"))} >= {"removed", "encoding repaired"}
