@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_ft.engine.reordered import ROWS, Reordered, reordered
+
 _MIB = 2**20
 
 
@@ -97,10 +99,12 @@ def chunked_nll(
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     with torch.no_grad(), torch.autocast(device, enabled=False):
+        products = reordered(weight) if weight.dtype == dtype and (into is None or into.weight is None) else None
         weight = weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        size = _even(len(targets), chunk or default_chunk(weight.shape[0], hidden.device))
-        logits = _Logits(size, weight, bias, cap)
+        most = chunk or default_chunk(weight.shape[0], hidden.device)
+        size = _even(len(targets), most if products is None else min(most, ROWS))
+        logits = _Logits(size, weight, bias, cap, products)
         nll = torch.empty(len(targets), dtype=logits.wide.dtype, device=hidden.device)
         for start in range(0, len(targets), size):
             rows = slice(start, start + size)
@@ -122,9 +126,9 @@ def _even(positions: int, most: int) -> int:
 class _Logits:
     """The logits of one chunk in the type of the products, and of a block of it in the wide type; used for every chunk."""
 
-    def __init__(self, size: int, weight: Tensor, bias: Tensor | None, cap: float | None) -> None:
-        self.weight, self.bias, self.cap = weight, bias, cap
-        self.low = weight.new_empty(size, weight.shape[0])
+    def __init__(self, size: int, weight: Tensor, bias: Tensor | None, cap: float | None, products: Reordered | None) -> None:
+        self.weight, self.bias, self.cap, self.products = weight, bias, cap, products
+        self.low = weight.new_empty(0 if products else size, weight.shape[0])
         self.size = _block(weight.shape[0], size, weight.device)
         self.in_place = wide_dtype(weight.dtype) == weight.dtype
         shape = (self.size, weight.shape[0])
@@ -133,6 +137,9 @@ class _Logits:
 
     def of(self, x: Tensor) -> None:
         """Fill `low` with the logits of `x` (n, D)."""
+        if self.products is not None:
+            self.low = self.products.logits(x, self.bias)
+            return
         low = self.low[: len(x)]
         if self.bias is None:
             torch.mm(x, self.weight.t(), out=low)
@@ -177,7 +184,9 @@ class _Logits:
         factor = None if scale is None else scale[:, None]
         if into.hidden is not None:
             own = into.hidden[rows]
-            if own.dtype == low.dtype:
+            if self.products is not None:
+                own.copy_(self.products.hidden(low))
+            elif own.dtype == low.dtype:
                 torch.mm(low, self.weight, out=own)
             else:
                 own.copy_(low @ self.weight)
