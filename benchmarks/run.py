@@ -100,7 +100,7 @@ class Bench:
         if self.data is None:
             raise ValueError("Expected the folder of public data sets: type --data FOLDER or set LIGHTNING_FT_DATA.")
         options = {**self.suite.setting, **overrides}
-        module = "benchmarks.setting" if "shape" in options else "benchmarks.tokenise"
+        module = options.get("build", "benchmarks.setting")
         call = f"import {module} as m, json, sys, pathlib as p; m.build(json.loads(sys.argv[1]), *map(p.Path, sys.argv[2:]))"
         command = [self.pythons["main"], "-c", call, json.dumps(options), str(self.data), str(self.work / "setting")]
         subprocess.run(command, check=True, cwd=ROOT, env=self.environment(0), stdout=subprocess.DEVNULL)
@@ -269,7 +269,7 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any]) 
     try:
         bench = Bench(suite, pythons, work, arguments.data, threads, arguments.timeout)
         setting = bench.build_setting(overrides)
-        untrained = bench.score() if setting and "shape" in setting else None
+        untrained = bench.score() if setting and "heldout_rows" in setting else None
         rounds = []
         for number in range(1, number_of_rounds + 1):
             for contestant in chosen:

@@ -20,7 +20,7 @@ Packing = Literal["auto", "on", "off"]
 Schedule = Literal["linear", "cosine", "constant"]
 POSITIVE = (
     "epochs", "accumulate", "log_every", "max_new_tokens", "batch_size", "batch_tokens", "max_steps", "max_length",
-    "learning_rate", "eval_every", "early_stopping",
+    "learning_rate", "eval_every", "early_stopping", "mix_temperature",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "warmup", "weight_decay", "max_grad_norm", "save_every", "keep_best", "workers", "max_lost", "verdict_rows", "seed",
@@ -31,6 +31,8 @@ WORDS = {int: "a whole number", float: "a finite number", bool: "true or false",
 MOST_SEED = 2**32 - 1
 """So that seed, step and rank together fit the 64 bits that torch's generators take."""
 FILES = ("data", "val_data", "test_data")
+NAMES = ("metrics", "holdout_tasks")
+"""Options that are lists of names."""
 PLUGGABLE = ("method", "task", "objective", "optimizer")
 """Options that name a registered class: a name, `{name: ..., option: ...}`, or (in Python) an instance."""
 
@@ -49,6 +51,12 @@ class TrainingConfig:
     """Files for the verdict; None: split off `data`."""
     split: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     """Shares of train, validation and test where the data say nothing."""
+    holdout_tasks: list[str] | None = None
+    """Values of the column `task` whose rows are the test, all of them and only they; None: rows by `split`."""
+    mix: dict[str, float] = field(default_factory=dict)
+    """Weight of each of `data` in an epoch, by the name it has there: {a.jsonl: 2, b.jsonl: 1}; small ones are repeated."""
+    mix_temperature: float | None = None
+    """Weights by size to the power of 1 / temperature instead: 1 is by size, the higher the more equal."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names that the task reads, each with the files' column for it: {prompt: question}; `a|b`: the first that a row has."""
     task: Any = "auto"
@@ -143,7 +151,7 @@ class TrainingConfig:
         for f in dataclasses.fields(self):
             _check_choice(f.name, getattr(self, f.name))
             _check_type(f.name, getattr(self, f.name), hints[f.name])
-        for name in (*FILES, "metrics"):
+        for name in (*FILES, *NAMES):
             if not all(getattr(self, name) or ["-"]):
                 raise UsageError(f"Expected --{name} to be names that are not empty; got {getattr(self, name)!r}.")
         for name in POSITIVE:
@@ -153,6 +161,10 @@ class TrainingConfig:
         for name, column in self.columns.items():
             if not (isinstance(name, str) and isinstance(column, str) and name and column):
                 raise UsageError(f"Expected --columns to be names with columns, as {{prompt: question}}; got {self.columns!r}.")
+        if not all(isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf for w in self.mix.values()):
+            raise UsageError(f"Expected --mix to be weights above 0, as {{a.jsonl: 2, b.jsonl: 1}}; got {self.mix!r}.")
+        if self.mix and self.mix_temperature is not None:
+            raise UsageError("Expected either --mix or --mix_temperature, got both.")
         if not self.data:
             raise UsageError("Expected --data to name at least one file; got none.")
         if self.seed > MOST_SEED:
@@ -217,12 +229,14 @@ def _normal(name: str, value: Any) -> Any:
     """Paths as text, one file or metric as a list of one, GPUs in a list as `0,1,`."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if isinstance(value, str) and name in (*FILES, "metrics"):
+    if isinstance(value, str) and name in (*FILES, *NAMES):
         value = [value]
-    if isinstance(value, tuple) and name in (*FILES, "metrics", "split"):
+    if isinstance(value, tuple) and name in (*FILES, *NAMES, "split"):
         value = list(value)
     if isinstance(value, list) and name in FILES:
         value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    if isinstance(value, list) and name == "holdout_tasks":
+        value = [word for item in value for word in (item.split(",") if isinstance(item, str) else [item])]
     if isinstance(value, (list, tuple)) and name == "devices":
         value = "".join(f"{item}," for item in value)
     return value

@@ -73,7 +73,9 @@ class FineTuner(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.counted: dict[str, Tensor] = {}
         self._micro: list[tuple[Tensor, Batch]] = []
-        self._validation = torch.zeros(3, dtype=torch.float64)
+        self.sources: tuple[str, ...] = ()
+        """Files whose validation loss is told apart."""
+        self._validation = torch.zeros(1, 3, dtype=torch.float64)
 
     def configure_model(self) -> None:
         """Load the backbone and attach the method; Lightning may ask more than once."""
@@ -198,25 +200,30 @@ class FineTuner(L.LightningModule):
     # ---- validation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums anew."""
-        self._validation = torch.zeros(3, dtype=torch.float64)
+        """Start the sums anew: of all rows, then of each source."""
+        self._validation = torch.zeros(1 + len(self.sources), 3, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Add the batch's likelihoods: sum of NLL, tokens, right tokens."""
         from lightning_ft.engine.loss import score_rows
 
         scores = score_rows(self.model, batch)
-        for row in scores if batch.rows else ():
-            self._validation += torch.tensor(row, dtype=torch.float64)
+        for name, score in zip(batch.rows, scores, strict=True) if batch.rows else ():
+            found = torch.tensor(score, dtype=torch.float64)
+            self._validation[0] += found
+            if (source := name.rpartition(":")[0]) in self.sources:
+                self._validation[1 + self.sources.index(source)] += found
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy over all tokens of the set, on all ranks alike."""
         sums = self.trainer.strategy.reduce(self._validation.to(self.device, torch.float64), reduce_op="sum")
         assert isinstance(sums, Tensor)
-        nll, tokens, correct = sums.tolist()
+        (nll, tokens, correct), *of_sources = sums.tolist()
         # Not to the loggers: Lightning would write it one step early; the Recorder writes it.
         self.log("val_loss", nll / max(1.0, tokens), prog_bar=True, logger=False, rank_zero_only=False)
         self.log("val_token_accuracy", correct / max(1.0, tokens), logger=False)
+        for name, (nll, tokens, _) in zip(self.sources, of_sources, strict=True):
+            self.log(f"val_loss/{name}", nll / max(1.0, tokens), logger=False)
 
     # ---- optimiser ----------------------------------------------------------------------------------------------
 

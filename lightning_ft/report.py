@@ -27,6 +27,8 @@ CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], str, float], ...] = (
 )
 """Title, (key, name) of each line, unit, and factor from what is logged to the unit."""
 AXES = frozenset({"step", "epoch", "seconds"})
+MIXED = ("rows", "rows_per_epoch", "share")
+"""What is told of each source of a mixture."""
 
 
 def write_report(folder: Path) -> Path:
@@ -182,6 +184,10 @@ def _ledger_part(ledger: Any) -> str:
     caption = "Rows and tokens of each source" + (f"; longest row allowed: {_plain(limit)} tokens." if limit else ".")
     head = ("source", *(key.replace("_", " ") for key in keys))
     parts = [table(head, rows, numbers=range(1, len(head)), caption=caption)]
+    if mixture := _object(ledger.get("mixture")):
+        mixed = [(name, *(_plain(_object(own).get(key)) for key in MIXED)) for name, own in mixture.items()]
+        columns = ("source", *(key.replace("_", " ") for key in MIXED))
+        parts.append(table(columns, mixed, numbers=[1, 2, 3], caption="Training rows of an epoch."))
     account = total or next(iter(sources.values()))
     nested = [(key.replace("_", " "), name, _plain(count)) for key in account for name, count in _object(account[key]).items()]
     if nested:

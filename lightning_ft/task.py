@@ -41,6 +41,16 @@ class Task(ABC):
     def matches(cls, columns: frozenset[str]) -> bool:
         """Whether rows with these columns are of this task (`--task auto`)."""
 
+    @property
+    def demonstrations(self) -> int:
+        """How many training rows `format` shows before each row: they come with it, as a list under the key `shots`."""
+        return 0
+
+    @property
+    def demonstration_file(self) -> str | None:
+        """A file to take them from; None: the training rows of the run."""
+        return None
+
     def unfold(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """The rows that a row of the file stands for: as a rule itself, for a tree of replies each of its conversations.
 

@@ -43,7 +43,7 @@ def result(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", SUITES)
 def test_suite_names_modules_that_exist(name: str) -> None:
     suite = Suite.load(name)
-    assert suite.rounds >= 3
+    assert suite.rounds >= 3 or suite.name == "scale", "a round of 5 GB is half an hour; everything else shows its spread"
     for spec in suite.contestants.values():
         if "module" in spec:
             assert HERE.parent.joinpath(*spec["module"].split(".")).with_suffix(".py").is_file()

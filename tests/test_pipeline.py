@@ -130,7 +130,7 @@ def test_a_damaged_entry_is_made_again(encoded: list[int]) -> None:
     name = write("a.jsonl", texts(20))
     first = start(name)
     before = first.tokens
-    table = first.prepared.folder / "train.arrow"
+    table = first.prepared.folder / "train-00000.arrow"
     table.write_bytes(table.read_bytes()[:-8])
     assert start(name).tokens == before
     (first.prepared.folder / "facts.json").unlink()

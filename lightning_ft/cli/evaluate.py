@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_ft.cli.parser import add_model, command, given_once
+from lightning_ft.cli.parser import add_model, choice_of, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import UsageError
 
@@ -24,7 +24,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--metrics", nargs="+", metavar="NAME", help="default: loss, perplexity, token accuracy and those of the task"
     )
-    parser.add_argument("--task", default="auto", help="what a row is; auto: by its columns")
+    parser.add_argument(
+        "--task", default="auto", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns"
+    )
     parser.add_argument("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
     parser.add_argument("--output", metavar="FOLDER", help="the folder to write; default: <run>/eval_<n>")
     add_sampling(parser)
@@ -39,10 +41,11 @@ def main(argv: Sequence[str]) -> int:
     from lightning_ft.cli.tables import print_metrics
     from lightning_ft.registry import registry
 
+    task = choice_of(arguments.task, "--task")
     for name in metrics or ():
         registry().metrics[name]
     result = evaluate(
-        model, arguments.data, metrics=metrics, task=arguments.task, output=arguments.output, max_rows=arguments.max_rows,
+        model, arguments.data, metrics=metrics, task=task, output=arguments.output, max_rows=arguments.max_rows,
         **given_sampling(arguments),
     )  # fmt: skip
     print_metrics({k: v for k, v in result.metrics.items() if isinstance(v, (int, float))})

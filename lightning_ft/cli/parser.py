@@ -92,3 +92,19 @@ def given_once(arguments: argparse.Namespace, name: str, usage: str) -> str:
     if not (placed or flagged):
         raise UsageError(f"Expected --{name}, got nothing; type `{usage}`.")
     return str(placed or flagged)
+
+
+def choice_of(text: str, flag: str) -> Any:
+    """What names a registered class on the command line of a small command: a name, or `{name: ..., option: ...}`.
+
+    Raises:
+        UsageError: it begins like a mapping and is none.
+    """
+    if not text.startswith("{"):
+        return text
+    from lightning_ft.cli.values import MismatchError, read_yaml_text
+
+    try:
+        return read_yaml_text(text)
+    except MismatchError as error:
+        raise UsageError(f"Expected {flag} to be a name or a mapping, {error}; got {text}.") from error

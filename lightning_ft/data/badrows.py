@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_ft.atomic import write_text
 from lightning_ft.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MAX_LISTED = 20
@@ -45,9 +46,16 @@ class BadRows:
         self.quarantine = quarantine
         self.problems: list[Problem] = []
         self.count = 0
+        self.unreadable = 0
+        """Those among `count` that could not even be read."""
 
     def add(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
         """Note an unreadable row; `reason` says what was expected and what came."""
+        self.unreadable += 1
+        self.refuse(source, line, reason, raw)
+
+    def refuse(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
+        """Note a row that could be read but not used."""
         self.count += 1
         if self.policy == "skip" or len(self.problems) < MAX_LISTED:
             text = raw if isinstance(raw, str) else raw[: 4 * MAX_RAW].decode("utf-8", "backslashreplace")
@@ -90,6 +98,15 @@ class BadRows:
         if self.quarantine is not None:
             self._write(self.quarantine)
         return self.count
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """The problems so far in plain values."""
+        return [asdict(problem) for problem in self.problems]
+
+    def take(self, problems: Sequence[dict[str, Any]]) -> None:
+        """Go on from problems that `as_list` described, instead of those noted so far; for the policy `skip`."""
+        self.problems = [Problem(**problem) for problem in problems]
+        self.count = len(self.problems)
 
     def _listing(self) -> str:
         listed = self.problems[:MAX_LISTED]

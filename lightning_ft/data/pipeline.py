@@ -1,4 +1,4 @@
-"""From files to encoded splits: read, detect, format, split, encode, account, cache."""
+"""The data of a run: its encoded splits, from the cache or built now, under a key of all that decides the tokens."""
 
 from __future__ import annotations
 
@@ -10,35 +10,29 @@ import json
 import marshal
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import broken, one_at_a_time, whole_folder, write_json
-from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.detect import task_of
-from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
-from lightning_ft.data.rename import check_columns, renamed
-from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
-from lightning_ft.data.split import SPLITS, Split, split_rows
-from lightning_ft.data.table import EncodedTable, TableWriter
-from lightning_ft.data.unfold import examples_of
-from lightning_ft.errors import DataError, UsageError
+from lightning_ft.atomic import broken, one_at_a_time, whole_folder
+from lightning_ft.data.build import Build, Place
+from lightning_ft.data.ledger import Ledger
+from lightning_ft.data.shots import files_of
+from lightning_ft.data.sources import digest, expand, splits_by_name
+from lightning_ft.data.split import SPLITS, Split
+from lightning_ft.data.table import EncodedTable
+from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.encode import Encoder
     from lightning_ft.registry import Registry
     from lightning_ft.task import Task
-    from lightning_ft.types import Encoded, Example, Row
-
-BLOCK = 2000
-"""Rows that are encoded at a time."""
+    from lightning_ft.types import Example
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,7 @@ class Pipeline:
         if self.task is None:
             self.task = self.registry.tasks[facts["task"]].cls()
         ledger = Ledger.from_dict(facts["ledger"])
-        tables = {split: EncodedTable(folder / f"{split}.arrow") for split in SPLITS}
+        tables = {split: EncodedTable(*sorted(folder.glob(f"{split}-*.arrow"))) for split in SPLITS}
         ledger.closes()
         ledger.check(self.config.max_lost)
         self.say(f"data: {ledger.summary()}")
@@ -105,9 +99,18 @@ class Pipeline:
         return Prepared(tables, ledger, self.task, self._identity(), folder, hashes)
 
     @cached_property
+    def _places(self) -> list[Place]:
+        return [Place.of(path, split) for path, split in self.files]
+
+    @cached_property
     def _digests(self) -> list[str]:
         """Hash of each file's content."""
-        return [digest(path) for path, _ in self.files]
+        return [digest(place.path) for place in self._places]
+
+    @cached_property
+    def _shown(self) -> list[str]:
+        """Hash of each further file that the task takes its shots from."""
+        return [digest(path) for path in files_of(self.task)]
 
     def _identity(self) -> str:
         assert self.task is not None
@@ -120,6 +123,8 @@ class Pipeline:
             self.config.split,
             self.config.seed,
             self.config.columns,
+            self.config.holdout_tasks,
+            self._shown,
         )
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -132,7 +137,7 @@ class Pipeline:
             "code": [_own_code(), *(_code(cls) for cls in tasks)],
             "encoder": self.encoder.fingerprint,
             "columns": self.config.columns, "split": self.config.split, "seed": self.config.seed,
-            "on_error": self.config.on_error,
+            "on_error": self.config.on_error, "holdout_tasks": self.config.holdout_tasks, "shots": self._shown,
             "kinds": [kind.__name__ for kind in self.kinds],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -158,129 +163,12 @@ class Pipeline:
 
     def _build(self, target: Path) -> None:
         """Do the work; the folder is there only when all of it is done."""
-        with whole_folder(target) as folder:
-            ledger = Ledger(max_length=self.encoder.max_length)
-            bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
-            rows = self._rows(bad, ledger)
-            formatted = self._format(rows, bad, ledger)
-            bad.finish(ledger.total.read)
-            self._encode(folder, rows, formatted, bad, ledger)
-            bad.finish(ledger.total.read)
-            assert self.task is not None
-            write_json(folder / "facts.json", {"task": self.task.name, "ledger": ledger.as_dict()})
-
-    def _rows(self, bad: BadRows, ledger: Ledger) -> list[tuple[Row, Split | None]]:
-        """All readable rows of all files, and the split that a file was given for."""
-        rows: list[tuple[Row, Split | None]] = []
-        for path, split in self.files:
-            failed = bad.count
-            found = [(renamed(row, self.config.columns), split) for row in read_rows(path, bad)]
-            ledger.add_read(str(path), len(found) + bad.count - failed)
-            ledger.add_failed(str(path), bad.count - failed)
-            rows += found
-        if not rows:
-            bad.finish(ledger.total.read)
-        check_columns([row for row, _ in rows], self.config.columns)
-        return rows
-
-    def _format(self, rows: list[tuple[Row, Split | None]], bad: BadRows, ledger: Ledger) -> list[list[tuple[Row, Example]]]:
-        """What each row stands for, as a rule itself with its example; nothing for a row that the task refuses."""
-        if self.task is None and rows:
-            self.task = task_of([row for row, _ in rows], self.registry.tasks, self.kinds)
-        formatted: list[list[tuple[Row, Example]]] = []
-        for row, _ in rows:
-            try:
-                formatted.append(self._examples(row))
-            except UsageError:
-                raise
-            except ValueError as error:
-                _refuse(row, str(error), bad, ledger)
-                formatted.append([])
-        return formatted
-
-    def _examples(self, row: Row) -> list[tuple[Row, Example]]:
-        assert self.task is not None
-        examples = examples_of(self.task, row)
-        for _, example in examples:
-            if not isinstance(example, self.kinds):
-                wanted = " or ".join(kind.__name__ for kind in self.kinds)
-                raise UsageError(
-                    f"Task {self.task.name} makes {type(example).__name__} examples, but the objective trains on {wanted}; "
-                    "name another --task or --objective."
-                )
-        return examples
-
-    def _encode(
-        self, folder: Path, rows: list[tuple[Row, Split | None]], formatted: list[list[tuple[Row, Example]]], bad: BadRows,
-        ledger: Ledger,
-    ) -> None:  # fmt: skip
-        """Split and encode what is left, block by block; a row that the template cannot render is one that cannot be read."""
-        good = [(row, split, parts) for (row, split), parts in zip(rows, formatted, strict=True) if parts]
-        splits = self._splits([(row, split) for row, split, _ in good])
-        items = [(row, example, split) for (_, _, parts), split in zip(good, splits, strict=True) for row, example in parts]
-        for row, _, parts in good:
-            ledger.add_unfolded(row.source, len(parts) - 1)
-        writers = {split: TableWriter(folder / f"{split}.arrow") for split in SPLITS}
-        for start in self._progress(range(0, len(items), BLOCK), len(items)):
-            block = items[start : start + BLOCK]
-            encoded = self.encoder.try_encode([example for _, example, _ in block], [row.id for row, _, _ in block])
-            kept: dict[Split, list[Any]] = {split: [] for split in SPLITS}
-            for (row, _, split), item in zip(block, encoded, strict=True):
-                if isinstance(item, str):
-                    if self.config.on_error == "fail":  # as a rule it is the template, which would refuse all rows alike
-                        raise DataError(f"{row.id}: {item}")
-                    _refuse(row, item, bad, ledger)
-                elif _account(row, item, split, ledger):
-                    kept[split].append((item, row.values if split != "train" else None))
-            for split, found in kept.items():
-                writers[split].write([item for item, _ in found], [values for _, values in found])
-        for writer in writers.values():
-            writer.close()
-
-    def _splits(self, rows: list[tuple[Row, Split | None]]) -> list[Split]:
-        """The split of each row: its file's, else that of the splitter over all rows whose files say nothing."""
-        free = [row for row, split in rows if split is None]
-        found = iter(split_rows([row.values for row in free], self._shares(), self.config.seed, ids=[row.id for row in free]))
-        return [next(found) if split is None else split for _, split in rows]
-
-    def _shares(self) -> list[float]:
-        """The shares of rows without a split, those of splits with files of their own set to 0."""
-        given = {split for _, split in self.files}
-        shares = [0.0 if split in given else share for split, share in zip(SPLITS, [*self.config.split, 0.0], strict=False)]
-        return shares if sum(shares) else [1.0, 0.0, 0.0]
-
-    def _progress(self, blocks: range, total: int) -> Iterator[int]:
-        """The blocks, with a bar on a terminal when there are many rows."""
-        if total <= 5 * BLOCK or not sys.stderr.isatty():
-            yield from blocks
-            return
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(blocks, description="tokenising", console=Console(stderr=True))
-
-
-def _account(row: Row, item: Encoded, split: Split, ledger: Ledger) -> bool:
-    """Count an encoded row; whether anything of it is left to train."""
-    if item.truncated:
-        ledger.add_cut(
-            row.source,
-            length=len(item.input_ids) + item.truncated,
-            lost=item.truncated,
-            supervised_lost=item.supervised_lost,
+        build = Build(
+            self.config, self._places, self.registry, self.encoder, self.task, self.kinds, self.config.split, self.say
         )
-    supervised = item.supervised
-    if not supervised:
-        ledger.add_dropped(row.source, NO_SUPERVISED)
-        return False
-    ledger.add_used(row.source, split, tokens=len(item.input_ids), supervised=supervised, roles=item.roles)
-    return True
-
-
-def _refuse(row: Row, reason: str, bad: BadRows, ledger: Ledger) -> None:
-    """Note a row that could be read but not used."""
-    bad.add(row.source, row.line, reason, json.dumps(row.values, ensure_ascii=False, default=str))
-    ledger.add_failed(row.source)
+        with whole_folder(target) as folder:
+            build.run(folder, target.with_suffix(".unfinished"))
+        self.task = build.task
 
 
 def _assigned(files: list[tuple[Path, Split | None]]) -> list[tuple[Path, Split | None]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning_ft.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from lightning_ft.types import Row
 
@@ -33,20 +33,20 @@ def _there(row: Row, wanted: str) -> str | None:
     return next((column for column in wanted.split("|") if row.values.get(column) is not None), None)
 
 
-def check_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+def check_columns(there: set[str], columns: Mapping[str, str], source: str) -> None:
     """Refuse a name whose column no row has: as a rule it is misspelt.
 
     Args:
-        rows: renamed.
+        there: the columns of all rows, renamed.
         columns: as for `renamed`.
+        source: the first file, for the message.
 
     Raises:
         DataError: names the column, with a suggestion.
     """
-    there: set[str] = set().union(*(row.values for row in rows)) if rows else set(columns)
     for name, column in columns.items():
         if name not in there:
             raise DataError(
-                f"{rows[0].source}: expected the column '{column}' of --columns.{name}, got the columns"
+                f"{source}: expected the column '{column}' of --columns.{name}, got the columns"
                 f" {', '.join(sorted(there))}.{did_you_mean(column, there)}"
             )

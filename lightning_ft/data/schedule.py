@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lightning_ft.data.mixture import Mixture
+
 DEFAULT_ROWS = 16
 """Rows per rank and micro-batch where neither rows nor tokens are given."""
 
@@ -61,6 +63,8 @@ class Schedule:
     accumulate: int = 1
     packed: bool = False
     """Whether the rows of a micro-batch are laid end to end, so that padding costs nothing."""
+    mixture: Mixture | None = None
+    """Which rows an epoch has; None: each row once."""
 
     @property
     def rows_mode(self) -> bool:
@@ -123,7 +127,7 @@ class Schedule:
     def _plan_epoch(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         """A seeded order, bucketed by length unless packed, and where steps begin in it."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.lengths))
+        order = rng.permutation(len(self.lengths) if self.mixture is None else self.mixture.epoch(epoch))
         if self.rows_mode:
             size = self.rows_per_step
             borders = [*range(0, len(order), size), len(order)]

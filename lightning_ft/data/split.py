@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from lightning_ft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 Split = Literal["train", "validation", "test"]
 
@@ -39,7 +44,29 @@ def split_rows(
     rows: Sequence[Mapping[str, Any]], shares: Sequence[float], seed: int, *, ids: Sequence[str] | None = None,
     alike: Sequence[tuple[int, int]] = (), groups: Sequence[str] = GROUP_COLUMNS, strata: Sequence[str] | None = None,
 ) -> list[Split]:  # fmt: skip
-    """The split of each row.
+    """The split of each row: a `Splitter` over rows that are all at hand.
+
+    Args:
+        rows: the columns of each row.
+        shares: see `Splitter.splits`.
+        seed: see `Splitter.splits`.
+        ids: `file:line` of each row for messages.
+        alike: see `Splitter.splits`.
+        groups: columns whose values hold rows together.
+        strata: see `Splitter.splits`.
+
+    Raises:
+        DataError: a `split` column is empty in some rows or holds an unknown word.
+        UsageError: not two or three shares, or a negative one.
+    """
+    splitter = Splitter(groups)
+    for i, row in enumerate(rows):
+        splitter.add(row, ids[i] if ids else f"row {i + 1}")
+    return splitter.splits(shares, seed, alike=alike, strata=strata)
+
+
+class Splitter:
+    """Keeps of each row the few bytes that decide its split, so that the rows themselves may be read one by one.
 
     A `split` column wins. What it never names although its share is above 0 is split off its train rows, in the
     proportion of the shares. Without the column all rows are split by the shares.
@@ -51,119 +78,164 @@ def split_rows(
     there are some; each share above 0 gets at least one group, train first, as long as there are groups.
 
     Args:
-        rows: the columns of each row.
-        shares: of train, validation and (optional) test.
-        seed: another seed gives another split.
-        ids: `file:line` of each row for messages.
-        alike: numbers of rows that must not be parted.
         groups: columns whose values hold rows together.
-        strata: the class of each row; every split gets its share of each.
-
-    Raises:
-        DataError: a `split` column is empty in some rows or holds an unknown word.
-        UsageError: not two or three shares, or a negative one.
     """
-    if len(shares) not in (2, 3) or min(shares) < 0 or sum(shares) <= 0:
-        raise UsageError(f"Expected --split to be 2 or 3 shares of at least 0, as [0.8,0.1,0.1]; got {list(shares)}.")
-    wanted = {name: share for name, share in zip(SPLITS, shares, strict=False) if share > 0}
-    if all(row.get("split") is None for row in rows):
-        return _seeded(rows, wanted, seed, _groups(rows, groups, alike), strata)
-    given = [_explicit(row, ids[i] if ids else f"row {i + 1}") for i, row in enumerate(rows)]
-    open_shares = {name: share for name, share in wanted.items() if name == "train" or name not in given}
-    train = [i for i, name in enumerate(given) if name == "train"]
-    if train and "train" in wanted and len(open_shares) > 1:
-        place = {i: n for n, i in enumerate(train)}
-        inner = [(place[i], place[j]) for i, j in alike if i in place and j in place]
-        part = [rows[i] for i in train]
-        own = None if strata is None else [strata[i] for i in train]
-        for i, name in zip(train, _seeded(part, open_shares, seed, _groups(part, groups, inner), own), strict=True):
-            given[i] = name
-    return given
+
+    def __init__(self, groups: Sequence[str] = GROUP_COLUMNS) -> None:
+        self._columns = groups
+        self._prompts = array("Q")  # hash of each row's prompt
+        self._bound = array("Q")  # row, hash, row, hash ...: values that hold rows together
+        self._given = bytearray()  # 1 + number of the split that the row names, or 0
+        self._silent: str | None = None  # the first row that names no split
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def add(self, row: Mapping[str, Any], place: str) -> None:
+        """The next row.
+
+        Args:
+            row: its columns.
+            place: its `file:line`, for messages.
+
+        Raises:
+            DataError: its `split` column holds an unknown word.
+        """
+        value = row.get("split")
+        if value is None:
+            self._given.append(0)
+            self._silent = self._silent or place
+        else:
+            name = split_name(value)
+            if name is None:
+                raise _unnamed(place, repr(value))
+            self._given.append(1 + SPLITS.index(name))
+        for column in self._columns:
+            if row.get(column) not in (None, ""):
+                self._bound.extend((len(self._prompts), content_hash(f"{column}={_canonical(row[column])}")))
+        self._prompts.append(prompt_key(row))
+
+    def splits(
+        self, shares: Sequence[float], seed: int, *, alike: Sequence[tuple[int, int]] = (), strata: Sequence[str] | None = None
+    ) -> list[Split]:
+        """The split of each row.
+
+        Args:
+            shares: of train, validation and (optional) test.
+            seed: another seed gives another split.
+            alike: numbers of rows that must not be parted.
+            strata: the class of each row; every split gets its share of each.
+
+        Raises:
+            DataError: some rows have a `split` and others have none.
+            UsageError: not two or three shares, or a negative one.
+        """
+        if len(shares) not in (2, 3) or min(shares) < 0 or sum(shares) <= 0:
+            raise UsageError(f"Expected --split to be 2 or 3 shares of at least 0, as [0.8,0.1,0.1]; got {list(shares)}.")
+        wanted = {name: share for name, share in zip(SPLITS, shares, strict=False) if share > 0}
+        given = np.frombuffer(bytes(self._given), np.uint8)
+        if not given.any():
+            found = _seeded(self._groups(np.arange(len(self)), alike), wanted, seed, strata)
+            return [SPLITS[number] for number in found.tolist()]
+        if self._silent is not None:
+            raise _unnamed(self._silent, "nothing, while other rows have one")
+        found = given - 1
+        named = {SPLITS[number] for number in np.unique(found).tolist()}
+        open_shares = {name: share for name, share in wanted.items() if name == "train" or name not in named}
+        train = np.flatnonzero(found == 0)
+        if len(train) and "train" in wanted and len(open_shares) > 1:
+            inside = [(i, j) for i, j in alike if found[i] == found[j] == 0]
+            own = None if strata is None else [strata[i] for i in train.tolist()]
+            found[train] = _seeded(self._groups(train, inside), open_shares, seed, own)
+        return [SPLITS[number] for number in found.tolist()]
+
+    def _groups(self, rows: NDArray[np.int64], alike: Sequence[tuple[int, int]]) -> NDArray[np.uint64]:
+        """The name of each row's group: the smallest hash in it, whatever came first."""
+        prompts = np.frombuffer(self._prompts, np.uint64)
+        bound = np.frombuffer(self._bound, np.uint64).reshape(-1, 2)
+        chosen = np.zeros(len(prompts), bool)
+        chosen[rows] = True
+        bound = bound[chosen[bound[:, 0].astype(np.int64)]]
+        pairs = np.array(alike, np.int64).reshape(-1, 2)
+        if not len(bound) and not len(pairs):
+            return prompts[rows]
+        names, numbers = np.unique(np.concatenate((prompts, bound[:, 1])), return_inverse=True)
+        of_row, of_value = numbers[: len(prompts)], numbers[len(prompts) :]
+        parent = array("q", range(len(names)))
+
+        def root(node: int) -> int:
+            while parent[node] != node:
+                parent[node] = node = parent[parent[node]]
+            return node
+
+        edges = (zip(of_row[bound[:, 0].astype(np.int64)], of_value, strict=True), of_row[pairs])
+        for one, other in (edge for part in edges for edge in part):
+            first, second = sorted((root(int(one)), root(int(other))))
+            parent[second] = first
+        return names[[root(node) for node in of_row[rows].tolist()]]
 
 
-def _explicit(row: Mapping[str, Any], place: str) -> Split:
-    value = row.get("split")
-    name = split_name(value)
-    if name is None:
-        got = "nothing, while other rows have one" if value is None else repr(value)
-        raise DataError(
-            f"{place}: expected 'split' to be one of {', '.join(SPELLINGS)}, got {got}; fill it in every row, or rename the"
-            " column to have the rows split by --split."
-        )
-    return name
+def _unnamed(place: str, got: str) -> DataError:
+    return DataError(
+        f"{place}: expected 'split' to be one of {', '.join(SPELLINGS)}, got {got}; fill it in every row, or rename the"
+        " column to have the rows split by --split."
+    )
 
 
 def _seeded(
-    rows: Sequence[Mapping[str, Any]], shares: Mapping[Split, float], seed: int, groups: Mapping[str, list[int]],
-    strata: Sequence[str] | None,
-) -> list[Split]:  # fmt: skip
+    groups: NDArray[np.uint64], shares: Mapping[Split, float], seed: int, strata: Sequence[str] | None
+) -> NDArray[np.uint8]:
     """Whole groups in hash order, each to the split that lacks most rows of the group's strata."""
     total = sum(shares.values())
-    classes = strata or ["" for _ in rows]
-    sizes = Counter(classes)
-    missing = {name: {c: size * share / total for c, size in sizes.items()} for name, share in shares.items()}
-    smallest = max(1.0, min((sum(lacks.values()) for lacks in missing.values()), default=1.0))
-
-    def rank(item: tuple[str, list[int]]) -> tuple[int, str]:
-        # A group that would overfill the smallest split goes first, while train still has room for it.
-        size = len(item[1])
-        return (-size if size > smallest else 0, _hash(f"{seed}:{item[0]}"))
-
-    result: list[Split] = ["train"] * len(rows)
+    classes, kinds = _numbered(strata, len(groups))
+    counts = np.bincount(classes, minlength=kinds).tolist()
+    missing = {name: [size * share / total for size in counts] for name, share in shares.items()}
+    smallest = max(1.0, min((sum(lacks) for lacks in missing.values()), default=1.0))
+    names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    # A group that would overfill the smallest split goes first, while train still has room for it.
+    ordered = np.lexsort((_mixed(names, seed), -np.where(sizes > smallest, sizes, 0)))
+    members, ends = np.argsort(group_of, kind="stable"), np.cumsum(sizes).tolist()
+    result = np.zeros(len(groups), np.uint8)
     empty = list(shares)
-    ordered = sorted(groups.items(), key=rank)
-    for position, (_, members) in enumerate(ordered):
+    for position, group in enumerate(ordered.tolist()):
+        rows = members[ends[group] - int(sizes[group]) : ends[group]]
+        own = {0: len(rows)} if strata is None else Counter(classes[rows].tolist())
         must_fill = len(ordered) - position <= len(empty)
-        own = Counter(classes[i] for i in members)
         name = empty[0] if must_fill else _neediest(missing, own)
         if name in empty:
             empty.remove(name)
-        for c, count in own.items():
-            missing[name][c] -= count
-        for i in members:
-            result[i] = name
+        for kind, count in own.items():
+            missing[name][kind] -= count
+        result[rows] = SPLITS.index(name)
     return result
 
 
-def _neediest(missing: Mapping[Split, Mapping[str, float]], own: Mapping[str, int]) -> Split:
+def _neediest(missing: Mapping[Split, Sequence[float]], own: Mapping[int, int]) -> Split:
     """The split that lacks most rows of these classes, then most rows at all."""
 
     def need(name: Split) -> tuple[float, float]:
-        return sum(count * missing[name][c] for c, count in own.items()), sum(missing[name].values())
+        return sum(count * missing[name][kind] for kind, count in own.items()), sum(missing[name])
 
     return max(missing, key=need)
 
 
-def _groups(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], alike: Sequence[tuple[int, int]]
-) -> dict[str, list[int]]:
-    """Rows that must stay together, under a name that does not depend on their order."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        while parent.setdefault(key, key) != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    def join(first: str, second: str) -> None:
-        one, other = sorted((root(first), root(second)))
-        parent[other] = one  # the smallest hash names the group, whatever came first
-
-    prompts = [_prompt_key(row) for row in rows]
-    for row, prompt in zip(rows, prompts, strict=True):
-        for column in columns:
-            if row.get(column) not in (None, ""):
-                join(prompt, _hash(f"{column}={_canonical(row[column])}"))
-    for i, j in alike:
-        join(prompts[i], prompts[j])
-    groups: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        groups.setdefault(root(prompt), []).append(i)
-    return groups
+def _numbered(strata: Sequence[str] | None, rows: int) -> tuple[NDArray[np.int64], int]:
+    """The number of each row's class, and of how many classes."""
+    if strata is None or not rows:
+        return np.zeros(rows, np.int64), 1
+    names, numbers = np.unique(np.asarray(strata, dtype=object), return_inverse=True)
+    return numbers, len(names)
 
 
-def _prompt_key(row: Mapping[str, Any]) -> str:
+def _mixed(keys: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Another order of the keys for each seed (the finaliser of SplitMix64, Steele et al. 2014)."""
+    mixed = keys ^ np.uint64(content_hash(f"{seed}"))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def prompt_key(row: Mapping[str, Any]) -> int:
     """Hash of what the model is asked; of the whole row where nothing of that kind is known."""
     prompt = {key: value for key, value in row.items() if key not in NOT_PROMPT and value is not None}
     for column in TURNS:
@@ -171,12 +243,16 @@ def _prompt_key(row: Mapping[str, Any]) -> str:
             prompt[column] = prompt[column][:-1]
     if not prompt:
         prompt = {key: value for key, value in row.items() if key != "split"}
-    return _hash(_canonical(prompt))
+    return content_hash(_canonical(prompt))
 
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def content_hash(text: str) -> int:
+    """A hash of 64 bits, the same in every process.
+
+    That two prompts of five million share one is a matter of one in a million, and would only hold them together.
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SCHEMA = pa.schema([
     ("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32())),
     ("row", pa.string()), ("weight", pa.float32()), ("truncated", pa.int32()), ("values", pa.string()),
+    ("supervised", pa.float64()),
 ])  # fmt: skip
-"""`values` is the input row as JSON, kept where the row's text is needed again (validation and test)."""
+"""`values` is the input row as JSON, kept where the row's text is needed again (validation and test); `supervised` are the
+weighted supervised tokens, counted when the row is written so that opening a table reads none of its labels."""
 
 
 class TableWriter:
@@ -40,7 +42,8 @@ class TableWriter:
             [row.row for row in rows], [row.weight for row in rows], [row.truncated for row in rows],
             [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values],
         ]  # fmt: skip
-        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=False)]
+        arrays.append(pa.array(_weighted(dict(zip(SCHEMA.names, arrays, strict=False)))))
         self._file.write_batch(pa.record_batch(arrays, schema=SCHEMA))
 
     def close(self) -> None:
@@ -49,17 +52,16 @@ class TableWriter:
 
 
 class EncodedTable:
-    """The rows of one split, read where they lie on disk."""
+    """The rows of one split, read where they lie on disk: those of its files, one after the other."""
 
-    def __init__(self, path: Path) -> None:
-        self._map = pa.memory_map(str(path))
-        reader = pa.ipc.open_file(self._map)
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    def __init__(self, *paths: Path) -> None:
+        readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
+        self._batches = [reader.get_batch(i) for reader in readers for i in range(reader.num_record_batches)]
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
         self._columns = [{name: batch.column(name) for name in SCHEMA.names} for batch in self._batches]
         self.lengths: NDArray[np.int64] = self._concat([_list_lengths(c["input_ids"]) for c in self._columns], np.int64)
         """(N,) tokens per row."""
-        self.supervised: NDArray[np.float64] = self._concat([_weighted(c) for c in self._columns], np.float64)
+        self.supervised: NDArray[np.float64] = self._concat([c["supervised"] for c in self._columns], np.float64)
         """(N,) weighted supervised tokens per row, the first token of a row never counted."""
 
     @staticmethod
@@ -84,6 +86,10 @@ class EncodedTable:
             truncated=columns["truncated"][i].as_py(),
             weights=weights.values.to_numpy() if weights.is_valid else None,
         )
+
+    def sources(self) -> list[str]:
+        """The file of each row."""
+        return [name.rpartition(":")[0] for columns in self._columns for name in columns["row"].to_pylist()]
 
     def values(self, index: int) -> dict[str, Any]:
         """The input row, where it was kept."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeadPath", "head_path", "score_rows", "supervised", "token_logps", "token_loss", "verify_head"]
 
-_SAMPLE_TOKENS = 96
+_SAMPLE_TOKENS = 32
 _SAMPLE_ROWS = 2
 ROUND = 32
 """Supervised positions of a micro-batch are a multiple of this on a CPU."""

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 VALIDATIONS, LEAST_APART = 10, 10
 """Validations of a run, and the fewest steps between two, where the user does not say how often."""
+MOST_SOURCES = 20
+"""Files whose validation loss is told apart."""
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several, which changes nothing
 but memory. On a CPU half as many were a tenth slower."""
@@ -154,6 +156,7 @@ class Session:
             lambda: holder.pop() if holder else self.registry.manager.hook.load_backbone(spec=spec).model,
         )  # fmt: skip
         self.module.start_from = self.location.adapter
+        self.module.sources = self._validated_sources()
         self.module.configure_model()
         self.say(self.module.parameter_line())
         self.data = FineTuneData(
@@ -186,9 +189,14 @@ class Session:
         return check.ok
 
     def _schedule(self, packed: bool, micro_tokens: int) -> Schedule:
+        from lightning_ft.data.mixture import mixture_of
         from lightning_ft.data.schedule import DEFAULT_ROWS, Schedule
 
         table = self.prepared.tables["train"]
+        mixed = self.config.mix or self.config.mix_temperature is not None
+        mixture = mixture_of(self.config, table.sources()) if mixed else None
+        if mixture is not None:
+            self.say(mixture.summary())
         budget = self.config.batch_tokens
         if budget is not None and (longer := int((table.lengths > budget).sum())):
             self.say(
@@ -200,8 +208,13 @@ class Session:
         return Schedule(
             lengths=table.lengths, supervised=table.supervised, epochs=self.config.epochs, max_steps=self.config.max_steps,
             seed=self.config.seed, world_size=self.world.size, batch_size=size, batch_tokens=budget,
-            accumulate=self.config.accumulate, packed=packed,
+            accumulate=self.config.accumulate, packed=packed, mixture=mixture,
         )  # fmt: skip
+
+    def _validated_sources(self) -> tuple[str, ...]:
+        """The files whose validation loss is told apart; none where there is one, or more than anybody looks at."""
+        found = tuple(name for name, counts in self.prepared.ledger.sources.items() if counts.validation)
+        return found if 1 < len(found) <= MOST_SOURCES else ()
 
     def _open_folder(self) -> None:
         """The run folder; ranks beside the main one only need to know where it is."""
@@ -214,7 +227,9 @@ class Session:
         else:
             self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
-        write_json(self.folder.path / "ledger.json", self.prepared.ledger.as_dict())
+        mixture = self.schedule.mixture
+        account = self.prepared.ledger.as_dict() | ({} if mixture is None else {"mixture": mixture.as_dict()})
+        write_json(self.folder.path / "ledger.json", account)
         copy_quarantine(self.prepared, self.folder.path)
         self.say(f"run folder: {self.folder.path}")
 

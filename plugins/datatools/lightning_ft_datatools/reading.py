@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.cli.values import MismatchError, read_yaml_text
+from lightning_ft.cli.parser import choice_of
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import task_of
 from lightning_ft.data.rename import check_columns, renamed
@@ -59,7 +59,7 @@ def read(names: Sequence[str], task: str | None, columns: Mapping[str, str]) -> 
     bad = BadRows("fail")
     rows = [renamed(row, columns) for path in expand(names) for row in read_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
-    check_columns(rows, columns)
+    check_columns({column for row in rows for column in row.values}, columns, names[0])
     return Reading(rows, chosen(task, rows))
 
 
@@ -72,13 +72,7 @@ def chosen(text: str | None, rows: Sequence[Row]) -> Task:
     """
     if text is None or text == "auto":
         return task_of(rows, registry().tasks)
-    value: Any = text
-    if text.startswith("{"):
-        try:
-            value = read_yaml_text(text)
-        except MismatchError as error:
-            raise UsageError(f"Expected --task to be a name or a mapping, {error}; got {text}.") from error
-    made: Task = instance("task", value, registry())
+    made: Task = instance("task", choice_of(text, "--task"), registry())
     return made
 
 

@@ -80,7 +80,7 @@ def read(names: Sequence[str], options: Options) -> Survey:
         findings += problems
     if not rows:
         raise DataError(f"{findings[0].row}: {findings[0].detail}." if findings else f"{files[0]}: expected rows, got none.")
-    check_columns(rows, options.columns)
+    check_columns({column for row in rows for column in row.values}, options.columns, str(files[0]))
     task = chosen(options.task, rows)
     named = {str(path): split for path, split in splits_by_name(files).items()}
     survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)

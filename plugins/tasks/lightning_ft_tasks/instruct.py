@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lightning_ft.data.shots import SHOTS
 from lightning_ft.data.split import NOT_PROMPT
-from lightning_ft.errors import RefusedRowError
+from lightning_ft.errors import RefusedRowError, UsageError
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Message
 
@@ -53,6 +54,27 @@ class Instruct(Task):
     """Column that holds what the question is about, may be empty; None: input or context where there is one."""
     answer_column: str | None = None
     """Column that holds the answer; None: the first of output, response, completion, answer."""
+    shots: int = 0
+    """Training rows shown before each row, drawn by the seed, never the row itself; nothing of them is trained."""
+    shots_as: Literal["turns", "text"] = "turns"
+    """turns: as further turns of the conversation; text: in the user turn, as `Question: ...` and `Answer: ...`."""
+    shots_from: str | None = None
+    """File whose rows are shown, for `evaluate` say; None: the training rows."""
+
+    def __post_init__(self) -> None:
+        if self.shots < 0 or self.shots_as not in ("turns", "text"):
+            got = f"shots={self.shots}, shots_as='{self.shots_as}'"
+            raise UsageError(f"Expected --task.shots of at least 0 and --task.shots_as turns or text; got {got}.")
+
+    @property
+    def demonstrations(self) -> int:
+        """The option `shots`."""
+        return self.shots
+
+    @property
+    def demonstration_file(self) -> str | None:
+        """The option `shots_from`."""
+        return self.shots_from
 
     @classmethod
     def matches(cls, columns: frozenset[str]) -> bool:
@@ -60,16 +82,32 @@ class Instruct(Task):
         return first_of(QUESTIONS, columns) is not None and first_of(ANSWERS, columns) is not None
 
     def format(self, row: Mapping[str, Any]) -> Conversation:
-        """The row as a conversation of (system,) user and assistant."""
-        user, read = asked(row, self.question_column, self.context_column)
-        answer_column = self.answer_column or first_of(ANSWERS, row)
-        if answer_column is None:
-            raise ValueError(f"expected a column '{ANSWERS[0]}' (or {', '.join(ANSWERS[1:])}), got {', '.join(row) or 'none'}")
-        answer = text_of(row, answer_column)
+        """The row as a conversation of (system,) (shots,) user and assistant."""
+        user, answer, read = self._pair(row)
         system = text_of(row, "system", optional=True) or self.system
-        turns = (Message("system", system),) if system else ()
-        read |= {answer_column, "system"}
+        turns: tuple[Message, ...] = (Message("system", system),) if system else ()
+        shown = [self._pair(shot)[:2] for shot in row.get(SHOTS) or ()]
+        if self.shots_as == "text" and shown:
+            user = _in_one(shown, user)
+        else:
+            turns += tuple(turn for asks, says in shown for turn in (asks, Message("assistant", says, weight=0.0)))
+        read |= {"system", SHOTS}
         return Conversation((*turns, user, Message("assistant", answer)), meta={k: v for k, v in row.items() if k not in read})
+
+    def _pair(self, row: Mapping[str, Any]) -> tuple[Message, str, set[str]]:
+        """The user turn, the answer, and the columns that were read."""
+        user, read = asked(row, self.question_column, self.context_column)
+        column = self.answer_column or first_of(ANSWERS, row)
+        if column is None:
+            raise ValueError(f"expected a column '{ANSWERS[0]}' (or {', '.join(ANSWERS[1:])}), got {', '.join(row) or 'none'}")
+        return user, text_of(row, column), read | {column}
+
+
+def _in_one(shown: Sequence[tuple[Message, str]], user: Message) -> Message:
+    """The user turn with the shown questions and answers above it."""
+    blocks = [f"Question: {asks.content}\nAnswer: {says}" for asks, says in shown]
+    content = "\n\n".join([*blocks, f"Question: {user.content}\nAnswer:"])
+    return Message("user", content, extra={"instruction": content, "input": ""})
 
 
 def asked(

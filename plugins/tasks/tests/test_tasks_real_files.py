@@ -66,7 +66,7 @@ def read(path: Path, columns: dict[str, str]) -> tuple[str, list[Any], int]:
     bad = BadRows("fail")
     rows = [renamed(row, columns) for row in read_rows(path, bad)]
     bad.finish(len(rows))
-    check_columns(rows, columns)
+    check_columns({column for row in rows for column in row.values}, columns, path.name)
     entry = detect_task(columns_of(rows[:200]), registry().tasks, path.name)
     task = entry.cls()
     return entry.name, rows, sum(task.format(part) is not None for row in rows for part in task.unfold(row.values))

@@ -1,0 +1,364 @@
+"""Rows of files to encoded tables, in two passes and in bounded memory; a build that was killed goes on at its last shard.
+
+The first pass reads and formats every row, so that whatever is wrong with the data is said before hours of work, and keeps
+the few bytes that decide each row's split. The second one encodes. Rows of small files are kept in between, those of large
+ones are read and formatted again, which costs a few per cent of what tokenising them does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.atomic import sync, write_json
+from lightning_ft.data.badrows import BadRows
+from lightning_ft.data.detect import DETECTED_FROM, task_of
+from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
+from lightning_ft.data.rename import check_columns, renamed
+from lightning_ft.data.shots import Shots
+from lightning_ft.data.sources import read_rows
+from lightning_ft.data.split import SPLITS, Split, Splitter
+from lightning_ft.data.table import TableWriter
+from lightning_ft.data.unfold import examples_of
+from lightning_ft.errors import DataError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.data.encode import Encoder
+    from lightning_ft.registry import Registry
+    from lightning_ft.task import Task
+    from lightning_ft.types import Encoded, Example, Row
+
+    Parts = list[tuple[Row, Example]]
+
+BLOCK = 2000
+"""Rows that are encoded at a time."""
+SHARD = 40_000
+"""Rows after which what is done is put on disk for good."""
+KEPT_BYTES = 128 * 2**20
+"""Size of the files up to which their rows are kept between the passes; in memory they take some five times as much."""
+_UNPACKED = 8  # a guess at how much larger the text of a compressed or columnar file is
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file, its split where it has one of its own, and its size and time when its content was hashed."""
+
+    path: Path
+    split: Split | None
+    stamp: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path, split: Split | None) -> Place:
+        """The file as it is now."""
+        return cls(path, split, _stamp(path))
+
+    @property
+    def bytes(self) -> int:
+        """About how large its text is."""
+        plain = self.path.suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md")
+        return self.stamp[0] * (1 if plain else _UNPACKED)
+
+
+class Build:
+    """One build of encoded tables.
+
+    Args:
+        config: The run's options.
+        places: The files.
+        registry: For the tasks.
+        encoder: Tokenizer and template.
+        task: The task, or None to detect it by the first rows.
+        kinds: Example types that the objective eats.
+        shares: Of train, validation and test among rows whose file and `split` column say nothing.
+        say: Prints a line.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, places: Sequence[Place], registry: Registry, encoder: Encoder, task: Task | None,
+        kinds: tuple[type[Example], ...], shares: Sequence[float], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.config, self.places, self.registry, self.encoder = config, places, registry, encoder
+        self.task, self.kinds, self.shares, self.say = task, kinds, shares, say
+        self.ledger = Ledger(max_length=encoder.max_length)
+        self._kept: list[tuple[Row, Parts]] | None = [] if sum(place.bytes for place in places) <= KEPT_BYTES else None
+        self._splitter = Splitter()
+        self._fixed: list[Split | None] = []
+        self._shots: Shots | None = None
+        self._held_out = frozenset(config.holdout_tasks or ())
+
+    def run(self, folder: Path, work: Path) -> None:
+        """Write the tables, the quarantine file (if there is anything to put into it) and facts.json.
+
+        Args:
+            folder: Takes what is finished; it has to be on the same disk as `work`.
+            work: Takes the shards; left as it is when the build is stopped, and gone when it is done.
+        """
+        bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
+        self._survey(bad)
+        bad.finish(self.ledger.total.read)
+        free = iter(self._splitter.splits(self._shares(), self.config.seed))
+        splits = [next(free) if split is None else split for split in self._fixed]
+        if self._shots is not None:
+            self._shots.settle(splits)
+        shards = _Shards(work, self.ledger, bad)
+        done = shards.resume()
+        if done:
+            self.say(f"data: {done:,} of {len(splits):,} rows are encoded already, by a build that was stopped; going on")
+        rows = zip(self._good(), splits, strict=False)  # of another number only where a file has changed
+        blocks = _blocks(itertools.islice(rows, done, None), BLOCK)
+        for block in self._progress(blocks, done, len(splits)):
+            self._encode(block, shards, bad)
+            if shards.rows >= SHARD:
+                shards.finish()
+        shards.finish()
+        self._check_unchanged(shards)
+        bad.finish(self.ledger.total.read)
+        assert self.task is not None
+        shards.move(folder)
+        write_json(folder / "facts.json", {"task": self.task.name, "ledger": self.ledger.as_dict()})
+
+    # ---- first pass ---------------------------------------------------------------------------------------------
+
+    def _survey(self, bad: BadRows) -> None:
+        """Read and format every row; count what cannot be, and note what decides the split of the others."""
+        columns: set[str] = set()
+        names: set[str] = set()
+        for row, split in self._detected(self._read(bad, self.ledger)):
+            columns.update(row.values)
+            if self._held_out and isinstance(name := row.values.get("task"), str):
+                names.add(name)
+                split = "test" if name in self._held_out else split
+            try:
+                parts = self._examples(row)
+            except UsageError:
+                raise
+            except ValueError as error:
+                _refuse(row, str(error), bad, self.ledger)
+                continue
+            self.ledger.add_unfolded(row.source, len(parts) - 1)
+            if self._shots is not None:
+                self._shots.offer(row, len(self._fixed))
+            self._fixed.append(split)
+            if split is None:
+                self._splitter.add(row.values, row.id)
+            if self._kept is not None:
+                self._kept.append((row, parts))
+        if columns:
+            source = str(self.places[0].path)
+            check_columns(columns, self.config.columns, source)
+            self._check_held_out(names, source)
+
+    def _check_held_out(self, names: set[str], source: str) -> None:
+        for name in sorted(self._held_out - names):
+            if not names:
+                raise DataError(
+                    f"{source}: expected a column 'task' with the names of --holdout_tasks, got none; "
+                    "type --columns.task COLUMN."
+                )
+            raise DataError(f"{source}: expected rows of the task '{name}', got none.{did_you_mean(name, names)}")
+
+    def _read(self, bad: BadRows, ledger: Ledger | None = None) -> Iterator[tuple[Row, Split | None]]:
+        """All readable rows of all files, and the split that a file was given for."""
+        for place in self.places:
+            source, before, read = str(place.path), bad.unreadable, 0
+            for row in read_rows(place.path, bad):
+                read += 1
+                yield renamed(row, self.config.columns), place.split
+            if ledger is not None:
+                ledger.add_read(source, read + bad.unreadable - before)
+                ledger.add_failed(source, bad.unreadable - before)
+
+    def _detected(self, rows: Iterator[tuple[Row, Split | None]]) -> Iterator[tuple[Row, Split | None]]:
+        """The same rows, after their task has been found by the first of them."""
+        if self.task is None:
+            first = list(itertools.islice(rows, DETECTED_FROM))
+            if first:
+                self.task = self._task_of([row for row, _ in first])
+            rows = itertools.chain(first, rows)
+        if self.task is not None and self.task.demonstrations:
+            self._shots = Shots(self.task, self.config.seed)
+        yield from rows
+
+    def _task_of(self, rows: list[Row]) -> Task:
+        try:
+            return task_of(rows, self.registry.tasks, self.kinds)
+        except DataError:
+            # A misspelt column of --columns is the likelier reason, and the better message.
+            check_columns({column for row in rows for column in row.values}, self.config.columns, rows[0].source)
+            raise
+
+    def _examples(self, row: Row) -> Parts:
+        assert self.task is not None
+        examples = examples_of(self.task, row)
+        for _, example in examples:
+            if not isinstance(example, self.kinds):
+                wanted = " or ".join(kind.__name__ for kind in self.kinds)
+                raise UsageError(
+                    f"Task {self.task.name} makes {type(example).__name__} examples, but the objective trains on {wanted}; "
+                    "name another --task or --objective."
+                )
+        return examples
+
+    def _shares(self) -> list[float]:
+        """The shares of rows without a split, those of splits with files of their own set to 0."""
+        given = {place.split for place in self.places} | ({"test"} if self._held_out else set())
+        shares = [0.0 if split in given else share for split, share in zip(SPLITS, [*self.shares, 0.0], strict=False)]
+        return shares if sum(shares) else [1.0, 0.0, 0.0]
+
+    # ---- second pass --------------------------------------------------------------------------------------------
+
+    def _good(self) -> Iterator[tuple[Row, Parts]]:
+        """The rows that the first pass found good, in its order."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for row, _ in self._read(BadRows("skip")):
+            try:
+                parts = self._examples(row)
+            except ValueError:
+                continue
+            yield row, parts
+
+    def _encode(self, block: Sequence[tuple[tuple[Row, Parts], Split]], shards: _Shards, bad: BadRows) -> None:
+        """Encode a block of rows; a row that the template cannot render is one that cannot be read."""
+        items = [(row, example, split) for (row, parts), split in block for row, example in self._with_shots(row, parts)]
+        encoded = self.encoder.try_encode([example for _, example, _ in items], [row.id for row, _, _ in items])
+        kept: dict[Split, list[Any]] = {split: [] for split in SPLITS}
+        for (row, _, split), item in zip(items, encoded, strict=True):
+            if isinstance(item, str):
+                if self.config.on_error == "fail":  # as a rule it is the template, which would refuse all rows alike
+                    raise DataError(f"{row.id}: {item}")
+                _refuse(row, item, bad, self.ledger)
+            elif _account(row, item, split, self.ledger):
+                kept[split].append((item, row.values if split != "train" else None))
+        shards.add(kept, len(block))
+
+    def _with_shots(self, row: Row, parts: Parts) -> Parts:
+        """The same, with the training rows that the task shows before the row."""
+        if self._shots is None:
+            return parts
+        return self._examples(replace(row, values=self._shots.before(row)))
+
+    def _check_unchanged(self, shards: _Shards) -> None:
+        for place in self.places:
+            if _stamp(place.path) != place.stamp:
+                shutil.rmtree(shards.folder)
+                raise DataError(
+                    f"{place.path}: expected the file to stay as it is while it is read, got another size or time; start again"
+                    " when it is complete."
+                )
+
+    def _progress(self, blocks: Iterator[Any], done: int, total: int) -> Iterator[Any]:
+        """The blocks, with a bar on a terminal when there are many rows."""
+        if total <= 5 * BLOCK or not sys.stderr.isatty():
+            yield from blocks
+            return
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        yield from track(blocks, description="tokenising", total=-(-total // BLOCK), completed=done // BLOCK, console=console)
+
+
+class _Shards:
+    """Tables of a build in pieces, each of which is whole on disk or not counted.
+
+    Args:
+        folder: Where they lie while the build goes on.
+        ledger: Goes with them, since rows of finished shards are not encoded again.
+        bad: Likewise.
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger, bad: BadRows) -> None:
+        self.folder, self.ledger, self.bad = folder, ledger, bad
+        self.rows = 0
+        """Rows in the shard that is being written."""
+        self._done = 0
+        self._files: dict[str, int] = {}
+        self._writers: dict[Split, TableWriter] = {}
+        self._number = 0
+
+    def resume(self) -> int:
+        """The number of rows in whole shards of a build that was stopped; its ledger and problems are taken over."""
+        try:
+            found = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
+            whole = all((self.folder / name).stat().st_size == size for name, size in found["files"].items())
+        except (OSError, ValueError):
+            whole = False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not whole:
+            return 0
+        self._done, self._files, self._number = found["rows"], found["files"], found["shards"]
+        saved = Ledger.from_dict(found["ledger"])
+        self.ledger.sources, self.ledger.cut_lengths = saved.sources, saved.cut_lengths
+        self.bad.take(found["problems"])
+        return self._done
+
+    def add(self, rows: dict[Split, list[Any]], read: int) -> None:
+        """Append encoded rows with their values; `read` rows of the files are done with them."""
+        for split, items in rows.items():
+            if items:
+                if split not in self._writers:
+                    self._writers[split] = TableWriter(self.folder / f"{split}-{self._number:05}.arrow")
+                self._writers[split].write([item for item, _ in items], [values for _, values in items])
+        self.rows += read
+
+    def finish(self) -> None:
+        """Put the shard on disk for good, then the account of it."""
+        for split, writer in self._writers.items():
+            writer.close()
+            path = self.folder / f"{split}-{self._number:05}.arrow"
+            sync(path)
+            self._files[path.name] = path.stat().st_size
+        self._done, self._number = self._done + self.rows, self._number + 1
+        self.rows, self._writers = 0, {}
+        account = {"rows": self._done, "shards": self._number, "files": self._files, "ledger": self.ledger.as_dict()}
+        write_json(self.folder / _PROGRESS, {**account, "problems": self.bad.as_list()})
+
+    def move(self, target: Path) -> None:
+        """Everything is done: the shards into the folder that stays, what is left of this one away."""
+        for name in self._files:
+            (self.folder / name).rename(target / name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _blocks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while block := list(itertools.islice(rows, size)):
+        yield block
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _account(row: Row, item: Encoded, split: Split, ledger: Ledger) -> bool:
+    """Count an encoded row; whether anything of it is left to train."""
+    if item.truncated:
+        ledger.add_cut(
+            row.source,
+            length=len(item.input_ids) + item.truncated,
+            lost=item.truncated,
+            supervised_lost=item.supervised_lost,
+        )
+    supervised = item.supervised
+    if not supervised:
+        ledger.add_dropped(row.source, NO_SUPERVISED)
+        return False
+    ledger.add_used(row.source, split, tokens=len(item.input_ids), supervised=supervised, roles=item.roles)
+    return True
+
+
+def _refuse(row: Row, reason: str, bad: BadRows, ledger: Ledger) -> None:
+    """Note a row that could be read but not used."""
+    bad.refuse(row.source, row.line, reason, json.dumps(row.values, ensure_ascii=False, default=str))
+    ledger.add_failed(row.source)

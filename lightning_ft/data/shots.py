@@ -1,0 +1,100 @@
+"""Few-shot prompts: training rows that a task shows before each row."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.data.badrows import BadRows
+from lightning_ft.data.sources import expand, read_rows
+from lightning_ft.data.split import content_hash, prompt_key
+from lightning_ft.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lightning_ft.data.split import Split
+    from lightning_ft.task import Task
+    from lightning_ft.types import Row
+
+SHOTS = "shots"
+"""The key under which `Task.format` gets the rows to show."""
+POOL = 4096
+"""Rows that shots are drawn from: those of the smallest hash, so that neither order nor number of the others matters."""
+
+
+@dataclass(order=True)
+class _Candidate:
+    rank: int
+    prompt: int = field(compare=False)
+    number: int = field(compare=False)
+    values: Mapping[str, Any] = field(compare=False)
+
+
+class Shots:
+    """Draws for each row `task.demonstrations` training rows, by seed and content: never the row itself, nor its prompt.
+
+    Args:
+        task: Says how many, and may name a file to take them from.
+        seed: Another seed draws others.
+    """
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.count, self.seed = task.demonstrations, seed
+        self._heap: list[_Candidate] = []  # with negated ranks: the first is the one to drop
+        self._pool: list[_Candidate] = []
+        self._file = task.demonstration_file
+
+    def offer(self, row: Row, number: int) -> None:
+        """A row that may turn out to be a training row, with its number among all rows."""
+        if self._file is None:
+            self._push(row.values, number)
+
+    def _push(self, values: Mapping[str, Any], number: int) -> None:
+        prompt = prompt_key(values)
+        candidate = _Candidate(-content_hash(f"{self.seed}:{prompt}:{number}"), prompt, number, values)
+        (heapq.heappush if len(self._heap) < POOL else heapq.heappushpop)(self._heap, candidate)
+
+    def settle(self, splits: Sequence[Split]) -> None:
+        """Keep the rows that train.
+
+        Raises:
+            DataError: there are too few of them to draw from.
+        """
+        if self._file is not None:
+            for number, values in enumerate(_rows_of(self._file)):
+                self._push(values, number)
+        self._pool = sorted(c for c in self._heap if self._file is not None or splits[c.number] == "train")
+        prompts = len({candidate.prompt for candidate in self._pool})
+        if prompts <= self.count:
+            where = f"in '{self._file}'" if self._file else "among the training rows"
+            raise DataError(
+                f"Expected more than {self.count} rows with different prompts {where} for --task.shots {self.count}, got"
+                f" {prompts}; take fewer shots, or name a file with --task.shots_from FILE."
+            )
+
+    def before(self, row: Row) -> dict[str, Any]:
+        """The columns of a row, with the rows to show under `SHOTS`."""
+        own = prompt_key(row.values)
+        draw = random.Random(f"{self.seed}:{own}:{row.line}:{row.part}")
+        shown: dict[int, Mapping[str, Any]] = {}
+        while len(shown) < self.count:
+            candidate = draw.choice(self._pool)
+            if candidate.prompt != own:
+                shown.setdefault(candidate.prompt, candidate.values)
+        return {**row.values, SHOTS: [dict(values) for values in shown.values()]}
+
+
+def _rows_of(name: str) -> list[Mapping[str, Any]]:
+    bad = BadRows("fail")
+    rows = [row.values for path in expand([name]) for row in read_rows(path, bad)]
+    bad.finish(len(rows))
+    return rows
+
+
+def files_of(task: Task | None) -> list[Path]:
+    """The files that a task takes its shots from, beside those of the run."""
+    return expand([task.demonstration_file]) if task is not None and task.demonstration_file else []
