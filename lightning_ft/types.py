@@ -133,7 +133,8 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """Number of tokens with a loss. The first token has no predecessor, so its label never counts."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+        labels = self.labels[1:]
+        return len(labels) - labels.count(IGNORE_INDEX)
 
 
 @dataclass(slots=True)

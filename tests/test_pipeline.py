@@ -48,15 +48,15 @@ def _own_folder_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of rows of each call of the encoder from here on."""
+    """Number of rows of each call of the tokenizer from here on."""
     calls: list[int] = []
-    original = Encoder.try_encode
+    original = Encoder._tokenise
 
-    def counted(self: Encoder, examples: Any, rows: Any) -> Any:
-        calls.append(len(examples))
-        return original(self, examples, rows)
+    def counted(self: Encoder, drafts: Any) -> Any:
+        calls.append(len(drafts))
+        return original(self, drafts)
 
-    monkeypatch.setattr(Encoder, "try_encode", counted)
+    monkeypatch.setattr(Encoder, "_tokenise", counted)
     return calls
 
 

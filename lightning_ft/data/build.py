@@ -11,12 +11,14 @@ import itertools
 import json
 import shutil
 import sys
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import sync, write_json
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import DETECTED_FROM, task_of
+from lightning_ft.data.encode import CHUNK
 from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
 from lightning_ft.data.rename import check_columns, renamed
 from lightning_ft.data.shots import Shots
@@ -27,7 +29,7 @@ from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lightning_ft.config import TrainingConfig
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
     from lightning_ft.types import Encoded, Example, Row
 
     Parts = list[tuple[Row, Example]]
+    _Item = tuple[Row, Example, Split]
 
 BLOCK = 2000
-"""Rows that are encoded at a time."""
+"""Rows of a table that are written at a time."""
 SHARD = 40_000
 """Rows after which what is done is put on disk for good."""
 KEPT_BYTES = 128 * 2**20
@@ -114,9 +117,10 @@ class Build:
         if done:
             self.say(f"data: {done:,} of {len(splits):,} rows are encoded already, by a build that was stopped; going on")
         rows = zip(self._good(), splits, strict=False)  # of another number only where a file has changed
-        blocks = _blocks(itertools.islice(rows, done, None), BLOCK)
-        for block in self._progress(blocks, done, len(splits)):
-            self._encode(block, shards, bad)
+        blocks = self._progress(_blocks(itertools.islice(rows, done, None), CHUNK), done, len(splits))
+        pending: deque[tuple[list[_Item], int]] = deque()
+        for encoded in self.encoder.encode_chunks(self._drawn(blocks, pending)):
+            self._keep(*pending.popleft(), encoded, shards, bad)
             if shards.rows >= SHARD:
                 shards.finish()
         shards.finish()
@@ -228,19 +232,25 @@ class Build:
                 continue
             yield row, parts
 
-    def _encode(self, block: Sequence[tuple[tuple[Row, Parts], Split]], shards: _Shards, bad: BadRows) -> None:
-        """Encode a block of rows; a row that the template cannot render is one that cannot be read."""
-        items = [(row, example, split) for (row, parts), split in block for row, example in self._with_shots(row, parts)]
-        encoded = self.encoder.try_encode([example for _, example, _ in items], [row.id for row, _, _ in items])
-        kept: dict[Split, list[Any]] = {split: [] for split in SPLITS}
+    def _drawn(
+        self, blocks: Iterable[Sequence[tuple[tuple[Row, Parts], Split]]], pending: deque[tuple[list[_Item], int]]
+    ) -> Iterator[list[tuple[Example, str]]]:
+        """What the encoder gets of each block; the block waits in `pending` until it comes back."""
+        for block in blocks:
+            items = [(row, example, split) for (row, parts), split in block for row, example in self._with_shots(row, parts)]
+            pending.append((items, len(block)))
+            yield [(example, row.id) for row, example, _ in items]
+
+    def _keep(self, items: Sequence[_Item], read: int, encoded: Sequence[Encoded | str], shards: _Shards, bad: BadRows) -> None:
+        """Account for a block and write it; a row that the template cannot render is one that cannot be read."""
         for (row, _, split), item in zip(items, encoded, strict=True):
             if isinstance(item, str):
                 if self.config.on_error == "fail":  # as a rule it is the template, which would refuse all rows alike
                     raise DataError(f"{row.id}: {item}")
                 _refuse(row, item, bad, self.ledger)
             elif _account(row, item, split, self.ledger):
-                kept[split].append((item, row.values if split != "train" else None))
-        shards.add(kept, len(block))
+                shards.add(split, item, row.values if split != "train" else None)
+        shards.rows += read
 
     def _with_shots(self, row: Row, parts: Parts) -> Parts:
         """The same, with the training rows that the task shows before the row."""
@@ -266,7 +276,7 @@ class Build:
         from rich.progress import track
 
         console = Console(stderr=True)
-        yield from track(blocks, description="tokenising", total=-(-total // BLOCK), completed=done // BLOCK, console=console)
+        yield from track(blocks, description="tokenising", total=-(-total // CHUNK), completed=done // CHUNK, console=console)
 
 
 class _Shards:
@@ -284,6 +294,7 @@ class _Shards:
         """Rows in the shard that is being written."""
         self._done = 0
         self._files: dict[str, int] = {}
+        self._waiting: dict[Split, list[tuple[Encoded, Mapping[str, Any] | None]]] = {}
         self._writers: dict[Split, TableWriter] = {}
         self._number = 0
 
@@ -294,8 +305,8 @@ class _Shards:
             whole = all((self.folder / name).stat().st_size == size for name, size in found["files"].items())
         except (OSError, ValueError):
             whole = False
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not whole:
+            shutil.rmtree(self.folder, ignore_errors=True)
             return 0
         self._done, self._files, self._number = found["rows"], found["files"], found["shards"]
         saved = Ledger.from_dict(found["ledger"])
@@ -303,17 +314,24 @@ class _Shards:
         self.bad.take(found["problems"])
         return self._done
 
-    def add(self, rows: dict[Split, list[Any]], read: int) -> None:
-        """Append encoded rows with their values; `read` rows of the files are done with them."""
-        for split, items in rows.items():
-            if items:
-                if split not in self._writers:
-                    self._writers[split] = TableWriter(self.folder / f"{split}-{self._number:05}.arrow")
-                self._writers[split].write([item for item, _ in items], [values for _, values in items])
-        self.rows += read
+    def add(self, split: Split, item: Encoded, values: Mapping[str, Any] | None) -> None:
+        """Append an encoded row."""
+        waiting = self._waiting.setdefault(split, [])
+        waiting.append((item, values))
+        if len(waiting) >= BLOCK:
+            self._write(split)
+
+    def _write(self, split: Split) -> None:
+        if split not in self._writers:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._writers[split] = TableWriter(self.folder / f"{split}-{self._number:05}.arrow")
+        waiting = self._waiting.pop(split)
+        self._writers[split].write([item for item, _ in waiting], [values for _, values in waiting])
 
     def finish(self) -> None:
         """Put the shard on disk for good, then the account of it."""
+        for split in list(self._waiting):
+            self._write(split)
         for split, writer in self._writers.items():
             writer.close()
             path = self.folder / f"{split}-{self._number:05}.arrow"
@@ -321,6 +339,7 @@ class _Shards:
             self._files[path.name] = path.stat().st_size
         self._done, self._number = self._done + self.rows, self._number + 1
         self.rows, self._writers = 0, {}
+        self.folder.mkdir(parents=True, exist_ok=True)
         account = {"rows": self._done, "shards": self._number, "files": self._files, "ledger": self.ledger.as_dict()}
         write_json(self.folder / _PROGRESS, {**account, "problems": self.bad.as_list()})
 

@@ -75,13 +75,20 @@ class Encoder:
 
     def try_encode(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded | str]:
         """As `encode`, with the reason in place of a row that cannot be encoded."""
+        pairs = list(zip(examples, rows, strict=True))
+        return list(chain.from_iterable(self.encode_chunks(pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK))))
+
+    def encode_chunks(self, chunks: Iterable[Sequence[tuple[Example, str]]]) -> Iterator[list[Encoded | str]]:
+        """The encoded rows, or the reasons why they cannot be, of chunks of about `CHUNK` examples with their `file:line`.
+
+        While the tokenizer has a chunk, the next one is drawn from `chunks` and the caller has the one before.
+        """
         # transformers sets these anew with each of its own calls, so there is nothing to restore.
         self._backend.no_truncation()
         self._backend.no_padding()
-        chunks = (self._drafts(examples[start : start + CHUNK]) for start in range(0, len(examples), CHUNK))
-        tokenised = (zip(drafts, found, strict=True) for drafts, found in _one_ahead(self._tokenise, chunks))
-        pairs = chain.from_iterable(tokenised)
-        return [self._labelled(draft, found, row) for (draft, found), row in zip(pairs, rows, strict=True)]
+        drafted = ((chunk, self._drafts([example for example, _ in chunk])) for chunk in chunks)
+        for (chunk, drafts), found in _one_ahead(lambda pair: self._tokenise(pair[1]), drafted):
+            yield [self._labelled(draft, ids, row) for draft, ids, (_, row) in zip(drafts, found, chunk, strict=True)]
 
     def _drafts(self, examples: Sequence[Example]) -> list[_Draft]:
         drafts: list[_Draft] = []

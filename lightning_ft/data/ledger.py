@@ -82,7 +82,9 @@ class Ledger:
 
     def source(self, name: str) -> Counts:
         """The account of a source, opened on first use."""
-        return self.sources.setdefault(name, Counts())
+        if name not in self.sources:
+            self.sources[name] = Counts()
+        return self.sources[name]
 
     def add_read(self, source: str, rows: int = 1) -> None:
         """Rows were met in the source, readable or not."""
