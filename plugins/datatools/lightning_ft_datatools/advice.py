@@ -9,6 +9,7 @@ from lightning_ft_datatools.findings import KINDS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lightning_ft_datatools.capacity import Capacity
     from lightning_ft_datatools.findings import Finding
 
 _LEAST = 50
@@ -36,13 +37,14 @@ def remarks(balance: Mapping[str, Mapping[str, int]], diversity: Mapping[str, fl
     return out
 
 
-def advice(rows: int, lengths: Mapping[str, Any], issues: Sequence[Finding]) -> list[str]:
+def advice(rows: int, lengths: Mapping[str, Any], issues: Sequence[Finding], capacity: Capacity | None = None) -> list[str]:
     """Recommendations, the most pressing first.
 
     Args:
         rows: examples.
         lengths: as `checks.lengths.lengths` makes them.
         issues: all findings.
+        capacity: of the model that is to learn them, where its weights are at hand.
     """
     out = []
     bad = {finding.row for finding in issues if KINDS[finding.kind].severity == "error"}
@@ -56,6 +58,8 @@ def advice(rows: int, lengths: Mapping[str, Any], issues: Sequence[Finding]) -> 
         out.append(f"{rows:,} rows suit LoRA of rank 16 to 64; full training gains little below {_MANY:,}.")
     else:
         out.append(f"{rows:,} rows can feed full training, or LoRA of rank 64 and more.")
+    if capacity is not None:
+        out += capacity.advice(rows, lengths["supervised"] - lengths["cut_supervised"])
     if lengths["cut_supervised"]:
         share = 100 * lengths["cut_supervised"] / lengths["supervised"]
         out.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.errors import DataError, RefusedRowError, UsageError
@@ -16,11 +17,11 @@ from lightning_ft_datatools.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from lightning_ft.data.split import Split
     from lightning_ft.task import Task
     from lightning_ft.types import Row
+    from lightning_ft_datatools.capacity import Capacity
 
 STEPS = 7
 """Steps of a survey, for the bar."""
@@ -226,5 +227,14 @@ def _report(
         avg_prompt_length=sum(len(record.prompt) for record in records) / count,
         avg_response_length=sum(len(record.answer) for record in records) / count,
         balance=counted, languages=shares(known), diversity=varied,
-        remarks=remarks(counted, varied, tokens), advice=advice(len(records), tokens, issues),
+        remarks=remarks(counted, varied, tokens), advice=advice(len(records), tokens, issues, _capacity(options.model)),
     )  # fmt: skip
+
+
+def _capacity(model: str) -> Capacity | None:
+    """Of a model that lies on this machine."""
+    from lightning_ft.loading import locate
+    from lightning_ft_datatools.capacity import capacity_of
+
+    folder = Path(locate(model).base)
+    return capacity_of(folder) if folder.is_dir() else None
