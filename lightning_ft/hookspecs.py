@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch.optim import Optimizer
 
@@ -52,6 +52,11 @@ def register_optimizers() -> Iterable[type[Optimizer]]:
 
     Each takes groups of parameters: matrices of embeddings and of the output layer come in a group with `embedding: True`.
     """
+
+
+@hookspec(firstresult=True)
+def find_alike(prompts: Sequence[str]) -> Sequence[tuple[int, int]] | None:
+    """Return the pairs of prompts that are nearly the same, as their numbers, or None: `fit` keeps their rows in one split."""
 
 
 @hookspec(firstresult=True)

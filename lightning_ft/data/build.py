@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import sync, write_json
+from lightning_ft.data.alike import alike_rows, prompt_of
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import DETECTED_FROM, task_of
 from lightning_ft.data.encode import CHUNK
@@ -108,7 +109,7 @@ class Build:
         bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
         self._survey(bad)
         bad.finish(self.ledger.total.read)
-        free = iter(self._splitter.splits(self._shares(), self.config.seed))
+        free = iter(self._splitter.splits(self._shares(), self.config.seed, alike=self._alike()))
         splits = [next(free) if split is None else split for split in self._fixed]
         if self._shots is not None:
             self._shots.settle(splits)
@@ -211,6 +212,16 @@ class Build:
                     "name another --task or --objective."
                 )
         return examples
+
+    def _alike(self) -> list[tuple[int, int]]:
+        """Pairs of rows to be split, by number, whose prompts are nearly the same; none where rows name their split."""
+        if self._splitter.named or sum(share > 0 for share in self._shares()) < 2:
+            return []
+        if self._kept is None:
+            self.say("data: nearly the same prompts are not looked for in files of this size; `data split` does")
+            return []
+        free = [parts for (_, parts), split in zip(self._kept, self._fixed, strict=True) if split is None]
+        return alike_rows([prompt_of(parts[0][1]) for parts in free], self.registry, self.say)
 
     def _shares(self) -> list[float]:
         """The shares of rows without a split, those of splits with files of their own set to 0."""

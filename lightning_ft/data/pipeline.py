@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import broken, one_at_a_time, whole_folder
+from lightning_ft.data.alike import finders
 from lightning_ft.data.build import Build, Place
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.shots import files_of
@@ -125,6 +126,7 @@ class Pipeline:
             self.config.columns,
             self.config.holdout_tasks,
             self._shown,
+            finders(self.registry),
         )
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -138,6 +140,7 @@ class Pipeline:
             "encoder": self.encoder.fingerprint,
             "columns": self.config.columns, "split": self.config.split, "seed": self.config.seed,
             "on_error": self.config.on_error, "holdout_tasks": self.config.holdout_tasks, "shots": self._shown,
+            "alike": finders(self.registry),
             "kinds": [kind.__name__ for kind in self.kinds],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -88,8 +88,10 @@ class Splitter:
         self._given = bytearray()  # 1 + number of the split that the row names, or 0
         self._silent: str | None = None  # the first row that names no split
 
-    def __len__(self) -> int:
-        return len(self._prompts)
+    @property
+    def named(self) -> bool:
+        """Whether rows name their split."""
+        return any(self._given)
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         """The next row.
@@ -135,7 +137,7 @@ class Splitter:
         wanted = {name: share for name, share in zip(SPLITS, shares, strict=False) if share > 0}
         given = np.frombuffer(bytes(self._given), np.uint8)
         if not given.any():
-            found = _seeded(self._groups(np.arange(len(self)), alike), wanted, seed, strata)
+            found = _seeded(self._groups(np.arange(len(self._prompts)), alike), wanted, seed, strata)
             return [SPLITS[number] for number in found.tolist()]
         if self._silent is not None:
             raise _unnamed(self._silent, "nothing, while other rows have one")
