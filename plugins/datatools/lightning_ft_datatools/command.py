@@ -14,6 +14,7 @@ TOOLS = {
     "check": ("lightning_ft_datatools.commands.check", "what is wrong with data files, with the line of each issue"),
     "split": ("lightning_ft_datatools.commands.split", "training, validation and test without a prompt that two of them have"),
     "select": ("lightning_ft_datatools.commands.select", "fewer rows: the most different ones, or the best by a stated score"),
+    "augment": ("lightning_ft_datatools.commands.augment", "further training rows: the prompt in other words, or with slips"),
     "mix": ("lightning_ft_datatools.commands.mix", "one file of several sources in given shares"),
     "convert": ("lightning_ft_datatools.commands.convert", "rows in another format that can hold them"),
     "prepare": ("lightning_ft_datatools.commands.prepare", "read, check, clean, split, shuffle and write in one call"),

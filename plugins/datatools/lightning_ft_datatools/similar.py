@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Shingles = NDArray[np.uint64]
+    Shingles = NDArray[np.uint32]
 
 NEAR = 0.93
 """Share of their words from which two texts are nearly the same: one word of fifteen may be another."""
@@ -51,7 +51,6 @@ def near_pairs(texts: Sequence[str], least: float = NEAR) -> Iterator[tuple[int,
     from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]  # it has no types
 
     plain = [bare(text[:_LONGEST]) for text in texts]
-    words = [Counter(text.split()) for text in plain]
     index: Any = MinHashLSH(threshold=CANDIDATE, num_perm=PERMUTATIONS)
     empty: Any = MinHash(num_perm=PERMUTATIONS, hashfunc=_same)
     for j, own in enumerate(_distinctive([shingles(text) for text in plain])):
@@ -59,7 +58,8 @@ def near_pairs(texts: Sequence[str], least: float = NEAR) -> Iterator[tuple[int,
             continue
         signature = empty.copy()  # a new one would draw its permutations again
         signature.update_batch(own.tolist())
-        alike = [(likeness(words[i], words[j]), i) for i in index.query(signature)]
+        words = Counter(plain[j].split())
+        alike = [(likeness(Counter(plain[i].split()), words), i) for i in index.query(signature)]
         for share, i in sorted(alike, key=lambda pair: (-pair[0], pair[1])):
             if share >= least:
                 yield i, j, share
@@ -96,13 +96,13 @@ def shingles(text: str) -> Shingles:
     """Hashes of a text's character 5-grams, sorted, each once; of a shorter text its own hash."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     if not len(codes):
-        return codes
+        return codes.astype(np.uint32)
     count = max(1, len(codes) - SIZE + 1)
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(min(SIZE, len(codes))):
         hashes = hashes * np.uint64(1_000_003) + codes[offset : offset + count]
     hashes ^= hashes >> np.uint64(31)
-    return np.unique(hashes * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32))
+    return np.unique((hashes * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).astype(np.uint32))
 
 
 def _distinctive(sets: list[Shingles]) -> list[Shingles]:

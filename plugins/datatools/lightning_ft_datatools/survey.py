@@ -133,7 +133,7 @@ def survey(names: Sequence[str], options: Options, progress: Progress) -> tuple[
     records = found.records
     tokenizer, limit = tokenizer_of(options.model, options.max_length)
     with progress.step("tokens"):
-        encoded = _encoded(found, tokenizer, options, limit)
+        sizes = _sizes(found, tokenizer, options, limit)
     with progress.step("rows"):
         for one_row in (text.check_turns, text.check_empty, text.check_answers, text.check_encoding, text.check_secrets):
             found.add(one_row(records))
@@ -154,7 +154,7 @@ def survey(names: Sequence[str], options: Options, progress: Progress) -> tuple[
         space = meaning.Space.of(records)
         found.add(meaning.check_topic(space))
         varied = meaning.diversity(records, space)
-    return _report(options, found, lengths.lengths(encoded, limit), spoken, varied), found
+    return _report(options, found, lengths.lengths(sizes, limit), spoken, varied), found
 
 
 def check(
@@ -182,13 +182,13 @@ def check(
         return survey(files, options, progress)[0]
 
 
-def _encoded(survey: Survey, tokenizer: Any, options: Options, limit: int) -> list[Any]:
+def _sizes(survey: Survey, tokenizer: Any, options: Options, limit: int) -> list[lengths.Size | str]:
     from lightning_ft.data.encode import Encoder
     from lightning_ft.data.render import Template
 
-    encoded = lengths.encode(Encoder(tokenizer, Template.resolve(options.template, tokenizer), limit), survey.records)
-    survey.add(lengths.check_lengths(survey.records, encoded))
-    return encoded
+    sizes = lengths.sizes(Encoder(tokenizer, Template.resolve(options.template, tokenizer), limit), survey.records)
+    survey.add(lengths.check_lengths(survey.records, sizes))
+    return sizes
 
 
 def _special(tokenizer: Any) -> list[str]:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from lightning_ft_datatools.checks.text import check_secrets
 from lightning_ft_datatools.command import main
 from lightning_ft_datatools.findings import KINDS
-from lightning_ft_datatools.records import bare
+from lightning_ft_datatools.records import Record, bare
+
+from lightning_ft.types import Conversation, Message, Row
 
 if TYPE_CHECKING:
     from lightning_ft.testing.fixtures import Scratch
@@ -354,3 +357,23 @@ def test_wrong_labels_other_topics_and_languages_are_found(scratch: Scratch, sha
     astray = set(range(len(clean) + 1, len(rows) + 1))
     assert len(strange & astray) >= 0.7 * len(astray)
     assert len(strange - astray) <= 0.01 * len(clean)
+
+
+NAMES = (
+    "password", "Passwd", "PWD", "api_key", "API-Key", "ApiKey", "secret", "secret_key", "SecretKey", "access_token",
+    "access-token", "AccessToken",
+)  # fmt: skip
+SECRETIVE = [
+    *(start + "ABCDEFGHIJKLMNOP" for start in ("AKIA", "ASIA")), *(f"gh{kind}_" + "a1" * 20 for kind in "pousr"),
+    "github_pat_" + "a1" * 30, "glpat-" + "a1" * 12, *(f"xox{kind}-" + "1234567890ab" for kind in "abprs"),
+    *(f"sk-{kind}" + "a1" * 12 for kind in ("", "proj-", "ant-")), "hf_" + "a1" * 20, "AIza" + "a1" * 17 + "b",
+    "-----BEGIN PRIVATE " + "KEY-----", "eyJ" + "a1" * 8 + ".eyJ" + "b2" * 8 + ".c3c3c3",
+    *(f"{name}: hunter2x9" for name in NAMES), "postgres://me:" + "hunter2x@host.org",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SECRETIVE)
+def test_every_form_of_a_secret_is_found(text: str) -> None:
+    """Also by the short search for hints that goes before the long one."""
+    record = Record(Row({}, "f", 1), Conversation((Message("user", f"Is this mine: {text} ?"), Message("assistant", "No."))))
+    assert next(kind for kind, *_ in check_secrets([record])) == "secret"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.data.encode import CHUNK
 from lightning_ft.types import Classified, Conversation, Preference, Text, Unpaired
 from lightning_ft_datatools.records import percentiles
 
@@ -19,9 +21,28 @@ BARS = 20
 """Bars of the histogram at most."""
 
 
-def encode(encoder: Encoder, records: Sequence[Record]) -> list[Encoded | str]:
-    """The tokens of each record (of a pair those with the better answer), or why the template refuses it."""
-    return encoder.try_encode([_single(record.example) for record in records], [record.id for record in records])
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How long a row is, without its tokens: those of many rows would fill the memory."""
+
+    tokens: int
+    supervised: int
+    """Tokens with a loss."""
+    cut: int
+    """Tokens beyond the limit, and those with a loss among them."""
+    cut_supervised: int
+
+
+def sizes(encoder: Encoder, records: Sequence[Record]) -> list[Size | str]:
+    """The size of each record (of a pair that with the better answer), or why the template refuses it."""
+    starts = range(0, len(records), CHUNK)
+    chunks = ([(_single(record.example), record.id) for record in records[start : start + CHUNK]] for start in starts)
+    return [item if isinstance(item, str) else _size(item) for found in encoder.encode_chunks(chunks) for item in found]
+
+
+def _size(item: Encoded) -> Size:
+    cut, lost = item.truncated, item.supervised_lost
+    return Size(len(item.input_ids) + cut, item.supervised + lost, cut, lost)
 
 
 def _single(example: Example) -> Conversation | Text:
@@ -32,21 +53,19 @@ def _single(example: Example) -> Conversation | Text:
     return Text(example.text) if isinstance(example, Classified) else example
 
 
-def check_lengths(records: Sequence[Record], encoded: Sequence[Encoded | str]) -> Iterator[tuple[str, Record, str]]:
+def check_lengths(records: Sequence[Record], found: Sequence[Size | str]) -> Iterator[tuple[str, Record, str]]:
     """Rows that the template refuses, and those that would lose tokens with a loss."""
-    for record, item in zip(records, encoded, strict=True):
-        if isinstance(item, str):
-            yield "template", record, item
-        elif item.supervised_lost:
-            total = len(item.input_ids) + item.truncated
-            yield "cut", record, f"{item.supervised_lost:,} of its {total:,} tokens have a loss and would be cut"
+    for record, size in zip(records, found, strict=True):
+        if isinstance(size, str):
+            yield "template", record, size
+        elif size.cut_supervised:
+            yield "cut", record, f"{size.cut_supervised:,} of its {size.tokens:,} tokens have a loss and would be cut"
 
 
-def lengths(encoded: Sequence[Encoded | str], limit: int) -> dict[str, Any]:
+def lengths(found: Sequence[Size | str], limit: int) -> dict[str, Any]:
     """Percentiles, histogram and what the limit cuts."""
-    rows = [item for item in encoded if not isinstance(item, str)]
-    tokens = [len(item.input_ids) + item.truncated for item in rows]
-    supervised = [item.supervised + item.supervised_lost for item in rows]
+    rows = [size for size in found if not isinstance(size, str)]
+    tokens, supervised = [size.tokens for size in rows], [size.supervised for size in rows]
     return {
         "max_length": limit,
         "tokens": sum(tokens),
@@ -54,9 +73,9 @@ def lengths(encoded: Sequence[Encoded | str], limit: int) -> dict[str, Any]:
         "percentiles": percentiles(tokens),
         "supervised_percentiles": percentiles(supervised),
         "histogram": histogram(tokens),
-        "cut_rows": sum(item.truncated > 0 for item in rows),
-        "cut_tokens": sum(item.truncated for item in rows),
-        "cut_supervised": sum(item.supervised_lost for item in rows),
+        "cut_rows": sum(size.cut > 0 for size in rows),
+        "cut_tokens": sum(size.cut for size in rows),
+        "cut_supervised": sum(size.cut_supervised for size in rows),
     }
 
 

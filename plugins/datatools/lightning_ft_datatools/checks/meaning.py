@@ -29,7 +29,7 @@ NEIGHBOURS = 10
 MOST = 20_000
 """Rows that are compared with each other; of more, an even sample."""
 _CHARACTERS = 1000  # of a text: enough to tell what it is about
-_BLOCK = 500
+_BLOCK = 200
 _DIRECTIONS = 64
 _DIRECTED = 2000  # rows from which main directions are more than a few rows that happen to be alike
 _HELD = 0.2  # of what a usual row has in the main directions

@@ -43,6 +43,11 @@ _SECRETS = {
     "password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/:@]{3,}@[\w.-]+",
 }
 _SECRET = re.compile("|".join(f"(?P<k{number}>{pattern})" for number, pattern in enumerate(_SECRETS.values())))
+_HINTS = (
+    "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "sk-", "hf_", "aiza", "private key",
+    "eyj", "passw", "pwd", "api_key", "api-key", "apikey", "secret", "access_token", "access-token", "accesstoken", "://",
+)  # fmt: skip
+"""What a text with a secret has, in lower case: one without any of them is spared the search, ten times as long."""
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@((?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,})\b")
 _NOBODYS = re.compile(
     r"(^|\.)(example\.(com|org|net|edu)|example|invalid|localhost|test|(domain|email|company)\.com)$", re.IGNORECASE
@@ -151,7 +156,8 @@ def check_secrets(records: Sequence[Record]) -> Iterator[tuple[str, Record, str]
     names = tuple(_SECRETS)
     for record in records:
         for text in record.texts:
-            if found := _SECRET.search(text):
+            lower = text.lower()
+            if any(hint in lower for hint in _HINTS) and (found := _SECRET.search(text)):
                 number = next(int(name[1:]) for name, value in found.groupdict().items() if value is not None)
                 yield "secret", record, f"a {names[number]} at character {found.start() + 1}"
                 break
