@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TOOLS = {
     "check": ("lightning_ft_datatools.commands.check", "what is wrong with data files, with the line of each issue"),
+    "review": ("lightning_ft_datatools.commands.review", "flagged rows one by one: accept, reject or edit them"),
     "split": ("lightning_ft_datatools.commands.split", "training, validation and test without a prompt that two of them have"),
     "select": ("lightning_ft_datatools.commands.select", "fewer rows: the most different ones, or the best by a stated score"),
     "augment": ("lightning_ft_datatools.commands.augment", "further training rows: the prompt in other words, or with slips"),

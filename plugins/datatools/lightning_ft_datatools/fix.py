@@ -111,11 +111,16 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
         values, done = _clean(dict(row.values), lower)
         cleaned.kept.append((row, values))
         cleaned.changes.extend({"row": place, "column": column, "change": what} for column, what in done)
+    take_unreadable(cleaned, report)
+    return cleaned
+
+
+def take_unreadable(cleaned: Cleaned, report: Report) -> None:
+    """Put the lines that cannot be read to those that are taken out."""
     for finding in report.issues:
         if finding.kind == "unreadable":
             cleaned.taken.append({"row": finding.row, "reason": f"unreadable: {finding.detail}"})
             cleaned.changes.append({"row": finding.row, "change": "removed", "why": "unreadable"})
-    return cleaned
 
 
 def _reasons(survey: Survey, issues: Iterable[Finding]) -> dict[str, Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_ft.errors import UsageError
-from lightning_ft_datatools.commands.parser import parsed, tool
+from lightning_ft_datatools.commands.parser import add_survey, parsed, survey_options, tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +24,7 @@ def main(argv: Sequence[str]) -> int:
         "What is wrong with data files: unreadable and empty rows, duplicates, leaks, secrets, style, lengths and more.",
         "rows.jsonl --model PATH --output report.html",
     )
-    parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
-    parser.add_argument("--template", default="auto", metavar="NAME", help="chat template, as for fit (default: auto)")
-    parser.add_argument("--max_length", type=int, metavar="N", help="tokens at which rows are cut (default: the context)")
-    parser.add_argument("--against", action="append", default=[], metavar="FILE", help="a benchmark that must not be there")
+    add_survey(parser)
     parser.add_argument("--strict", action="store_true", help=f"exit code {STRICT_EXIT} if there is an error or a warning")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON ('-': to standard output)")
     parser.add_argument("--output", metavar="FILE", help="write the report as an HTML page")
@@ -39,12 +36,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"Expected --shown to be at least 0; got {arguments.shown}.")
     if arguments.lower and not arguments.fix:
         raise UsageError("Expected --lower together with --fix FILE, which it changes; got it alone.")
-    from lightning_ft_datatools.survey import Options
-
-    options = Options(
-        arguments.task, arguments.model, arguments.template, arguments.max_length, tuple(arguments.against), arguments.columns
-    )
-    return _run(arguments.files, options, arguments)
+    return _run(arguments.files, survey_options(arguments), arguments)
 
 
 def _run(names: Sequence[str], options: Options, arguments: object) -> int:

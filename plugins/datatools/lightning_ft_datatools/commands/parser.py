@@ -11,6 +11,8 @@ from lightning_ft.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning_ft_datatools.survey import Options
+
 
 def tool(name: str, purpose: str, example: str) -> CommandParser:
     """The parser of `lightning-ft data NAME`: files, their columns, and the task that reads them."""
@@ -19,6 +21,22 @@ def tool(name: str, purpose: str, example: str) -> CommandParser:
     parser.add_argument("--task", metavar="NAME", help="the task (default: by the columns)")
     parser.epilog = f"{parser.epilog}\n--columns.NAME COLUMN gives a column the name that the task reads, as in fit."
     return parser
+
+
+def add_survey(parser: CommandParser) -> None:
+    """The options of a survey."""
+    parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
+    parser.add_argument("--template", default="auto", metavar="NAME", help="chat template, as for fit (default: auto)")
+    parser.add_argument("--max_length", type=int, metavar="N", help="tokens at which rows are cut (default: the context)")
+    parser.add_argument("--against", action="append", default=[], metavar="FILE", help="a benchmark that must not be there")
+
+
+def survey_options(arguments: Any) -> Options:
+    """What `add_survey` gave."""
+    from lightning_ft_datatools.survey import Options
+
+    given = arguments
+    return Options(given.task, given.model, given.template, given.max_length, tuple(given.against), given.columns)
 
 
 def add_split(parser: CommandParser) -> None:
