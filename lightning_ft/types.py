@@ -134,7 +134,9 @@ class Encoded:
     def supervised(self) -> int:
         """Number of tokens with a loss. The first token has no predecessor, so its label never counts."""
         labels = self.labels[1:]
-        return len(labels) - labels.count(IGNORE_INDEX)
+        if isinstance(labels, list):
+            return len(labels) - labels.count(IGNORE_INDEX)  # ten times as fast
+        return sum(label != IGNORE_INDEX for label in labels)  # of a table, whose rows are arrays
 
 
 @dataclass(slots=True)

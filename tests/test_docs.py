@@ -207,7 +207,7 @@ def class_flags() -> frozenset[str]:
 def flags_of_plugins() -> frozenset[str]:
     """Flags of plugins' commands, as their parsers name them."""
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "plugins").glob("*/*/**/*.py")]
-    return frozenset(flag for text in sources for flag in re.findall(r'add_argument\(\s*"(--[a-z_]+)"', text))
+    return frozenset(flag for text in sources for flag in re.findall(r'add(?:_argument)?\(\s*"(--[a-z_]+)"', text))
 
 
 def make_targets() -> set[str]:

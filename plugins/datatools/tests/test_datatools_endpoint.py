@@ -31,7 +31,7 @@ def run(*words: str) -> list[dict[str, Any]]:
 
 
 class Server:
-    """The server of chat_server.py in a process of its own."""
+    """The server of test_datatools_chat_server.py in a process of its own."""
 
     def __init__(self, port: int) -> None:
         self.root = f"http://127.0.0.1:{port}"
@@ -45,7 +45,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    command = [sys.executable, str(Path(__file__).with_name("chat_server.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("test_datatools_chat_server.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield Server(int(process.stdout.readline()))
