@@ -161,7 +161,9 @@ class TrainingConfig:
         for name, column in self.columns.items():
             if not (isinstance(name, str) and isinstance(column, str) and name and column):
                 raise UsageError(f"Expected --columns to be names with columns, as {{prompt: question}}; got {self.columns!r}.")
-        if not all(isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf for w in self.mix.values()):
+        weights = self.mix.values()
+        good = all(isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf for w in weights)
+        if not good or not all(isinstance(name, str) for name in self.mix):
             raise UsageError(f"Expected --mix to be weights above 0, as {{a.jsonl: 2, b.jsonl: 1}}; got {self.mix!r}.")
         if self.mix and self.mix_temperature is not None:
             raise UsageError("Expected either --mix or --mix_temperature, got both.")

@@ -1,11 +1,12 @@
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
-from lightning_ft.errors import DataError
+from lightning_ft.errors import DataError, UsageError
 
 SUFFIXES = ".jsonl .ndjson .json .csv .tsv .parquet .arrow .txt .md"
 
@@ -70,3 +71,21 @@ def test_splits_by_name() -> None:
 def test_digest() -> None:
     Path("x.bin").write_bytes(b"abc" * 100_000)
     assert digest(Path("x.bin")) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_only_plain_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe would be waited for, and a broken link must not be passed over: it was meant to be data."""
+    monkeypatch.chdir(tmp_path)
+    Path("loop").mkdir()
+    Path("loop/self.jsonl").symlink_to("self.jsonl")
+    Path("pipes").mkdir()
+    os.mkfifo("pipes/a.jsonl")
+    for name, what in (
+        ("loop", "a link that leads nowhere"), ("pipes", "a pipe, a device or a folder"),
+        ("pipes/a.jsonl", "a pipe, a device or a folder"), ("pipes/*.jsonl", "a pipe, a device or a folder"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"expected a file, got {what}"):
+            expand([name])
+    for name in ("", " "):
+        with pytest.raises(UsageError, match="got an empty one"):
+            expand([name])

@@ -57,6 +57,7 @@ def test_temperature(sources: list[str]) -> None:
     assert mixture(sources, mix_temperature=1.0).counts == (1000, 100)
     assert mixture(sources, mix_temperature=2.0).counts == apportioned([1000**0.5, 100**0.5], 1100)
     assert mixture(sources, mix_temperature=1e9).counts == (550, 550)
+    assert mixture(sources, mix_temperature=1e-5).counts == (1100, 0), "and no overflow"
 
 
 def test_the_schedule_has_the_rows_of_the_mixture(sources: list[str]) -> None:
@@ -91,6 +92,7 @@ def test_apportioned_adds_up_and_is_within_one(weights: list[float], total: int)
         ({"mix": {"a.jsonl": 1}}, "Expected --mix to have a weight for each of --data, got none for 'few'"),
         ({"mix": {"a.jsonl": 0, "few": 1}}, "Expected --mix to be weights above 0"),
         ({"mix": {"a.jsonl": "1", "few": 1}}, "Expected --mix to be weights above 0"),
+        ({"mix": {1: 2}}, "Expected --mix to be weights above 0"),
         ({"mix": {"a.jsonl": 1, "few": 1}, "mix_temperature": 2.0}, "Expected either --mix or --mix_temperature, got both"),
         ({"mix_temperature": 0.0}, "Expected --mix_temperature to be above 0"),
     ],

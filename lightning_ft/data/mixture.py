@@ -89,7 +89,9 @@ def mixture_of(config: TrainingConfig, sources: Sequence[str]) -> Mixture | None
     if config.mix:
         weights = [config.mix[entry] for entry in of_entry]
     else:
-        weights = [len(own) ** (1 / (config.mix_temperature or 1.0)) for own in rows]
+        sizes = np.array([len(own) for own in rows], dtype=np.float64)
+        # As exp((log n - log max) / T), which no temperature makes overflow.
+        weights = np.exp(np.log(sizes / sizes.max()) / (config.mix_temperature or 1.0)).tolist()
     return Mixture(tuple(of_entry), tuple(rows), apportioned(weights, len(found)), config.seed)
 
 

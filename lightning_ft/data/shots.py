@@ -47,6 +47,7 @@ class Shots:
         self._heap: list[_Candidate] = []  # with negated ranks: the first is the one to drop
         self._pool: list[_Candidate] = []
         self._file = task.demonstration_file
+        self._format = task.format
 
     def offer(self, row: Row, number: int) -> None:
         """A row that may turn out to be a training row, with its number among all rows."""
@@ -65,8 +66,9 @@ class Shots:
             DataError: there are too few of them to draw from.
         """
         if self._file is not None:
-            for number, values in enumerate(_rows_of(self._file)):
-                self._push(values, number)
+            for number, row in enumerate(_rows_of(self._file)):
+                self._check(row)
+                self._push(row.values, number)
         self._pool = sorted(c for c in self._heap if self._file is not None or splits[c.number] == "train")
         prompts = len({candidate.prompt for candidate in self._pool})
         if prompts <= self.count:
@@ -75,6 +77,13 @@ class Shots:
                 f"Expected more than {self.count} rows with different prompts {where} for --task.shots {self.count}, got"
                 f" {prompts}; take fewer shots, or name a file with --task.shots_from FILE."
             )
+
+    def _check(self, row: Row) -> None:
+        """Refuse a row of the file that cannot be shown."""
+        try:
+            self._format(row.values)
+        except ValueError as error:
+            raise DataError(f"{row.id}: {error}; mend it, or name another file with --task.shots_from.") from None
 
     def before(self, row: Row) -> dict[str, Any]:
         """The columns of a row, with the rows to show under `SHOTS`."""
@@ -88,9 +97,9 @@ class Shots:
         return {**row.values, SHOTS: [dict(values) for values in shown.values()]}
 
 
-def _rows_of(name: str) -> list[Mapping[str, Any]]:
+def _rows_of(name: str) -> list[Row]:
     bad = BadRows("fail")
-    rows = [row.values for path in expand([name]) for row in read_rows(path, bad)]
+    rows = [row for path in expand([name]) for row in read_rows(path, bad)]
     bad.finish(len(rows))
     return rows
 

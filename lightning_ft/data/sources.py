@@ -55,6 +55,20 @@ def expand(paths: Sequence[str]) -> list[Path]:
 
 
 def _expand_one(name: str) -> list[Path]:
+    if not name.strip():
+        raise UsageError("Expected the name of a file, a glob or a folder, got an empty one.")
+    return [_readable(path) for path in _named(name)]
+
+
+def _readable(path: Path) -> Path:
+    """The path of a plain file: a pipe would be waited for, and can be read only once."""
+    if path.is_file():
+        return path
+    what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "a pipe, a device or a folder"
+    raise DataError(f"{path}: expected a file, got {what}; take it out, or copy its content into a file.")
+
+
+def _named(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
         below = (Path(folder) / file for folder, _, files in os.walk(path) for file in files)

@@ -132,7 +132,7 @@ class Splitter:
             DataError: some rows have a `split` and others have none.
             UsageError: not two or three shares, or a negative one.
         """
-        if len(shares) not in (2, 3) or min(shares) < 0 or sum(shares) <= 0:
+        if len(shares) not in (2, 3) or not all(share >= 0 for share in shares) or not 0 < sum(shares) < float("inf"):
             raise UsageError(f"Expected --split to be 2 or 3 shares of at least 0, as [0.8,0.1,0.1]; got {list(shares)}.")
         wanted = {name: share for name, share in zip(SPLITS, shares, strict=False) if share > 0}
         given = np.frombuffer(bytes(self._given), np.uint8)

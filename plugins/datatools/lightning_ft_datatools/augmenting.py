@@ -13,7 +13,7 @@ from lightning_ft.errors import DataError, UsageError
 from lightning_ft_datatools.progress import Progress
 from lightning_ft_datatools.prompts import Prompt
 from lightning_ft_datatools.reading import read
-from lightning_ft_datatools.records import Record, bare, folded
+from lightning_ft_datatools.records import AUGMENTED, Record, bare, folded
 from lightning_ft_datatools.rephrasing import why_refused
 from lightning_ft_datatools.ways import Job, ways_of
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from lightning_ft_datatools.reading import Reading
     from lightning_ft_datatools.ways import Way
 
-AUGMENTED = "augmented"
-"""Column of a further row that says where it comes from."""
 SHARE = 0.5
 """Share of the training rows that get copies, unless said otherwise."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,14 @@ def mix(
     """
     from lightning_ft_datatools.converting import convert
 
-    if weights is not None and (len(weights) != len(names) or min(weights) < 0 or sum(weights) <= 0):
+    good = weights is None or (len(weights) == len(names) and min(weights) >= 0 and 0 < sum(weights) < math.inf)
+    if weights is not None and not good:
         raise UsageError(f"Expected --weights to be {len(names)} shares of at least 0, one per source; got {list(weights)}.")
-    if temperature is not None and (weights is not None or temperature <= 0):
+    if temperature is not None and (weights is not None or not 0 < temperature < math.inf):
         raise UsageError("Expected --temperature to be above 0 and without --weights; type one of the two.")
     sources = [convert([name], to, task=task, columns=columns) for name in names]
     sizes = np.array([len(rows) for rows in sources], dtype=float)
-    shares = np.array(weights, dtype=float) if weights is not None else sizes ** (1 / (temperature or 1.0))
+    shares = np.array(weights, dtype=float) if weights is not None else (sizes / sizes.max()) ** (1 / (temperature or 1.0))
     total = int(sizes.sum()) if count is None else count
     if total < 1:
         raise UsageError(f"Expected --count to be at least 1; got {total}.")

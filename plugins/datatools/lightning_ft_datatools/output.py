@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,27 +12,73 @@ from lightning_ft.atomic import write_text
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
+
+
+def new_rows(flag: str, name: str, read: Iterable[Path], beside: Sequence[str] = ()) -> Path:
+    """The path of a .jsonl file that may be written.
+
+    Args:
+        flag: that named it.
+        name: what it named.
+        read: files that must stay as they are.
+        beside: endings of further files that are written instead of `.jsonl`.
+
+    Raises:
+        UsageError: it is no .jsonl file, it or a file beside it is read, or there is no folder for it.
+    """
+    path = Path(name)
+    if path.suffix != ".jsonl":
+        other = path.with_suffix(".jsonl") if path.name else "rows.jsonl"
+        raise UsageError(f"Expected {flag} to name a .jsonl file, got '{name}'; type {other}.")
+    known = {file.resolve() for file in read}
+    for own in (path, *(path.with_suffix(ending) for ending in beside)):
+        if own.resolve() in known:
+            what = "which is read" if own == path else f"beside which '{own}' is read and would be written"
+            raise UsageError(f"Expected {flag} to name a new file, got '{path}', {what}; type another name.")
+    if not path.parent.is_dir():
+        raise _no_folder(path)
+    return path
 
 
 def write(name: str | Path, text: str) -> None:
-    """Write a text file.
+    """Write a text file; a link stays one, and what is no file (a device, say) is written to.
 
     Raises:
         UsageError: there is no folder for it, or the disk takes no more.
     """
-    path = Path(name)
-    try:
+    with _explained(Path(name).resolve()) as path:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", errors="replace")
+            return
         # Half surrogate pairs of damaged data cannot be written; a replacement character can.
         write_text(path, text.encode("utf-8", "replace").decode())
+
+
+def write_rows(name: str | Path, rows: Iterable[Any]) -> None:
+    """Write JSON lines, with the same errors."""
+    write(name, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+def append(name: str | Path, text: str) -> None:
+    """Put a text behind what a file has; it is on the disk when this returns. The same errors."""
+    with _explained(Path(name)) as path, path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[Path]:
+    try:
+        yield path
     except FileNotFoundError:
-        raise UsageError(f"Expected a folder for '{path}', but there is none; type mkdir -p '{path.parent}'.") from None
+        raise _no_folder(path) from None
     except OSError as error:
         raise UsageError(
             f"Could not write '{path}': {error.strerror or error}; free some space, or name another file."
         ) from None
 
 
-def write_rows(name: str | Path, rows: Iterable[Any]) -> None:
-    """Write JSON lines, with the same errors."""
-    write(name, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+def _no_folder(path: Path) -> UsageError:
+    return UsageError(f"Expected a folder for '{path}', but there is none; type mkdir -p '{path.parent}'.")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from lightning_ft.types import Example, Row
 
+AUGMENTED = "augmented"
+"""Column of a further row that says from which row, and how, `data augment` made it."""
 _BLANKS = re.compile(r"\s+")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lightning_ft_datatools.command import main
 from lightning_ft_datatools.records import folded
+from lightning_ft_datatools.survey import check
 
 from lightning_ft.errors import DataError, UsageError
 
@@ -285,3 +286,14 @@ def test_rows_without_a_prompt(scratch: Scratch) -> None:
     scratch.write("rows.jsonl", [row | {"augmented": "yes"} for row in rows(2)])
     with pytest.raises(DataError, match=r"rows.jsonl:1: expected no column 'augmented'"):
         run("rows.jsonl", "--noise", "typo")
+
+
+def test_data_check_takes_copies_for_no_duplicates(scratch: Scratch) -> None:
+    words = [f"{word}{end}" for word in WORDS for end in ("", "s")]
+    asked = [" ".join(random.Random(i).sample(words, 16)) for i in range(6)]
+    scratch.write("rows.jsonl", [{"question": f"Tell me {text}?", "answer": "Well, it is so."} for text in asked])
+    found = run("rows.jsonl", "--noise", "typo", "--noise_rate", "0.01", "--share", "1")
+    assert len(made(found)) == 6
+    assert "near_duplicate" not in check("out.jsonl").counts
+    scratch.write("bare.jsonl", [{key: row[key] for key in ("question", "answer")} for row in found])
+    assert check("bare.jsonl").counts["near_duplicate"] == 6, "without the marks they are"

@@ -86,12 +86,12 @@ class Instruct(Task):
         user, answer, read = self._pair(row)
         system = text_of(row, "system", optional=True) or self.system
         turns: tuple[Message, ...] = (Message("system", system),) if system else ()
-        shown = [self._pair(shot)[:2] for shot in row.get(SHOTS) or ()]
+        shown = [self._pair(shot)[:2] for shot in row.get(SHOTS, ())] if self.shots else []  # else it is the user's column
         if self.shots_as == "text" and shown:
             user = _in_one(shown, user)
         else:
             turns += tuple(turn for asks, says in shown for turn in (asks, Message("assistant", says, weight=0.0)))
-        read |= {"system", SHOTS}
+        read |= {"system", SHOTS} if self.shots else {"system"}
         return Conversation((*turns, user, Message("assistant", answer)), meta={k: v for k, v in row.items() if k not in read})
 
     def _pair(self, row: Mapping[str, Any]) -> tuple[Message, str, set[str]]:

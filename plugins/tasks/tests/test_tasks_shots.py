@@ -116,3 +116,17 @@ def test_too_few_rows_to_draw_from() -> None:
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"Expected --task\.shots of at least 0 and --task\.shots_as turns or text"):
         Instruct(**options)
+
+
+@pytest.mark.parametrize("value", [1, "3 shots of espresso", None, [{"question": "a", "answer": "b"}]])
+def test_a_column_of_that_name_is_the_users_own(value: Any) -> None:
+    made = Instruct().format({**ROWS[0], "shots": value})
+    assert len(made.messages) == 2
+    assert made.meta == {"shots": value}
+
+
+@pytest.mark.parametrize("row", [{"question": "a", "answer": 5}, {"question": "a", "answer": ""}, {"messages": []}])
+def test_a_file_of_shots_that_cannot_be_shown_is_told_with_its_line(row: Any) -> None:
+    Path("shots.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (*SHOTS, row)))
+    with pytest.raises(DataError, match=r"^shots\.jsonl:3: expected .* name another file with --task\.shots_from"):
+        prepare(Instruct(shots=1, shots_from="shots.jsonl"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from lightning_ft_datatools.records import bare, folded
+from lightning_ft.data.split import GROUP_COLUMNS
+from lightning_ft_datatools.records import AUGMENTED, bare, folded
 from lightning_ft_datatools.similar import near_pairs
 
 if TYPE_CHECKING:
@@ -36,8 +37,19 @@ def check_copies(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, 
             continue
         if folded(earlier.prompt) == folded(later.prompt):
             continue  # another answer to one prompt: a conflict
+        if _made_beside(earlier, later):
+            continue
         seen.add(other)
         yield "near_duplicate", later, f"{100 * share:.0f} % the same as", earlier.id
+
+
+def _made_beside(one: Record, other: Record) -> bool:
+    """Whether `data augment` made one of two rows from the other, or both from a third: it binds them by a group."""
+    marked = one.row.values.get(AUGMENTED) or other.row.values.get(AUGMENTED)
+    return bool(marked) and any(
+        (value := one.row.values.get(column)) not in (None, "") and value == other.row.values.get(column)
+        for column in GROUP_COLUMNS
+    )
 
 
 def check_conflicts(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, str]]:

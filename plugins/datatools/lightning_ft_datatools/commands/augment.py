@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Write the rows and further ones."""
-    from lightning_ft.data.sources import expand
     from lightning_ft_datatools.augmenting import SHARE, augment
     from lightning_ft_datatools.noise import KINDS
     from lightning_ft_datatools.output import write_rows
+    from lightning_ft_datatools.targets import check_target
     from lightning_ft_datatools.ways import RATE, TEMPERATURE
 
     parser = tool(
@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     output = Path(arguments.output)
     if output.suffix != ".jsonl":
         raise UsageError(f"Expected --output to name a .jsonl file, got '{output}'; type {output.with_suffix('.jsonl')}.")
-    if output.resolve() in {path.resolve() for path in expand(arguments.files)}:
-        raise UsageError(f"Expected --output to name a new file, got '{output}', which is read; type another name.")
+    check_target(output, arguments.files)
     if not output.parent.is_dir():  # said before a model has worked for an hour
         raise UsageError(f"Expected a folder for '{output}', but there is none; type mkdir -p '{output.parent}'.")
     made = augment(

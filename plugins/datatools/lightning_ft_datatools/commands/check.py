@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning_ft.errors import UsageError
 from lightning_ft_datatools.commands.parser import add_survey, parsed, survey_options, tool
+from lightning_ft_datatools.targets import check_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"Expected --shown to be at least 0; got {arguments.shown}.")
     if arguments.lower and not arguments.fix:
         raise UsageError("Expected --lower together with --fix FILE, which it changes; got it alone.")
+    for flag in ("json", "output"):
+        if (name := getattr(arguments, flag)) is not None and (flag, name) != ("json", "-"):
+            check_target(name, arguments.files, f"--{flag}")
     return _run(arguments.files, survey_options(arguments), arguments)
 
 

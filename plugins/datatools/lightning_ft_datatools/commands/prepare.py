@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_ft.cli.tables import table
+from lightning_ft.data.split import SPLITS
 from lightning_ft_datatools.commands.parser import add_split, parsed, shares_of, tool
+from lightning_ft_datatools.targets import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--lower", action="store_true", help="all texts in lower case")
     parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
     arguments = parsed(parser, argv)
+    written = [*(f"{name}.jsonl" for name in SPLITS), "data.quarantine.jsonl", "data.changes.jsonl", "report.json"]
+    check_folder(arguments.output, arguments.files, written)
     made = prepare(
         arguments.files, arguments.output, shares=shares_of(arguments.split, "--split", "0.8,0.1,0.1"), seed=arguments.seed,
         stratify=arguments.stratify, group=arguments.group, task=arguments.task, model=arguments.model,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_ft.data.split import SPLITS
 from lightning_ft_datatools.commands.parser import add_split, parsed, shares_of, tool
+from lightning_ft_datatools.targets import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +24,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where train.jsonl and the others go")
     add_split(parser)
     arguments = parsed(parser, argv)
+    folder = check_folder(arguments.output, arguments.files, [f"{name}.jsonl" for name in SPLITS])
     shares = shares_of(arguments.split, "--split", "0.8,0.1,0.1")
     parts = split(
         arguments.files, shares, seed=arguments.seed, stratify=arguments.stratify, group=arguments.group, task=arguments.task,
         columns=arguments.columns,
     )  # fmt: skip
-    print(parts.write(Path(arguments.output)))
+    print(parts.write(folder))
     return 0

@@ -1,0 +1,88 @@
+"""No tool writes over what it reads, replaces a link or a device, or begins work that it could not write down."""
+
+from __future__ import annotations
+
+import os
+import pty
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from lightning_ft_datatools.command import main
+from lightning_ft_datatools.output import write
+
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning_ft.testing.fixtures import Scratch
+
+ROWS: list[dict[str, Any]] = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(12)]
+FILES = {
+    "select": ("--count", "3", "--output"), "mix": ("--output",), "convert": ("--to", "messages", "--output"),
+    "augment": ("--noise", "typo", "--output"), "review": ("--output",),
+}  # fmt: skip
+
+
+@pytest.fixture
+def rows(scratch: Scratch) -> str:
+    return str(scratch.write("rows.jsonl", ROWS))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "./rows.jsonl", "link.jsonl"])
+@pytest.mark.parametrize("tool", FILES)
+def test_the_file_that_is_read(rows: str, tool: str, name: str) -> None:
+    before = Path(rows).read_bytes()
+    Path("link.jsonl").symlink_to(rows)
+    with pytest.raises(UsageError, match=r"Expected --output to name a new file, got '.*', which is read"):
+        main([tool, rows, *FILES[tool], name])
+    assert Path(rows).read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["--json", "--output", "--fix"])
+def test_data_check(rows: str, flag: str) -> None:
+    before = Path(rows).read_bytes()
+    with pytest.raises(UsageError, match=f"Expected {flag} to name a new file, got 'rows.jsonl', which (is|was) read"):
+        main(["check", rows, flag, rows])
+    assert Path(rows).read_bytes() == before
+
+
+@pytest.mark.parametrize("tool", ["split", "prepare"])
+def test_folders(scratch: Scratch, tool: str) -> None:
+    scratch.write("train.jsonl", ROWS)
+    before = Path("train.jsonl").read_bytes()
+    for name, message in (
+        (".", "got 'train.jsonl', which is read"), ("train.jsonl", "Expected --output to name a folder"),
+        ("", "Expected --output to name a folder"), ("train.jsonl/a", "Expected --output to name a folder"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            main([tool, "train.jsonl", "--output", name])
+    assert Path("train.jsonl").read_bytes() == before
+    assert [path.name for path in Path().iterdir()] == ["train.jsonl"]
+
+
+def test_a_link_stays_one_and_a_device_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    write(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+    ours, theirs = pty.openpty()
+    write(os.ttyname(theirs), "to the terminal")
+    assert os.read(ours, 100) == b"to the terminal"
+
+
+WRONG = [
+    *(("--weights", value) for value in ("nan,1", "inf,1", "1e308,1e308")),
+    ("--temperature", "nan"),
+    ("--temperature", "inf"),
+]
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_weights_that_are_no_numbers(scratch: Scratch, words: tuple[str, str]) -> None:
+    scratch.write("a.jsonl", ROWS)
+    scratch.write("b.jsonl", ROWS[:3])
+    with pytest.raises(UsageError, match=r"Expected --(weights|temperature) to be"):
+        main(["mix", "a.jsonl", "b.jsonl", *words, "--output", "out.jsonl"])
+    with pytest.raises(UsageError, match="Expected --split to be 2 or 3 shares"):
+        main(["split", "a.jsonl", "--split", "nan,nan", "--output", "parts"])
