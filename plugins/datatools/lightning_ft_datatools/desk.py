@@ -1,28 +1,34 @@
-"""The terminal of a review: a row is shown, a key is asked for, and the editor is opened."""
+"""The terminal of a review: a row is shown, a key is asked for, and what it says is noted."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import re
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from lightning_ft.errors import UsageError
-from lightning_ft_datatools.reviewing import Decision, Flagged, Journal, place_of
+from lightning_ft_datatools.editing import as_text, check_row, edited, is_visible, values_of
+from lightning_ft_datatools.reviewing import Action, Decision, Flagged, Journal, place_of, same
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rich.text import Text
+
     from lightning_ft.task import Task
     from lightning_ft.types import Row
 
-KEYS = "a accept, r reject, e edit, s skip; A, R: also all others of this kind; u undo, q stop and save, ? this list"
-_EDITORS = ("nano", "vi")
+KEYS = (
+    "a accept, r reject, e edit, s or Enter skip; A, R: this row and all that are left of its kind; u undo,"
+    " q stop and save, ? this list"
+)
+SAID: dict[str, str] = {"accept": "accepted", "reject": "rejected", "edit": "edited"}
+"""What was done with a row."""
+_ASK = "[a]ccept [r]eject [e]dit [s]kip [?] > "
+_LAST = "That was the last one: [u]ndo, Enter saves > "
+_ACTIONS: dict[str, Action] = {"a": "accept", "r": "reject"}
+_PART = re.compile(r"#\d+$")
 
 
 @dataclass
@@ -31,7 +37,7 @@ class Desk:
 
     Args:
         items: the rows.
-        others: all rows by `file:line`, to show the one that a row is compared with.
+        others: rows by `file:line`, to show the one that a row is compared with.
         task: has to format an edited row.
         journal: takes the decisions.
     """
@@ -40,144 +46,150 @@ class Desk:
     others: Mapping[str, Row]
     task: Task
     journal: Journal
-    _past: list[list[Flagged]] = field(default_factory=list)
+    _waiting: list[Flagged] = field(default_factory=list)
+    _past: list[tuple[int, list[Row]]] = field(default_factory=list)
+    """Of each answer the position and the rows that it decided about: none where the row was skipped."""
+    _skipped: set[int] = field(default_factory=set)
+    _drafts: dict[int, str] = field(default_factory=dict)
+    """Edits that were not taken, to go on from."""
 
     def open_items(self) -> list[Flagged]:
         """Rows about which nothing is decided."""
         return [item for item in self.items if self.journal.of(item.row) is None]
 
+    def skipped(self) -> list[str]:
+        """Places of the rows that were skipped and are open still."""
+        items = [self._waiting[position] for position in sorted(self._skipped)]
+        return [place_of(item.row) for item in items if self.journal.of(item.row) is None]
+
     def run(self) -> None:
-        """Ask until every row was asked about once, or until `q` or the end of the input."""
-        waiting = self.open_items()
-        position = 0
-        while position < len(waiting):
-            item = waiting[position]
-            if self.journal.of(item.row) is not None:  # with all others of its kind
-                position += 1
-                continue
-            self._show(item, position + 1, len(waiting))
-            key = self._key()
-            if key == "q":
+        """Ask until every row was asked about, or until `q` or the end of the input."""
+        self._waiting = self.open_items()
+        position, shown = 0, -1
+        # Behind the last row the last answer can be taken back.
+        while position < len(self._waiting) or self._past:
+            at_end = position == len(self._waiting)
+            if position != shown and not at_end:
+                self._show(self._waiting[position], position + 1)
+            shown = position
+            key = _read_key(_LAST if at_end else _ASK)
+            if key == "q" or (at_end and not key):
                 return
             if key == "u":
-                back = self._undo()
-                position = waiting.index(back) if back in waiting else position
-            elif key == "e":
-                position += self._edit(item)
-            elif key in ("a", "r"):
-                self._decide([item], "accept" if key == "a" else "reject")
-                position += 1
-            elif key in ("A", "R"):
-                alike = [
-                    other for other in waiting[position:] if other.kind == item.kind and self.journal.of(other.row) is None
-                ]
-                self._decide(alike, "accept" if key == "A" else "reject")
-                print(f"{len(alike):,} rows of this kind: {'accepted' if key == 'A' else 'rejected'}")
-                position += 1
-            elif key in ("", "s"):
-                position += 1
-            else:
+                position = self._undo(position)
+            elif at_end:
                 print(KEYS)
+            else:
+                position = self._answer(key, position)
 
-    def _key(self) -> str:
-        try:
-            return input("[a]ccept [r]eject [e]dit [s]kip [?] > ").strip()[:1]
-        except EOFError:
-            print()
-            return "q"
+    def _answer(self, key: str, position: int) -> int:
+        """Do what a key says of a row; the position of the next one."""
+        item = self._waiting[position]
+        if key in ("a", "r"):
+            self._decide(position, [item.row], Decision(_ACTIONS[key]))
+        elif key in ("A", "R"):
+            action = _ACTIONS[key.lower()]
+            left = (other for other in self._waiting[position:] if other.kind == item.kind)
+            rows = [other.row for other in left if self.journal.of(other.row) is None]
+            self._decide(position, rows, Decision(action))
+            print(f"{len(rows):,} rows of this kind: {SAID[action]}")
+        elif key in ("", "s"):
+            self._skipped.add(position)
+            self._past.append((position, []))
+        elif key != "e":
+            print(KEYS)
+            return position
+        elif not self._edit(position):
+            return position
+        return self._next_open(position + 1)
 
-    def _decide(self, items: Sequence[Flagged], action: Any, values: Mapping[str, Any] | None = None) -> None:
-        for item in items:
-            self.journal.decide(item.row, Decision(action, values))
-        self._past.append(list(items))
+    def _next_open(self, position: int) -> int:
+        rest = range(position, len(self._waiting))
+        return next((i for i in rest if self.journal.of(self._waiting[i].row) is None), len(self._waiting))
 
-    def _undo(self) -> Flagged | None:
-        """Take the last decision back; the row that it was about."""
+    def _decide(self, position: int, rows: list[Row], decision: Decision) -> None:
+        self.journal.decide(rows, decision)
+        self._past.append((position, rows))
+
+    def _undo(self, position: int) -> int:
+        """Take the last answer back; the position of its row."""
         if not self._past:
             print("Nothing to undo.")
-            return None
-        items = self._past.pop()
-        for item in items:
-            self.journal.decide(item.row, Decision("undo"))
-        return items[0]
+            return position
+        back, rows = self._past.pop()
+        if rows:
+            self.journal.undo(rows)
+        self._skipped.discard(back)
+        return back
 
-    def _edit(self, item: Flagged) -> bool:
+    def _edit(self, position: int) -> bool:
         """Let the person edit a row; whether something came of it."""
-        text = json.dumps(dict(item.row.values), indent=2, ensure_ascii=False, default=str) + "\n"
+        row = self._waiting[position].row
+        before = as_text(row.values)
         try:
-            new = edited(text)
-            values = _row_of(new)
-            self._try(item.row, values)
+            text = self._drafts[position] = edited(self._drafts.get(position, before))
+            values = values_of(text)
+            check_row(self.task, row, values)
         except ValueError as error:
-            print(f"Not taken: {error}.")
+            print(f"Not taken: {visible(str(error).rstrip('.'))}.")
             return False
-        if values == item.row.values:
+        del self._drafts[position]
+        if same(values) == same(json.loads(before)):
             print("Nothing was changed.")
             return False
-        self._decide([item], "edit", values)
+        self._decide(position, [row], Decision("edit", values))
         return True
 
-    def _try(self, row: Row, values: Mapping[str, Any]) -> None:
-        from lightning_ft.data.unfold import examples_of
-
-        examples_of(self.task, replace(row, values=values))
-
-    def _show(self, item: Flagged, number: int, total: int) -> None:
+    def _show(self, item: Flagged, number: int) -> None:
         from rich.console import Console
         from rich.text import Text
 
+        # Text, never a str: what data hold is no markup.
         console = Console(highlight=False, soft_wrap=True)
-        console.print(Text(f"\n{number:,} of {total:,}  {place_of(item.row)}", style="bold"))
+        console.print(Text(f"\n{number:,} of {len(self._waiting):,}  {visible(place_of(item.row))}", style="bold"))
         for finding in item.findings:
-            console.print(Text(visible(f"{finding.kind}: {finding.detail} {finding.other or ''}".rstrip()), style="yellow"))
-        console.print(Text(_fields(item.row)))
-        for finding in item.findings:
-            other = self.others.get((finding.other or "").partition("#")[0])
-            if other is not None and place_of(other) != place_of(item.row):
-                console.print(Text(f"beside it {place_of(other)}", style="bold"))
-                console.print(Text(_fields(other), style="dim"))
+            part = f"#{finding.part} " if finding.part else ""
+            console.print(Text(visible(f"{part}{finding}"), style="yellow"))
+        console.print(_fields(item.row))
+        for place in dict.fromkeys(place_compared(finding.other) for finding in item.findings if finding.other):
+            other = self.others.get(place)
+            if other is not None and place != place_of(item.row):
+                decision = self.journal.of(other)
+                said = f" ({SAID[decision.action]})" if decision else ""
+                console.print(Text(f"beside it {visible(place)}{said}", style="bold"))
+                console.print(_fields(other, "dim"))
 
 
-def _fields(row: Row) -> str:
-    parts = []
+def _read_key(prompt: str) -> str:
+    """What is typed up to Enter; `q` at the end of the input."""
+    try:
+        key = input(prompt).strip()
+        if not sys.stdin.isatty():
+            print(key)  # as a terminal would
+        return key
+    except UnicodeDecodeError:
+        return "?"
+    except (EOFError, RuntimeError):  # the latter where there is no standard input at all
+        print()
+        return "q"
+
+
+def place_compared(other: str) -> str:
+    """`file:line` of the row that a finding names, without the number of its part."""
+    return _PART.sub("", other)
+
+
+def _fields(row: Row, style: str = "") -> Text:
+    from rich.text import Text
+
+    lines = Text(style=style)
     for column, value in row.values.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, default=str)
-        parts.append(f"  {column}: " + visible(text).replace("\n", "\n    "))
-    return "\n".join(parts)
+        name = visible(column).replace("\n", "\\n")
+        lines.append("\n" if lines else "").append(f"  {name}: ", style="cyan").append(visible(text).replace("\n", "\n    "))
+    return lines
 
 
 def visible(text: str) -> str:
     """A text whose control characters are written out, so that data cannot steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
-def edited(text: str) -> str:
-    """A text after the person's editor had it.
-
-    Raises:
-        ValueError: the editor ended with an error.
-        UsageError: there is none.
-    """
-    name = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(shutil.which, _EDITORS), "")
-    if not name:
-        raise UsageError("Expected an editor in $VISUAL or $EDITOR to edit a row with, got none; set EDITOR=nano, say.")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "row.json"
-        file.write_text(text, encoding="utf-8", errors="surrogatepass")
-        try:
-            done = subprocess.run([*shlex.split(name), str(file)], check=False)
-        except OSError as error:
-            raise UsageError(f"Expected the editor '{name}' to start, got: {error.strerror}; set EDITOR.") from None
-        if done.returncode:
-            raise ValueError(f"the editor '{name}' ended with {done.returncode}")
-        return file.read_text(encoding="utf-8", errors="replace")
-
-
-def _row_of(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected valid JSON, got '{error.msg}' in line {error.lineno}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"expected an object with the row's columns, got {type(values).__name__}")
-    return values
+    return "".join(c if is_visible(c) or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -70,6 +70,10 @@ class Finding:
         place = f"{self.source}:{self.line}" if self.line else self.source
         return f"{place}#{self.part}" if self.part else place
 
+    def __str__(self) -> str:
+        """The kind, the message, and the row that it is compared with."""
+        return f"{self.kind}: {self.detail} {self.other}" if self.other else f"{self.kind}: {self.detail}"
+
 
 @dataclass(frozen=True)
 class Report:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.errors import UsageError
 from lightning_ft_datatools.findings import KINDS
 from lightning_ft_datatools.output import write_rows
+from lightning_ft_datatools.targets import check_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from lightning_ft.types import Row
     from lightning_ft_datatools.findings import Finding, Report
     from lightning_ft_datatools.survey import Survey
 
+QUARANTINE, CHANGES = ".quarantine.jsonl", ".changes.jsonl"
+"""Endings of the files beside the kept rows, instead of `.jsonl`."""
 REMOVED = ("exact_duplicate", "near_duplicate")
 """Kinds beside the errors that take a row out."""
 _BLANKS = re.compile(r"[^\S\n]+")
@@ -54,11 +56,29 @@ class Cleaned:
     taken: list[dict[str, Any]]
     changes: list[dict[str, str]]
 
+    def take_out(self, place: str, reason: str, why: str, values: Mapping[str, Any] | None = None) -> None:
+        """Put a row into the quarantine; a line that cannot be read has no values."""
+        entry: dict[str, Any] = {"row": place, "reason": reason}
+        self.taken.append(entry if values is None else entry | {"values": dict(values)})
+        self.changes.append({"row": place, "change": "removed", "why": why})
+
+    def take_out_unreadable(self, report: Report) -> None:
+        """Put all lines that cannot be read into the quarantine."""
+        for finding in report.issues:
+            if finding.kind == "unreadable":
+                self.take_out(finding.row, str(finding), finding.kind)
+
     def write(self, beside: Path) -> tuple[Path, Path]:
         """Write `*.quarantine.jsonl` and `*.changes.jsonl` beside a file."""
-        paths = beside.with_suffix(".quarantine.jsonl"), beside.with_suffix(".changes.jsonl")
+        paths = beside.with_suffix(QUARANTINE), beside.with_suffix(CHANGES)
         write_rows(paths[0], self.taken)
         write_rows(paths[1], self.changes)
+        return paths
+
+    def save(self, path: Path) -> tuple[Path, Path]:
+        """Write the kept rows and, before them, what is beside them."""
+        paths = self.write(path)
+        write_rows(path, [values for _, values in self.kept])
         return paths
 
     @property
@@ -77,16 +97,11 @@ def fix(survey: Survey, report: Report, out: str, *, lower: bool = False) -> Fix
         lower: put all texts in lower case.
 
     Raises:
-        UsageError: `out` is no .jsonl file, or one of the files that were read.
+        UsageError: `out` is no .jsonl file, it or a file beside it was read, or there is no folder for it.
     """
-    path = Path(out)
-    if path.suffix != ".jsonl":
-        raise UsageError(f"Expected --fix to name a .jsonl file, got '{out}'; type {path.with_suffix('.jsonl')}.")
-    if path.resolve() in {read.resolve() for read in survey.files}:
-        raise UsageError(f"Expected --fix to name a new file, got '{out}', which was read; type another name.")
+    path = check_rows(out, [str(file) for file in survey.files], "--fix", (QUARANTINE, CHANGES))
     cleaned = clean(survey, report, lower=lower)
-    quarantine, record = cleaned.write(path)
-    write_rows(path, [values for _, values in cleaned.kept])
+    quarantine, record = cleaned.save(path)
     return Fixed(path, quarantine, record, len(cleaned.kept), cleaned.changed, len(cleaned.taken))
 
 
@@ -102,25 +117,13 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
     for row in survey.rows:
         place = f"{row.source}:{row.line}"
         if place in reasons:
-            finding = reasons[place]
-            other = f" {finding.other}" if finding.other else ""
-            reason = f"{finding.kind}: {finding.detail}{other}"
-            cleaned.taken.append({"row": place, "reason": reason, "values": dict(row.values)})
-            cleaned.changes.append({"row": place, "change": "removed", "why": finding.kind})
+            cleaned.take_out(place, str(reasons[place]), reasons[place].kind, row.values)
             continue
         values, done = _clean(dict(row.values), lower)
         cleaned.kept.append((row, values))
         cleaned.changes.extend({"row": place, "column": column, "change": what} for column, what in done)
-    take_unreadable(cleaned, report)
+    cleaned.take_out_unreadable(report)
     return cleaned
-
-
-def take_unreadable(cleaned: Cleaned, report: Report) -> None:
-    """Put the lines that cannot be read to those that are taken out."""
-    for finding in report.issues:
-        if finding.kind == "unreadable":
-            cleaned.taken.append({"row": finding.row, "reason": f"unreadable: {finding.detail}"})
-            cleaned.changes.append({"row": finding.row, "change": "removed", "why": "unreadable"})
 
 
 def _reasons(survey: Survey, issues: Iterable[Finding]) -> dict[str, Finding]:

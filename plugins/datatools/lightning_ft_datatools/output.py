@@ -12,33 +12,7 @@ from lightning_ft.atomic import write_text
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-
-def new_rows(flag: str, name: str, read: Iterable[Path], beside: Sequence[str] = ()) -> Path:
-    """The path of a .jsonl file that may be written.
-
-    Args:
-        flag: that named it.
-        name: what it named.
-        read: files that must stay as they are.
-        beside: endings of further files that are written instead of `.jsonl`.
-
-    Raises:
-        UsageError: it is no .jsonl file, it or a file beside it is read, or there is no folder for it.
-    """
-    path = Path(name)
-    if path.suffix != ".jsonl":
-        other = path.with_suffix(".jsonl") if path.name else "rows.jsonl"
-        raise UsageError(f"Expected {flag} to name a .jsonl file, got '{name}'; type {other}.")
-    known = {file.resolve() for file in read}
-    for own in (path, *(path.with_suffix(ending) for ending in beside)):
-        if own.resolve() in known:
-            what = "which is read" if own == path else f"beside which '{own}' is read and would be written"
-            raise UsageError(f"Expected {flag} to name a new file, got '{path}', {what}; type another name.")
-    if not path.parent.is_dir():
-        raise _no_folder(path)
-    return path
+    from collections.abc import Iterable, Iterator
 
 
 def write(name: str | Path, text: str) -> None:
@@ -73,12 +47,8 @@ def _explained(path: Path) -> Iterator[Path]:
     try:
         yield path
     except FileNotFoundError:
-        raise _no_folder(path) from None
+        raise UsageError(f"Expected a folder for '{path}', but there is none; type mkdir -p '{path.parent}'.") from None
     except OSError as error:
         raise UsageError(
             f"Could not write '{path}': {error.strerror or error}; free some space, or name another file."
         ) from None
-
-
-def _no_folder(path: Path) -> UsageError:
-    return UsageError(f"Expected a folder for '{path}', but there is none; type mkdir -p '{path.parent}'.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lightning_ft_datatools.findings import KINDS
-from lightning_ft_datatools.fix import Cleaned, take_unreadable
+from lightning_ft_datatools.fix import Cleaned
+from lightning_ft_datatools.output import append
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -18,22 +20,23 @@ if TYPE_CHECKING:
     from lightning_ft_datatools.findings import Finding, Report, Severity
     from lightning_ft_datatools.survey import Survey
 
-Action = Literal["accept", "reject", "edit", "undo"]
+Action = Literal["accept", "reject", "edit"]
+JOURNAL = ".review.jsonl"
+"""Ending of the file with the decisions, instead of `.jsonl`."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """The worst first."""
+_UNDO = "undo"
 
 
 @dataclass(frozen=True)
 class Flagged:
-    """A row with what was found in it, the worst first."""
+    """A row to look at."""
 
     row: Row
     findings: tuple[Finding, ...]
-
-    @property
-    def kind(self) -> str:
-        """Kind of the worst finding; empty where nothing was found."""
-        return self.findings[0].kind if self.findings else ""
+    """All that was found in it, the worst first."""
+    kind: str
+    """The worst kind among those that were asked for; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +51,38 @@ class Decision:
 def flagged(
     survey: Survey, report: Report, *, kinds: Collection[str] = (), severity: Severity = "warning", everything: bool = False
 ) -> list[Flagged]:
-    """The rows to look at, in the order of the files; rows that cannot be read are not among them.
+    """The rows to look at, in the order of the files; lines that cannot be read are not among them.
 
     Args:
         survey: the rows.
         report: the findings.
-        kinds: only these kinds of findings; empty: by severity.
+        kinds: only rows with these kinds of findings; empty: by severity.
         severity: the least severe findings that count.
         everything: all rows, also those without a finding.
     """
-    wanted = set(kinds) or {
-        kind for kind, known in KINDS.items() if SEVERITIES.index(known.severity) <= SEVERITIES.index(severity)
-    }
-    order = list(KINDS)
-    found: dict[str, list[Finding]] = {}
-    for finding in report.issues:
-        if finding.kind in wanted:
-            found.setdefault(f"{finding.source}:{finding.line}", []).append(finding)
+    most = SEVERITIES.index("note" if everything else severity)
+    wanted = set(kinds) or {kind for kind, known in KINDS.items() if SEVERITIES.index(known.severity) <= most}
+    found = _by_place(report)
     out = []
     for row in survey.rows:
-        own = sorted(found.get(place_of(row), ()), key=lambda finding: order.index(finding.kind))
-        if own or everything:
-            out.append(Flagged(row, tuple(own)))
+        own = found.get(place_of(row), ())
+        kind = next((finding.kind for finding in own if finding.kind in wanted), "")
+        if kind or everything:
+            out.append(Flagged(row, tuple(own), kind))
     return out
 
 
 def place_of(row: Row) -> str:
     """`file:line` of a row as it stands in the file."""
     return f"{row.source}:{row.line}"
+
+
+def _by_place(report: Report) -> dict[str, list[Finding]]:
+    """The findings of each row in the report's order: the worst first."""
+    found: dict[str, list[Finding]] = defaultdict(list)
+    for finding in report.issues:
+        found[f"{finding.source}:{finding.line}"].append(finding)
+    return found
 
 
 class Journal:
@@ -90,75 +97,87 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._decided: dict[tuple[str, str], Decision] = {}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._take((entry["row"], entry["digest"]), Decision(entry["action"], entry.get("values")))
-                except (ValueError, LookupError, TypeError):
-                    continue  # the end of a line that a kill cut off: its row is asked again
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        # On a line of its own also behind one that a kill cut off.
+        self._start = "" if text.endswith("\n") or not text else "\n"
+        for line in text.split("\n"):
+            self._read(line)
 
     def of(self, row: Row) -> Decision | None:
         """What was decided about a row."""
         return self._decided.get(_key(row))
 
-    def decide(self, row: Row, decision: Decision) -> None:
-        """Note a decision; `undo` takes the one before back."""
-        place, digest = _key(row)
-        entry: dict[str, Any] = {"row": place, "digest": digest, "action": decision.action}
-        if decision.values is not None:
-            entry["values"] = dict(decision.values)
-        line = json.dumps(entry, ensure_ascii=True, default=str)
-        # On a line of its own also behind one that was cut off.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n" if self._cut() else f"{line}\n")
-        self._take((place, digest), decision)
+    def decide(self, rows: Sequence[Row], decision: Decision) -> None:
+        """Note a decision about rows.
 
-    def _cut(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(0, 2)
-            if not file.tell():
-                return False
-            file.seek(-1, 2)
-            return file.read(1) != b"\n"
+        Raises:
+            UsageError: the disk takes no more.
+        """
+        self._note(rows, decision.action, decision.values)
+        self._decided.update(dict.fromkeys(map(_key, rows), decision))
 
-    def _take(self, key: tuple[str, str], decision: Decision) -> None:
-        if decision.action == "undo":
+    def undo(self, rows: Sequence[Row]) -> None:
+        """Note that nothing is decided about rows. The same error."""
+        self._note(rows, _UNDO)
+        for row in rows:
+            self._decided.pop(_key(row), None)
+
+    def _note(self, rows: Sequence[Row], action: str, values: Mapping[str, Any] | None = None) -> None:
+        entries = [{"row": place, "digest": digest, "action": action} for place, digest in map(_key, rows)]
+        more = {} if values is None else {"values": dict(values)}
+        lines = (json.dumps(entry | more, ensure_ascii=True, default=str) + "\n" for entry in entries)
+        append(self.path, self._start + "".join(lines))
+        self._start = ""
+
+    def _read(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            key, action, values = (str(entry["row"]), str(entry["digest"])), entry["action"], entry.get("values")
+        except (ValueError, LookupError, TypeError):
+            return  # a line that a kill cut off: its row is asked again
+        if action == _UNDO:
             self._decided.pop(key, None)
-        else:
-            self._decided[key] = decision
+        elif action in get_args(Action) and isinstance(values, dict) == (action == "edit"):
+            self._decided[key] = Decision(cast("Action", action), values)
 
 
 def _key(row: Row) -> tuple[str, str]:
-    text = json.dumps(dict(row.values), sort_keys=True, ensure_ascii=True, default=str)
-    return place_of(row), hashlib.sha256(text.encode()).hexdigest()[:16]
+    return place_of(row), hashlib.sha256(same(row.values).encode()).hexdigest()[:16]
 
 
-def outcome(survey: Survey, report: Report, items: Sequence[Flagged], journal: Journal) -> Cleaned:
+def same(values: Mapping[str, Any]) -> str:
+    """A text that two rows have in common only if a file would hold the same for both; 1 and true are not the same."""
+    return json.dumps(dict(values), sort_keys=True, ensure_ascii=True, default=str)
+
+
+def outcome(survey: Survey, report: Report, journal: Journal) -> Cleaned:
     """The kept rows, those taken out, and every change; a row without a decision is kept as it is.
+
+    Decisions count for all rows, also for those that other options had shown earlier.
 
     Args:
         survey: all rows.
-        report: for those that cannot be read.
-        items: the rows that were looked at.
+        report: what was found in them, and the lines that cannot be read.
         journal: the decisions.
     """
-    reasons = {place_of(item.row): "; ".join(f"{f.kind}: {f.detail}" for f in item.findings) for item in items}
+    found = _by_place(report)
     done = Cleaned([], [], [])
     for row in survey.rows:
         place, decision = place_of(row), journal.of(row)
-        if decision is None or place not in reasons or decision.action == "accept":
+        if decision is None or decision.action == "accept":
             done.kept.append((row, dict(row.values)))
         elif decision.action == "reject":
-            reason = f"rejected in a review{': ' if reasons[place] else ''}{reasons[place]}"
-            done.taken.append({"row": place, "reason": reason, "values": dict(row.values)})
-            done.changes.append({"row": place, "change": "removed", "why": "review"})
+            reasons = "; ".join(map(str, found.get(place, ())))
+            done.take_out(place, f"rejected in a review{': ' if reasons else ''}{reasons}", "review", row.values)
         else:
             new = dict(decision.values or {})
             done.kept.append((row, new))
-            columns = [column for column in {**row.values, **new} if row.values.get(column) != new.get(column)]
+            columns = [column for column in {**row.values, **new} if _differs(column, row.values, new)]
             done.changes.extend({"row": place, "column": column, "change": "edited"} for column in columns)
-    take_unreadable(done, report)
-    unreadable = sum(finding.kind == "unreadable" for finding in report.issues)
-    assert len(done.kept) + len(done.taken) == len(survey.rows) + unreadable
+    done.take_out_unreadable(report)
+    assert len(done.kept) + len(done.taken) == report.rows_read
     return done
+
+
+def _differs(column: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return (column in one) != (column in other) or same({"": one[column]}) != same({"": other[column]})

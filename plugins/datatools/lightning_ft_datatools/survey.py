@@ -76,7 +76,7 @@ def read(names: Sequence[str], options: Options) -> Survey:
     findings: list[Finding] = []
     rows: list[Row] = []
     for path in files:
-        found, problems = _rows_of(path)
+        found, problems = rows_of(path)
         rows += [renamed(row, options.columns) for row in found]
         findings += problems
     if not rows:
@@ -96,7 +96,7 @@ def read(names: Sequence[str], options: Options) -> Survey:
     return survey
 
 
-def _rows_of(path: Path) -> tuple[list[Row], list[Finding]]:
+def rows_of(path: Path) -> tuple[list[Row], list[Finding]]:
     """The rows of a file and a finding for each that is none."""
     from lightning_ft.data.badrows import BadRows
     from lightning_ft.data.sources import read_rows
@@ -204,7 +204,7 @@ def _questions(name: str) -> list[tuple[str, str]]:
         return [(record.question or record.answer, record.id) for record in read([name], Options()).records]
     from lightning_ft.data.sources import expand
 
-    rows = [row for path in expand([name]) for row in _rows_of(path)[0]]
+    rows = [row for path in expand([name]) for row in rows_of(path)[0]]
     return [(max(strings(dict(row.values)), key=len, default=""), row.id) for row in rows]
 
 

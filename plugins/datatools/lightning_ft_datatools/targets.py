@@ -31,6 +31,33 @@ def check_target(name: str | Path, names: Sequence[str], flag: str = "--output")
     return path
 
 
+def check_rows(name: str, names: Sequence[str], flag: str = "--output", beside: Sequence[str] = ()) -> Path:
+    """A .jsonl file to write, and others beside it.
+
+    Args:
+        name: as it was typed.
+        names: files, globs and folders that are read.
+        flag: that named it.
+        beside: endings of the others, instead of `.jsonl`.
+
+    Raises:
+        UsageError: as `check_target`; also another suffix, a file beside it that is read, or no folder for it.
+    """
+    path = check_target(name, names, flag)
+    if path.suffix != ".jsonl":
+        raise UsageError(f"Expected {flag} to name a .jsonl file, got '{path}'; type {path.with_suffix('.jsonl')}.")
+    read = {file.resolve() for file in expand(names)}
+    for other in (path.with_suffix(ending) for ending in beside):
+        if other.resolve() in read:
+            raise UsageError(
+                f"Expected {flag} to name a new file, got '{path}', beside which '{other}' is read and would be written; type"
+                " another name."
+            )
+    if not path.parent.is_dir():  # said before any work is done
+        raise UsageError(f"Expected a folder for '{path}', but there is none; type mkdir -p '{path.parent}'.")
+    return path
+
+
 def check_folder(name: str, names: Sequence[str], files: Sequence[str]) -> Path:
     """A folder to write to, made where it is missing.
 

@@ -67,8 +67,7 @@ def _issues(report: Report, shown: int) -> Iterator[str]:
     for kind, count in counts.items():
         own = [finding for finding in report.issues if finding.kind == kind]
         for finding in own[:shown]:
-            other = f" {finding.other}" if finding.other else ""
-            yield f"  {finding.row}: {kind}: {finding.detail}{other}"
+            yield f"  {finding.row}: {finding}"
         if count > shown:
             yield f"  and {count - shown:,} more {kind}"
     yield ""
