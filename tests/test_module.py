@@ -1,7 +1,7 @@
 """FineTuner in Lightning's Trainer on a tiny model: one batch is one exact optimiser step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -239,6 +239,22 @@ def test_validation_is_the_mean_over_all_tokens(tmp_path: Path, fillers: int) ->
         right += int((logits.argmax(-1) == labels).sum())
     assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(nll / tokens, rel=1e-6)
     assert float(trainer.callback_metrics["val_token_accuracy"]) == pytest.approx(right / tokens)
+
+
+def test_validation_tells_the_loss_of_each_source(tmp_path: Path) -> None:
+    held_out = [replace(row, row=f"{'ab'[i % 2]}.jsonl:{i}{'#1' if i > 3 else ''}") for i, row in enumerate(rows(7, 5))]
+    data = data_of(tmp_path, held_out)
+    module = module_of(data, learning_rate=1e-30)
+    module.sources = ("b.jsonl", "a.jsonl")
+    trainer = fit(module, data, tmp_path)
+    model = tiny_llama()
+    for source in module.sources:
+        own = [row for row in held_out if row.row.startswith(source)]
+        logits = [model(input_ids=torch.tensor(row.input_ids)[None]).logits[0, :-1].detach() for row in own]
+        pairs = zip(logits, own, strict=True)
+        nll = sum(float(F.cross_entropy(out, torch.tensor(row.labels)[1:], reduction="sum")) for out, row in pairs)
+        wanted = nll / sum(row.supervised for row in own)
+        assert float(trainer.callback_metrics[f"val_loss/{source}"]) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_ranks_share_validation_and_make_as_many_passes(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_loss_and_gradient_are_those_of_the_plain_products(weight: Tensor, rows:
     assert (grad.float() - wanted_grad).norm() < 2e-2 * wanted_grad.norm()
 
 
-@pytest.mark.parametrize("way", ["in place", "data", "row by data"])
+@pytest.mark.parametrize("way", ["in place", "beside the first column", "data", "row by data"])
 def test_changed_weight_is_seen(weight: Tensor, way: str) -> None:
     x = torch.randn(4, 48).bfloat16()
     first = reordered(weight)
@@ -47,6 +47,8 @@ def test_changed_weight_is_seen(weight: Tensor, way: str) -> None:
     assert reordered(weight) is first, "kept"
     if way == "in place":
         weight.mul_(2)
+    elif way == "beside the first column":
+        weight[:, 1:].mul_(2)
     elif way == "data":
         weight.data += 1
     else:

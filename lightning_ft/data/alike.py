@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from lightning_ft.data.joined import joined
 from lightning_ft.types import Classified, Conversation, Text
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ def alike_rows(prompts: Sequence[str], registry: Registry, say: Callable[[str], 
         registry: for the plugins.
         say: told what was found, and what was not looked for.
     """
-    if not finders(registry):
-        return []
     if len(prompts) > MOST:
         say(f"data: nearly the same prompts are not looked for among more than {MOST:,} rows; `data split` does")
         return []
@@ -59,15 +58,7 @@ def alike_rows(prompts: Sequence[str], registry: Registry, say: Callable[[str], 
 
 def _families(pairs: Sequence[tuple[int, int]], rows: int) -> list[bool]:
     """Whether each pair belongs to more rows that hang together than duplicates do."""
-    parent = list(range(rows))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    for one, other in pairs:
-        parent[root(one)] = root(other)
-    sizes = Counter(root(node) for node in range(rows))
+    roots = joined(rows, pairs)
+    sizes = Counter(roots)
     most = max(_SMALL_FAMILY, FAMILY * rows)
-    return [sizes[root(one)] > most for one, _ in pairs]
+    return [sizes[roots[one]] > most for one, _ in pairs]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import sync, write_json
-from lightning_ft.data.alike import alike_rows, prompt_of
+from lightning_ft.data.alike import alike_rows, finders, prompt_of
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import DETECTED_FROM, task_of
 from lightning_ft.data.encode import CHUNK
@@ -215,7 +215,7 @@ class Build:
 
     def _alike(self) -> list[tuple[int, int]]:
         """Pairs of rows to be split, by number, whose prompts are nearly the same; none where rows name their split."""
-        if self._splitter.named or sum(share > 0 for share in self._shares()) < 2:
+        if self._splitter.named or sum(share > 0 for share in self._shares()) < 2 or not finders(self.registry):
             return []
         if self._kept is None:
             self.say("data: nearly the same prompts are not looked for in files of this size; `data split` does")

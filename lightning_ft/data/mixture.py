@@ -89,10 +89,15 @@ def mixture_of(config: TrainingConfig, sources: Sequence[str]) -> Mixture | None
     if config.mix:
         weights = [config.mix[entry] for entry in of_entry]
     else:
-        sizes = np.array([len(own) for own in rows], dtype=np.float64)
-        # As exp((log n - log max) / T), which no temperature makes overflow.
-        weights = np.exp(np.log(sizes / sizes.max()) / (config.mix_temperature or 1.0)).tolist()
+        weights = by_size([len(own) for own in rows], config.mix_temperature or 1.0)
     return Mixture(tuple(of_entry), tuple(rows), apportioned(weights, len(found)), config.seed)
+
+
+def by_size(sizes: Sequence[int], temperature: float) -> list[float]:
+    """Weights n^(1/T) up to a factor (Conneau and Lample 2019, arXiv:1901.07291, section 3.1), which no T makes overflow."""
+    numbers = np.asarray(sizes, dtype=np.float64)
+    weights: list[float] = ((numbers / numbers.max()) ** (1 / temperature)).tolist()
+    return weights
 
 
 def apportioned(weights: Sequence[float], total: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lightning_ft.data.joined import joined
 from lightning_ft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -163,18 +164,9 @@ class Splitter:
             return prompts[rows]
         names, numbers = np.unique(np.concatenate((prompts, bound[:, 1])), return_inverse=True)
         of_row, of_value = numbers[: len(prompts)], numbers[len(prompts) :]
-        parent = array("q", range(len(names)))
-
-        def root(node: int) -> int:
-            while parent[node] != node:
-                parent[node] = node = parent[parent[node]]
-            return node
-
-        edges = (zip(of_row[bound[:, 0].astype(np.int64)], of_value, strict=True), of_row[pairs])
-        for one, other in (edge for part in edges for edge in part):
-            first, second = sorted((root(int(one)), root(int(other))))
-            parent[second] = first
-        return names[[root(node) for node in of_row[rows].tolist()]]
+        edges = np.concatenate((np.stack((of_row[bound[:, 0].astype(np.int64)], of_value), 1), of_row[pairs]))
+        roots = np.frombuffer(joined(len(names), edges.tolist()), np.int64)
+        return names[roots[of_row[rows]]]
 
 
 def _unnamed(place: str, got: str) -> DataError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_ft.data.mixture import apportioned, by_size
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,12 +58,11 @@ def mix(
     if temperature is not None and (weights is not None or not 0 < temperature < math.inf):
         raise UsageError("Expected --temperature to be above 0 and without --weights; type one of the two.")
     sources = [convert([name], to, task=task, columns=columns) for name in names]
-    sizes = np.array([len(rows) for rows in sources], dtype=float)
-    shares = np.array(weights, dtype=float) if weights is not None else (sizes / sizes.max()) ** (1 / (temperature or 1.0))
-    total = int(sizes.sum()) if count is None else count
+    sizes = [len(rows) for rows in sources]
+    total = sum(sizes) if count is None else count
     if total < 1:
         raise UsageError(f"Expected --count to be at least 1; got {total}.")
-    wanted = _whole(shares / shares.sum() * total)
+    wanted = apportioned(by_size(sizes, temperature or 1.0) if weights is None else weights, total)
     draw = np.random.default_rng(seed)
     mixed: list[dict[str, Any]] = []
     counts = {}
@@ -73,12 +73,3 @@ def mix(
         mixed += [{**rows[i], "source": rows[i].get("source", name)} for i in order]
         counts[name] = (len(rows), number, number - len(Counter(order)))
     return Mixed([mixed[i] for i in draw.permutation(len(mixed)).tolist()], counts)
-
-
-def _whole(shares: Any) -> list[int]:
-    """Whole numbers with the same sum, each at most 1 away from its share (largest remainders)."""
-    numbers = np.floor(shares).astype(int)
-    missing = round(float(shares.sum())) - int(numbers.sum())
-    for i in np.argsort(-(shares - numbers), kind="stable")[:missing]:
-        numbers[i] += 1
-    return [int(number) for number in numbers]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_ft.errors import UsageError
 from lightning_ft_datatools.commands.parser import parsed, tool
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     from lightning_ft_datatools.augmenting import SHARE, augment
     from lightning_ft_datatools.noise import KINDS
     from lightning_ft_datatools.output import write_rows
-    from lightning_ft_datatools.targets import check_target
+    from lightning_ft_datatools.targets import check_rows
     from lightning_ft_datatools.ways import RATE, TEMPERATURE
 
     parser = tool(
@@ -48,12 +46,7 @@ def main(argv: Sequence[str]) -> int:
     add("--share", type=float, default=SHARE, metavar="S", help=f"of the training rows, which get copies (default: {SHARE})")
     add("--seed", type=int, default=0, metavar="N", help="another seed gives other copies (default: 0)")  # fmt: skip
     arguments = parsed(parser, argv)
-    output = Path(arguments.output)
-    if output.suffix != ".jsonl":
-        raise UsageError(f"Expected --output to name a .jsonl file, got '{output}'; type {output.with_suffix('.jsonl')}.")
-    check_target(output, arguments.files)
-    if not output.parent.is_dir():  # said before a model has worked for an hour
-        raise UsageError(f"Expected a folder for '{output}', but there is none; type mkdir -p '{output.parent}'.")
+    output = check_rows(arguments.output, arguments.files)
     made = augment(
         arguments.files, rephrase=arguments.rephrase, rephrase_model=arguments.rephrase_model, noise=arguments.noise,
         noise_rate=arguments.noise_rate, copies=arguments.copies, share=arguments.share, seed=arguments.seed,

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Write a mixture and account for it."""
     from lightning_ft_datatools.mixing import mix
     from lightning_ft_datatools.output import write_rows
-    from lightning_ft_datatools.targets import check_target
+    from lightning_ft_datatools.targets import check_rows
 
     parser = tool(
         "mix",
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--to", default="messages", metavar="FORMAT", help="format, as for convert (default: messages)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice and the order (default: 0)")
     arguments = parsed(parser, argv)
-    check_target(arguments.output, arguments.files)
+    check_rows(arguments.output, arguments.files)
     weights = None if arguments.weights is None else shares_of(arguments.weights, "--weights", "3,1")
     mixed = mix(
         arguments.files, weights=weights, temperature=arguments.temperature, count=arguments.count, to=arguments.to,

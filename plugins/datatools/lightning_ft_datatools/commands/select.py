@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the selected rows."""
     from lightning_ft_datatools.output import write_rows
     from lightning_ft_datatools.selection import WAYS, select
-    from lightning_ft_datatools.targets import check_target
+    from lightning_ft_datatools.targets import check_rows
 
     parser = tool(
         "select",
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--by", default="diverse", choices=WAYS, help="diverse (default), or quality, with its parts")
     parser.add_argument("--balance", metavar="COLUMN", help="as many rows of each value of a column as there are")
     arguments = parsed(parser, argv)
-    check_target(arguments.output, arguments.files)
+    check_rows(arguments.output, arguments.files)
     rows = select(
         arguments.files,
         arguments.count,
