@@ -137,9 +137,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half written; call it under the run's lock only."""
-    for path in (*folder.glob(f"{TEMPORARY}*"), *(folder / "checkpoints").glob(f"{TEMPORARY}*")):
+def clear_leftovers(folder: Path, of: str = "*") -> None:
+    """Remove what killed processes left half written; call it under the run's lock only.
+
+    Args:
+        folder: The run folder.
+        of: A pattern of the names that were being written.
+    """
+    for path in (*folder.glob(f"{TEMPORARY}{of}"), *(folder / "checkpoints").glob(f"{TEMPORARY}{of}")):
         home = path.with_name(path.name.removeprefix(ASIDE).rpartition("-")[0])
         if path.name.startswith(ASIDE) and not home.exists():
             path.rename(home)  # it stepped aside for a folder that never came

@@ -204,7 +204,8 @@ def _ledger_part(ledger: Any) -> str:
 def _run_part(run: Any) -> str:
     if isinstance(run, str):
         return missing(run)
-    rows = [(name, _plain(value)) for name, value in _flat(run)]
+    # A run says that it has finished when its report is there: one that is killed before is resumed, and writes it again.
+    rows = [(name, _plain(value)) for name, value in _flat(run) if name != "status"]
     return f'<details open="open"><summary>run.json</summary>{table(("what", "value"), rows)}</details>'
 
 

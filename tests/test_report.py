@@ -118,7 +118,7 @@ def test_everything_that_the_run_left_is_shown(run: Path) -> None:
         "loss (lower is better)", "-1.161", "[-1.221, -1.101]", "+17.2 pp", "[+16.1 pp, +18.3 pp]", "51.2 %",
         "support.jsonl:17", "Where is my parcel?", "It is on its way; you will get it on Friday.", "(empty)", "(none)",
         "data/support.jsonl", "data/<more> & more.csv", "2,208", "role supervised", "duplicate",
-        "versions.torch", "2.10.0", "finished", "model: embedded",
+        "versions.torch", "2.10.0", "model: embedded",
         "1 lines of metrics.jsonl that cannot be read",
     ):  # fmt: skip
         assert expected in shown, expected

@@ -145,6 +145,13 @@ class Saver(L.Callback):
     def save(self, trainer: L.Trainer, step: int) -> None:
         """Write the checkpoint of `step`, then delete those that are neither newest nor among the best."""
         trainer.save_checkpoint(checkpoint.path_of(self.folder, step))
+        self._prune(trainer, step)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Delete what a run that was killed behind its last save had no time to delete: its resume has no save to do."""
+        self._prune(trainer, trainer.global_step)
+
+    def _prune(self, trainer: L.Trainer, step: int) -> None:
         if not trainer.is_global_zero:
             return
         there = checkpoint.checkpoints(self.folder)

@@ -74,8 +74,9 @@ class RunFolder:
         file.flush()
         self._lock = file
         _HELD.add(file)
-        if (self.path / "run.json").is_file():
-            clear_leftovers(self.path)
+        # A folder of the user's without a run keeps its files, but for those that only the start of a run writes.
+        for of in ("*",) if (self.path / "run.json").is_file() else ("config.yaml-*", "run.json-*"):
+            clear_leftovers(self.path, of)
 
     def release(self) -> None:
         """Give the folder free."""

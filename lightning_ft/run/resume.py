@@ -45,6 +45,7 @@ class Resume:
                     f"Expected the same {what} as run '{self.run}' had ({_short(before)}), got {_short(now)}; {mend}, or start "
                     f"a new run from its result with --model {self.run}."
                 )
+        run.record.pop("error", None)  # what ended the process before this one
         run.update(status="running", resumed_from=self.checkpoint.name if self.checkpoint else None)
         return run
 

@@ -375,5 +375,4 @@ class Session:
         """report.html over everything that the folder holds."""
         from lightning_ft.report import write_report
 
-        self.folder.update(status="finished")
         self.say(f"report: {write_report(self.folder.path)}")

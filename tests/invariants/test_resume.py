@@ -61,7 +61,9 @@ class Whole:
         mine, other = self.record(self.run), self.record(run)
         for key in ("status", "best_step", "steps", "total_steps"):
             assert mine[key] == other[key]
+        assert "error" not in other
         assert self.checkpoints(run) == self.checkpoints(self.run)
+        assert (run / "report.html").is_file()
         assert not list(run.rglob(".tmp*"))
 
     @staticmethod
