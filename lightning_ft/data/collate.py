@@ -36,17 +36,17 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
     )
 
 
-def pack(rows: Sequence[Encoded], multiple: int = 1, pad_id: int = 0) -> Batch:
+def pack(rows: Sequence[Encoded], length: int | None = None, pad_id: int = 0) -> Batch:
     """Rows end to end in one row; positions restart with each and `documents` has the borders.
 
     Args:
         rows: What to lay end to end.
-        multiple: The packed row is filled up to a multiple of this many tokens, by a document that nothing is trained on
-            and that is in neither `rows` nor `lengths`: few different shapes mean few compiled kernels.
+        length: Tokens that the packed row is filled up to, by a document that nothing is trained on and that is in neither
+            `rows` nor `lengths`: few different shapes mean few compiled kernels. None: it is not filled.
         pad_id: Token id of the filling.
     """
     lengths = tuple(len(row.input_ids) for row in rows)
-    extra = -sum(lengths) % multiple
+    extra = 0 if length is None else length - sum(lengths)
     parts = [*rows, Encoded([pad_id] * extra, [IGNORE_INDEX] * extra, row="")] if extra else list(rows)
     borders = (0, *np.cumsum([len(part.input_ids) for part in parts]).tolist())
     return Batch(
@@ -58,14 +58,6 @@ def pack(rows: Sequence[Encoded], multiple: int = 1, pad_id: int = 0) -> Batch:
         weights=_weights(parts, (1, borders[-1]), packed=True),
         lengths=lengths,
     )
-
-
-def shape_step(tokens: int) -> int:
-    """The multiple that a packed row of so many tokens is filled up to: eight shapes for each doubling of the length.
-
-    oneDNN compiles its products for each shape, and is slower on lengths that are not multiples of 128 than filling costs.
-    """
-    return max(8, 1 << max(0, tokens.bit_length() - 4))
 
 
 def muted(batch: Batch) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_ft.data.collate import muted, pack, pad, shape_step
+from lightning_ft.data.collate import muted, pack, pad
+from lightning_ft.data.shapes import best_lengths, filled
 from lightning_ft.types import Batch, Step
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 VALIDATION_TOKENS = 8192
 """Tokens, padding included, of a validation batch."""
+LOOKED_AT = 1000
+"""Steps whose sizes are looked at, evenly over the run."""
 
 
 class _Steps(Dataset[Step]):
@@ -73,6 +77,15 @@ class FineTuneData(L.LightningDataModule):
         """Whether there are validation rows."""
         return len(self.tables["validation"]) > 0
 
+    @cached_property
+    def row_lengths(self) -> tuple[int, ...]:
+        """What packed rows are filled up to."""
+        total = self.schedule.total_steps
+        looked = range(0, total, max(1, total // LOOKED_AT))
+        lengths = self.schedule.lengths
+        tokens = [int(lengths[list(micro)].sum()) for n in looked for rank in self.schedule.step(n).ranks for micro in rank]
+        return best_lengths(tokens, total / max(1, len(looked)))
+
     def build(self, number: int, rank: int = 0) -> Step:
         """Step `number` of one rank as tensors."""
         plan = self.schedule.step(number)
@@ -80,8 +93,7 @@ class FineTuneData(L.LightningDataModule):
         batches = []
         for position, micro in enumerate(plan.ranks[rank]):
             rows = [table[i] for i in micro]
-            tokens = sum(len(row.input_ids) for row in rows)
-            batch = pack(rows, shape_step(tokens), self.pad_id) if self.schedule.packed else pad(rows, self.pad_id)
+            batch = pack(rows, self.shape(micro)[1], self.pad_id) if self.schedule.packed else pad(rows, self.pad_id)
             batches.append(muted(batch) if (rank, position) in plan.fillers else batch)
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
 
@@ -90,8 +102,7 @@ class FineTuneData(L.LightningDataModule):
         lengths = self.schedule.lengths[list(micro)]
         if not self.schedule.packed:
             return len(micro), int(lengths.max())
-        tokens = int(lengths.sum())
-        return 1, tokens + -tokens % shape_step(tokens)
+        return 1, filled(int(lengths.sum()), self.row_lengths)
 
     def train_dataloader(self) -> DataLoader[Step]:
         """One item per optimiser step, from the step that the run is at."""

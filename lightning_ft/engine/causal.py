@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_ft.data.collate import shape_step
+from lightning_ft.data.shapes import shape_step
 
 BLOCK = 256
 """Queries per block."""
