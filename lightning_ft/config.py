@@ -44,7 +44,7 @@ class TrainingConfig:
     model: str
     """Folder, hub id, run folder or adapter of the model to fine-tune; `embedded` is the small model that is shipped."""
     data: list[str]
-    """Training files, globs or folders; a `split` column (train, validation, test) is followed where there is one."""
+    """Training files, globs, folders or hub ids (owner/name:split); a `split` column (train, validation, test) is followed."""
     val_data: list[str] | None = None
     """Files for the validation loss; None: split off `data`."""
     test_data: list[str] | None = None

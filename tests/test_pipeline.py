@@ -14,8 +14,9 @@ import pytest
 from lightning_ft import plugins
 from lightning_ft.builtin import Messages, RawText
 from lightning_ft.config import TrainingConfig
+from lightning_ft.data.cache import cache_root
 from lightning_ft.data.encode import Encoder
-from lightning_ft.data.pipeline import Pipeline, Prepared, cache_root, copy_quarantine
+from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.data.render import Template
 from lightning_ft.data.split import SPLITS
 from lightning_ft.errors import CheckFailedError, DataError, UsageError

@@ -8,18 +8,18 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lightning_ft.data.columnar import read_arrow, read_parquet
 from lightning_ft.data.split import split_name
-from lightning_ft.data.text import BOM, MAX_RECORD, decode, read_lines, read_text, too_long
+from lightning_ft.data.text import BOM, MAX_RECORD, damage_in, decode, read_lines, read_text, too_long
 from lightning_ft.types import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from lightning_ft.data.badrows import BadRows
 
 WRAPPERS = ("data", "rows", "examples", "instances")
 """Keys of a JSON object that holds nothing but a list of rows."""
-_DAMAGED = re.compile(r"[\x00\ud800-\udfff]")
 _DAMAGED_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
@@ -28,18 +28,6 @@ _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a bool
 def json_name(value: Any) -> str:
     """What JSON calls the type of a value."""
     return "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
-
-
-def _damaged(value: Any) -> str | None:
-    """The first NUL or half surrogate pair within a value, as `U+D83D`."""
-    if isinstance(value, str):
-        match = _DAMAGED.search(value)
-        return f"U+{ord(match[0]):04X}" if match else None
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        return next((found for item in value if (found := _damaged(item))), None)
-    return None
 
 
 class _Decoder:
@@ -68,7 +56,7 @@ class _Decoder:
         self.problem = None
         try:
             value, end = self._json.raw_decode(text, start)
-            found = _damaged(value) if _DAMAGED_ESCAPE.search(text, start, end) else None
+            found = damage_in(value) if _DAMAGED_ESCAPE.search(text, start, end) else None
         except json.JSONDecodeError:
             raise
         except RecursionError:
@@ -274,59 +262,6 @@ def _header_problems(header: list[str], delimiter: str) -> Iterator[str]:
             yield f"expected a name for each column, got none for column {number}; name it, or save the file without it"
         if header.index(name) != number - 1:
             yield f"expected each column once, got '{name}' twice; rename one of them"
-
-
-def read_parquet(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
-    """Parquet, batch by batch."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        yield from _read_batches(pq.ParquetFile(stream).iter_batches(batch_size=1000), source, bad)
-    except pa.ArrowException as error:
-        bad.fatal(source, 0, f"expected a whole Parquet file, got an error: {error}")
-
-
-def read_arrow(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
-    """The Arrow files of `datasets` (IPC streams) and Feather files (IPC files)."""
-    import pyarrow as pa
-
-    try:
-        is_file = stream.read(6) == b"ARROW1"
-        stream.seek(0)
-        if is_file:
-            reader = pa.ipc.open_file(stream)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            batches = pa.ipc.open_stream(stream)
-        yield from _read_batches(batches, source, bad)
-    except pa.ArrowException as error:
-        bad.fatal(source, 0, f"expected a whole Arrow file, got an error: {error}")
-
-
-def _read_batches(batches: Iterable[Any], source: str, bad: BadRows) -> Iterator[Row]:
-    number = 0
-    for batch in batches:
-        for i in range(0, batch.num_rows, 1000):
-            for values in _records(batch.slice(i, 1000)):
-                number += 1
-                problem = values if isinstance(values, str) else None
-                if problem is None and (found := _damaged(values)):
-                    problem = f"expected whole characters, got {found}"
-                if problem is None:
-                    yield Row(values, source, number)
-                else:
-                    bad.add(source, number, problem, "" if isinstance(values, str) else repr(values))
-
-
-def _records(batch: Any) -> list[Any]:
-    """The records of a batch; instead of one that is no UTF-8, what is wrong with it."""
-    try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            return [f"expected UTF-8, got the byte 0x{error.object[error.start]:02x} at byte {error.start} of a value"]
-        return [record for i in range(batch.num_rows) for record in _records(batch.slice(i, 1))]
 
 
 READERS: dict[str, Callable[[BinaryIO, str, BadRows], Iterator[Row]]] = {

@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import json
 import marshal
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.atomic import broken, one_at_a_time, whole_folder
 from lightning_ft.data.alike import finders
 from lightning_ft.data.build import Build, Place
+from lightning_ft.data.cache import cache_root
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.shots import files_of
 from lightning_ft.data.sources import digest, expand, splits_by_name
@@ -53,13 +53,6 @@ class Prepared:
     def examples(self, split: Split, indices: Sequence[int]) -> list[Example]:
         """The examples again, of rows in validation or test."""
         return [self.task.format(self.tables[split].values(i)) for i in indices]
-
-
-def cache_root() -> Path:
-    """`$LIGHTNING_FT_CACHE`, else lightning-ft under the user's cache folder."""
-    if own := os.environ.get("LIGHTNING_FT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-ft"
 
 
 class Pipeline:

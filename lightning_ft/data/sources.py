@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_ft.data.formats import READERS
+from lightning_ft.data.hub import hub_files, is_hub_id
 from lightning_ft.data.packed import PACKED, damages, unpacked, unpacked_name
 from lightning_ft.data.split import split_name
 from lightning_ft.errors import DataError, UsageError, did_you_mean
@@ -38,12 +39,13 @@ def suffix_of(path: Path) -> str:
 
 
 def expand(paths: Sequence[str]) -> list[Path]:
-    """The data files behind files, globs and folders, in order; a file that is named twice is read once.
+    """The data files behind files, globs, folders and hub ids, in order; a file that is named twice is read once.
 
     A folder stands for the data files in it and below it, sorted, without those whose names match `NO_DATA`.
 
     Raises:
-        DataError: a path is missing, a glob matches nothing, a folder holds no data, or a suffix is unknown.
+        DataError: a path is missing, a glob matches nothing, a folder holds no data, a suffix is unknown, or a dataset of
+            the hub cannot be had.
     """
     if not paths:
         raise UsageError("Expected --data to name at least one file; got none.")
@@ -88,6 +90,8 @@ def _named(name: str) -> list[Path]:
         if not files:
             raise DataError(f"{name}: expected data files that match the pattern, got none; try the pattern with `ls`.")
         return files
+    if is_hub_id(name) and not suffix_of(path):
+        return list(hub_files(name))
     if not path.parent.is_dir():
         raise DataError(f"{name}: expected a file or folder, but there is no folder '{path.parent}'; check the path.")
     hint = did_you_mean(path.name, [sibling.name for sibling in path.parent.iterdir()])

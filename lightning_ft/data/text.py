@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lightning_ft.types import Row
 
@@ -17,6 +17,7 @@ MAX_RECORD = 64 * 2**20
 SECTION_BYTES = 2048
 """Longest row of a plain text file in UTF-8 bytes."""
 BOM = b"\xef\xbb\xbf"
+_DAMAGED = re.compile(r"[\x00\ud800-\udfff]")
 _CUT_AFTER = re.compile(r"[\s\u3002\uff01\uff1f]")
 """Where a long line is cut: white space and the full stops of scripts without spaces."""
 
@@ -51,6 +52,18 @@ def decode(raw: bytes, offset: int) -> tuple[str, str | None]:
         return "", f"expected UTF-8, got the byte {where}; convert the file with `iconv -t UTF-8`"
     at = raw.find(b"\0")
     return ("", f"expected text, got a NUL at byte {offset + at} of the file") if at >= 0 else (text, None)
+
+
+def damage_in(value: Any) -> str | None:
+    """The first NUL or half surrogate pair within a value, as `U+D83D`."""
+    if isinstance(value, str):
+        match = _DAMAGED.search(value)
+        return f"U+{ord(match[0]):04X}" if match else None
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return next((found for item in value if (found := damage_in(item))), None)
+    return None
 
 
 def read_text(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:

@@ -1,0 +1,13 @@
+"""Where encoded data, and links to downloaded data, are kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """`$LIGHTNING_FT_CACHE`, else lightning-ft under the user's cache folder."""
+    if own := os.environ.get("LIGHTNING_FT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-ft"
