@@ -69,6 +69,12 @@ def test_a_step_has_the_scheduled_rows_and_tokens(tmp_path: Path, packed: bool, 
     assert sorted(seen) == sorted(f"x:{i}" for i in range(len(LENGTHS))), "every row once"
 
 
+def test_packed_rows_are_filled_up_to_the_lengths_of_the_run(tmp_path: Path) -> None:
+    made = data(tmp_path, [row(i, 130) for i in range(4)], batch_size=1, packed=True)
+    assert made.row_lengths == (136,)
+    assert {made.build(number).micro[0].input_ids.shape[1] for number in range(4)} == {136}, "144 by the rule for any run"
+
+
 def test_padding_is_the_pad_token_without_labels(tmp_path: Path) -> None:
     made = data(tmp_path, [row(0, 2), row(10, 4)], batch_size=2)
     (batch,) = made.build(0).micro
