@@ -53,7 +53,7 @@ def test_torchrun_says_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     found = world(config(devices=1))
-    assert found == World(8, 4, 5)
+    assert found == World(8, 4, 5, 1)
     assert not found.main
 
 
@@ -74,7 +74,17 @@ def test_children_of_lightning_on_two_machines(monkeypatch: pytest.MonkeyPatch) 
 
 def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "3")
-    assert world(config(devices=2, trainer={"num_nodes": 2})) == World(4, 2, 3)
+    assert world(config(devices=2, trainer={"num_nodes": 2})) == World(4, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("devices", "index"), [(2, 1), ("3,5", 5), ("[3, 5]", 5), ("auto", 1)])
+def test_a_process_computes_where_lightning_puts_it(monkeypatch: pytest.MonkeyPatch, devices: int | str, index: int) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    assert world(config(devices=devices)).device == torch.device("cuda", index)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert world(config(devices=2)).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("nodes", [0, "two", True, None])

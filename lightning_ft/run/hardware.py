@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from lightning_ft.config import Precision
@@ -118,6 +118,22 @@ def device_name() -> str:
         return line.split(":", 1)[1].strip()
     except (OSError, StopIteration):
         return "CPU"
+
+
+def place(model: torch.nn.Module, device: torch.device) -> None:
+    """Put a model on a device.
+
+    Raises:
+        TrainingError: its weights alone are more than the device's memory.
+    """
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        raise TrainingError(
+            f"The model's weights take {size / 2**30:.1f} GiB, more than is free on the {device_name()}; take a smaller model "
+            "with --model, end what else runs there, or type --precision bf16 if it is not the precision already."
+        ) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

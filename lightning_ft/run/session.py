@@ -44,6 +44,8 @@ MOST_SOURCES = 20
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several, which changes nothing
 but memory. On a CPU half as many were a tenth slower."""
+WHOLE = ("auto", "ddp", "ddp_find_unused_parameters_true")
+"""Strategies under which every process holds the whole model on its device."""
 
 
 class Session:
@@ -128,7 +130,7 @@ class Session:
 
         from lightning_ft.data.datamodule import FineTuneData
         from lightning_ft.module import FineTuner
-        from lightning_ft.run.hardware import device_name, formats, keep_heap
+        from lightning_ft.run.hardware import device_name, formats, keep_heap, place
 
         method = self.choices.method
         if self.config.gradient_checkpointing and not method.can_checkpoint:
@@ -138,14 +140,16 @@ class Session:
         chosen = formats(self.config.precision, trains_base=method.trains_base)
         self.say(chosen.sentence)
         self.spec = spec = replace(self.spec, dtype=chosen.weights)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
+        device = self.world.device
+        if device.type == "cpu":
             keep_heap()
         torch.manual_seed(self.config.seed)  # decides new weights, of --from_scratch
         model: nn.Module | None = self.registry.manager.hook.load_backbone(spec=spec).model
         assert model is not None
+        if self._strategy() in WHOLE:  # the checks below have to meet the kernels that train
+            place(model, device)
         packed = self._packed(model)
-        self.schedule: Schedule = self._schedule(packed, MICRO_TOKENS[device])
+        self.schedule: Schedule = self._schedule(packed, MICRO_TOKENS[device.type])
         total = self.schedule.total_steps
         self.eval_every = self.config.eval_every or max(math.ceil(total / VALIDATIONS), min(total, LEAST_APART))
         self._open_folder()
@@ -299,11 +303,13 @@ class Session:
         from lightning_ft.run.hardware import memory_advice, out_of_memory
 
         started = time.perf_counter()
-        self.say(f"loss: {verify_head(self.module.model, self.data.build(0).micro[0])}")
+        batch = self.data.build(0).micro[0].to(self.module.device)
+        self.say(f"loss: {verify_head(self.module.model, batch)}")
         checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None
         try:
             with quiet_libraries():
                 self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
+            self.module.to(self.world.device)  # Lightning takes it off the GPU; the verdict needs it there
         except BaseException as error:
             if self.world.main:
                 status = "interrupted" if isinstance(error, (RunInterruptedError, KeyboardInterrupt)) else "failed"

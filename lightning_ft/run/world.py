@@ -24,11 +24,22 @@ class World:
     """What Lightning is told: processes on this machine, or which GPUs."""
     rank: int
     """This process's rank."""
+    local_rank: int = 0
+    """Its number among the processes of this machine."""
 
     @property
     def main(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where Lightning will put this process's model: the CPU, or one of the GPUs that `devices` names."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        named = [int(part) for part in str(self.devices).strip("[]").split(",") if part.strip()]
+        listed = isinstance(self.devices, str)
+        return torch.device("cuda", named[self.local_rank] if listed else self.local_rank)
 
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -46,7 +57,7 @@ def world(config: TrainingConfig) -> World:
         raise UsageError(f"Expected --trainer.num_nodes to be a number of machines; got {nodes!r}.")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return World(int(os.environ["WORLD_SIZE"]), local, _rank(local))
+        return World(int(os.environ["WORLD_SIZE"]), local, _rank(local), int(os.environ["LOCAL_RANK"]))
     devices: int | str = config.devices
     parts = [part.strip() for part in str(devices).strip("[]").split(",") if part.strip()]
     if devices == "auto":
@@ -59,7 +70,8 @@ def world(config: TrainingConfig) -> World:
         local = devices = int(devices)
     if local < 1:
         raise UsageError(f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {config.devices!r}.")
-    return World(local * int(nodes), devices, _rank(local))
+    rank = _rank(local)
+    return World(local * int(nodes), devices, rank, rank % local)
 
 
 def _rank(local: int) -> int:

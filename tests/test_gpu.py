@@ -1,0 +1,165 @@
+"""What only a GPU shows: training there is training on the CPU. Every test is skipped where there is none.
+
+A reference on the CPU runs in a process that does not see the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+FIT = (
+    *("--max_steps", "8", "--save_every", "4", "--eval_every", "4", "--keep_best", "9", "--log_every", "1", "--batch_size", "8"),
+    *("--learning_rate", "0.01", "--seed", "3", "--verdict_rows", "0"),
+)
+HIDDEN: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose heads have the 16 entries that the GPU's attention kernels take."""
+    from lightning_ft.testing.models import tiny_backbone_folder
+
+    return tiny_backbone_folder(tmp_path_factory.mktemp("model") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty rows of instruction and output."""
+    file = tmp_path_factory.mktemp("data") / "support.jsonl"
+    lines = [{"instruction": f"Where is order {n}?", "output": f"It is in city {n % 7}" + "!" * (n % 9)} for n in range(60)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def run(*argv: object, environment: Mapping[str, str] = {}) -> str:
+    """`lightning-ft ARGV` in a process of its own; what it said."""
+    command = [sys.executable, "-m", "lightning_ft", *map(str, argv)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    """A column of the run's metrics."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """The run's own account."""
+    found: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_gpu_trains_what_the_cpu_trains(backbone: Path, rows: Path, tmp_path: Path, method: str, packing: str) -> None:
+    given = ("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--method", method, "--packing", packing)
+    for where, environment in (("cpu", HIDDEN), ("gpu", {})):
+        run(*given, "--output", tmp_path / where, environment=environment)
+    assert record(tmp_path / "gpu")["device"] == torch.cuda.get_device_name(0)
+    assert record(tmp_path / "cpu")["device"] != torch.cuda.get_device_name(0)
+    for name in ("loss", "val_loss", "grad_norm"):
+        assert losses(tmp_path / "gpu", name) == pytest.approx(losses(tmp_path / "cpu", name), rel=1e-3)
+    assert losses(tmp_path / "gpu")[-1] < losses(tmp_path / "gpu")[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_sixteen_bits_follow_thirty_two(backbone: Path, rows: Path, tmp_path: Path, method: str, precision: str) -> None:
+    for chosen in ("fp32", precision):
+        run("fit", backbone, "--data", rows, *FIT, "--precision", chosen, "--method", method, "--output", tmp_path / chosen)
+    assert losses(tmp_path / precision) == pytest.approx(losses(tmp_path / "fp32"), rel=0.05)
+    assert len(losses(tmp_path / precision)) == 8
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(backbone: Path, rows: Path, tmp_path: Path, precision: str) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    given = ("fit", backbone, "--data", rows, *FIT, "--precision", precision)
+    run(*given, "--output", whole)
+    code = "import os\nfrom lightning_ft.module import FineTuner\nbegin = FineTuner.on_train_batch_start\n"
+    code += "def stop(self, step, index):\n    if step.number == 6:\n        os._exit(9)\n    begin(self, step, index)\n"
+    code += "FineTuner.on_train_batch_start = stop\nfrom lightning_ft.cli import main\nmain(__import__('sys').argv[1:])\n"
+    command = [sys.executable, "-c", code, *map(str, given), "--output", str(cut)]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 9
+    assert "from checkpoint-step-4" in run("fit", "--resume", cut)
+    assert losses(cut) == losses(whole)
+    name = "final_model/adapter_model.safetensors"
+    assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_of_the_gpu_goes_on_without_one(backbone: Path, rows: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--output", whole)
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "final_model")
+    shutil.rmtree(cut / "checkpoints" / "checkpoint-step-8")
+    run("fit", "--resume", cut, environment=HIDDEN)
+    assert losses(cut) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_the_preflight_says_the_memory_that_is_taken(backbone: Path, rows: Path, tmp_path: Path) -> None:
+    said = run("fit", backbone, "--data", rows, *FIT, "--preflight", "true", "--output", tmp_path / "run")
+    assert "preflight: peak memory" in said
+    predicted = record(tmp_path / "run")["preflight"]["peak_memory"]
+    assert max(losses(tmp_path / "run", "peak_memory")) == pytest.approx(predicted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("share", "sentence"), [(5e-4, "does not suffice for a micro-batch"), (1e-9, "The model's weights take 0.0 GiB, more")]
+)
+def test_memory_that_runs_out_is_one_sentence(backbone: Path, tmp_path: Path, share: float, sentence: str) -> None:
+    long = tmp_path / "long.jsonl"
+    lines = [json.dumps({"instruction": f"Say it {n}", "output": "word " * 200}) for n in range(300)]
+    long.write_text("\n".join(lines), encoding="utf-8")
+    code = f"import torch\ntorch.cuda.set_per_process_memory_fraction({share})\nfrom lightning_ft.cli import main\n"
+    code += "raise SystemExit(main(__import__('sys').argv[1:]))\n"
+    given = ("fit", backbone, "--data", long, "--batch_size", 256, "--batch_tokens", 500_000, "--output", tmp_path / "run")
+    command = [sys.executable, "-c", code, *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    assert sentence in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_answers_and_scores_are_the_cpus(backbone: Path, rows: Path, tmp_path: Path) -> None:
+    run("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--output", tmp_path / "run")
+    said = [
+        run("generate", "--model", tmp_path / "run", "--prompt", "Where is order 3?", "--max_new_tokens", "12", environment=where)
+        for where in (HIDDEN, {})
+    ]
+    assert said[0] == said[1]
+
+
+def test_packed_rows_go_through_one_kernel(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits the check of packing, which compares with each document alone, has to meet the kernel for all documents."""
+    from transformers import AutoModelForCausalLM
+
+    from lightning_ft.engine import attention
+
+    calls: list[int] = []
+    kernel = attention._varlen
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return kernel(*args)
+
+    monkeypatch.setattr(attention, "_varlen", counted)
+    model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16).cuda()
+    check = attention.check_packing(model, model.config.vocab_size)
+    assert (check.ok, check.way) == (True, "documents"), check.reason
+    assert calls
