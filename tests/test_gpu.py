@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,10 +16,24 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 FIT = (
-    *("--max_steps", "8", "--save_every", "4", "--eval_every", "4", "--keep_best", "9", "--log_every", "1", "--batch_size", "8"),
+    *(
+        "--max_steps",
+        "8",
+        "--save_every",
+        "4",
+        "--eval_every",
+        "4",
+        "--keep_best",
+        "9",
+        "--log_every",
+        "1",
+        "--batch_size",
+        "8",
+    ),
     *("--learning_rate", "0.01", "--seed", "3", "--verdict_rows", "0"),
 )
 HIDDEN: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
@@ -86,16 +98,21 @@ def test_sixteen_bits_follow_thirty_two(backbone: Path, rows: Path, tmp_path: Pa
     assert len(losses(tmp_path / precision)) == 8
 
 
+def killed(folder: Path, *given: object) -> None:
+    """Run `fit` until it has done six of its eight steps, and end its process there."""
+    code = "import os\nfrom lightning_ft.module import FineTuner\nbegin = FineTuner.on_train_batch_start\n"
+    code += "def stop(self, step, index):\n    if step.number == 6:\n        os._exit(9)\n    begin(self, step, index)\n"
+    code += "FineTuner.on_train_batch_start = stop\nfrom lightning_ft.cli import main\nmain(__import__('sys').argv[1:])\n"
+    command = [sys.executable, "-c", code, *map(str, given), "--output", str(folder)]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 9
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(backbone: Path, rows: Path, tmp_path: Path, precision: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     given = ("fit", backbone, "--data", rows, *FIT, "--precision", precision)
     run(*given, "--output", whole)
-    code = "import os\nfrom lightning_ft.module import FineTuner\nbegin = FineTuner.on_train_batch_start\n"
-    code += "def stop(self, step, index):\n    if step.number == 6:\n        os._exit(9)\n    begin(self, step, index)\n"
-    code += "FineTuner.on_train_batch_start = stop\nfrom lightning_ft.cli import main\nmain(__import__('sys').argv[1:])\n"
-    command = [sys.executable, "-c", code, *map(str, given), "--output", str(cut)]
-    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 9
+    killed(cut, *given)
     assert "from checkpoint-step-4" in run("fit", "--resume", cut)
     assert losses(cut) == losses(whole)
     name = "final_model/adapter_model.safetensors"
@@ -104,11 +121,10 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(backbone: Path, rows:
 
 def test_a_run_of_the_gpu_goes_on_without_one(backbone: Path, rows: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--output", whole)
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "final_model")
-    shutil.rmtree(cut / "checkpoints" / "checkpoint-step-8")
-    run("fit", "--resume", cut, environment=HIDDEN)
+    given = ("fit", backbone, "--data", rows, *FIT, "--precision", "fp32")
+    run(*given, "--output", whole)
+    killed(cut, *given)
+    assert "from checkpoint-step-4" in run("fit", "--resume", cut, environment=HIDDEN)
     assert losses(cut) == pytest.approx(losses(whole), rel=1e-3)
 
 
@@ -139,7 +155,16 @@ def test_memory_that_runs_out_is_one_sentence(backbone: Path, tmp_path: Path, sh
 def test_answers_and_scores_are_the_cpus(backbone: Path, rows: Path, tmp_path: Path) -> None:
     run("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--output", tmp_path / "run")
     said = [
-        run("generate", "--model", tmp_path / "run", "--prompt", "Where is order 3?", "--max_new_tokens", "12", environment=where)
+        run(
+            "generate",
+            "--model",
+            tmp_path / "run",
+            "--prompt",
+            "Where is order 3?",
+            "--max_new_tokens",
+            "12",
+            environment=where,
+        )
         for where in (HIDDEN, {})
     ]
     assert said[0] == said[1]
@@ -159,7 +184,8 @@ def test_packed_rows_go_through_one_kernel(backbone: Path, monkeypatch: pytest.M
         return kernel(*args)
 
     monkeypatch.setattr(attention, "_varlen", counted)
-    model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16).cuda()
+    model: Any = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16)
+    model.to("cuda")
     check = attention.check_packing(model, model.config.vocab_size)
     assert (check.ok, check.way) == (True, "documents"), check.reason
     assert calls
