@@ -303,7 +303,8 @@ class Session:
         from lightning_ft.run.hardware import memory_advice, out_of_memory
 
         started = time.perf_counter()
-        batch = self.data.build(0).micro[0].to(self.module.device)
+        # Not the module's own `device`: Lightning has not placed it yet.
+        batch = self.data.build(0).micro[0].to(next(self.module.model.parameters()).device)
         self.say(f"loss: {verify_head(self.module.model, batch)}")
         checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None
         try:
