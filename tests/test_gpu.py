@@ -94,10 +94,9 @@ def test_the_gpu_trains_what_the_cpu_trains(backbone: Path, rows: Path, tmp_path
 def test_sixteen_bits_follow_thirty_two(backbone: Path, rows: Path, tmp_path: Path, method: str, precision: str) -> None:
     for chosen in ("fp32", precision):
         run("fit", backbone, "--data", rows, *FIT, "--precision", chosen, "--method", method, "--output", tmp_path / chosen)
-    found, expected = losses(tmp_path / precision), losses(tmp_path / "fp32")
-    # The scaler of fp16 begins so high that it skips the first update, so that full weights may follow one step behind.
-    late = found[1:] == pytest.approx(expected[:-1], rel=0.05)
-    assert found == pytest.approx(expected, rel=0.05) or (precision == "fp16" and late)
+    # The scaler of fp16 begins so high that it skips the first updates: full weights follow a little behind.
+    allowed = 0.1 if (method, precision) == ("full", "fp16") else 0.05
+    assert losses(tmp_path / precision) == pytest.approx(losses(tmp_path / "fp32"), rel=allowed)
 
 
 def killed(folder: Path, *given: object) -> None:
@@ -204,3 +203,20 @@ def test_packed_rows_go_through_one_kernel(backbone: Path, monkeypatch: pytest.M
     check = attention.check_packing(model, model.config.vocab_size)
     assert (check.ok, check.way) == (True, "documents"), check.reason
     assert calls
+
+
+def test_norms_are_torchs_kernel_and_stay_in_16_bits() -> None:
+    import copy
+
+    from lightning_ft.engine.norm import fuse_norms
+    from lightning_ft.testing.models import tiny_llama
+
+    plain: Any = tiny_llama().model.norm
+    plain.to("cuda", torch.bfloat16)
+    short = copy.deepcopy(plain)
+    assert fuse_norms(torch.nn.Sequential(short)) == 1
+    x = torch.randn(7, len(plain.weight), device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = short(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain(x), rtol=2e-2, atol=2e-2)
