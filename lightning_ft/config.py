@@ -20,7 +20,7 @@ Packing = Literal["auto", "on", "off"]
 Schedule = Literal["linear", "cosine", "constant"]
 POSITIVE = (
     "epochs", "accumulate", "log_every", "max_new_tokens", "batch_size", "batch_tokens", "max_steps", "max_length",
-    "learning_rate", "eval_every", "early_stopping", "mix_temperature",
+    "learning_rate", "eval_every", "early_stopping", "mix_temperature", "stream",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "warmup", "weight_decay", "max_grad_norm", "save_every", "keep_best", "workers", "max_lost", "verdict_rows", "seed",
@@ -125,6 +125,9 @@ class TrainingConfig:
     """The run folder to write; None: runs/<name>."""
     resume: str | None = None
     """auto, a run folder or a checkpoint: go on where it stopped."""
+    stream: int | None = None
+    """Rows of a shard: `data` are encoded shard by shard while training, for sources larger than the disk; needs `max_steps`
+    and reads `data` again as often as they take. The first shard gives validation and test. None: everything at once."""
     on_error: OnError = "fail"
     """Unreadable rows: fail lists them and stops; skip allows 1 % into a quarantine file."""
     max_lost: float = 0.05
@@ -167,6 +170,8 @@ class TrainingConfig:
             raise UsageError(f"Expected --mix to be weights above 0, as {{a.jsonl: 2, b.jsonl: 1}}; got {self.mix!r}.")
         if self.mix and self.mix_temperature is not None:
             raise UsageError("Expected either --mix or --mix_temperature, got both.")
+        if self.stream is not None:
+            self._check_stream()
         if not self.data:
             raise UsageError("Expected --data to name at least one file; got none.")
         if self.seed > MOST_SEED:
@@ -181,6 +186,13 @@ class TrainingConfig:
             raise UsageError(f"Expected --split to be 2 or 3 shares that add up to 1, as [0.8,0.1,0.1]; got {self.split}.")
         if self.trust_remote_code and not self.revision:
             raise UsageError("Expected --revision with --trust_remote_code, to pin the code that runs; got none.")
+
+    def _check_stream(self) -> None:
+        if self.max_steps is None:
+            raise UsageError("Expected --max_steps with --stream, as the number of rows is not known before; got none.")
+        for name in ("mix", "mix_temperature", "holdout_tasks"):
+            if getattr(self, name):
+                raise UsageError(f"Expected --stream without --{name}, which needs all rows before the first step; got both.")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML; instances of methods, tasks ... become `{name, option: value}`."""

@@ -34,7 +34,7 @@ def _own_folder_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(build, "CHUNK", 10)
     monkeypatch.setattr(build, "BLOCK", 20)
-    monkeypatch.setattr(build, "SHARD", 30)
+    monkeypatch.setattr(build, "PIECE", 30)
 
 
 def write(name: str, rows: Iterable[Any]) -> str:

@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Model": ("model", "from_scratch", "template", "revision", "trust_remote_code"),
     "Data": (
         "data", "val_data", "test_data", "split", "holdout_tasks", "mix", "mix_temperature", "columns", "task", "max_length",
-        "packing", "on_error", "max_lost",
+        "packing", "stream", "on_error", "max_lost",
     ),
     "What trains, and how": (
         "method", "objective", "optimizer", "learning_rate", "lr_scheduler", "warmup", "weight_decay", "max_grad_norm",

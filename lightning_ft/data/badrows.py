@@ -48,14 +48,18 @@ class BadRows:
         self.count = 0
         self.unreadable = 0
         """Those among `count` that could not even be read."""
+        self.muted = False
+        """Problems are passed over, as somebody else has counted them."""
 
     def add(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
         """Note an unreadable row; `reason` says what was expected and what came."""
-        self.unreadable += 1
+        self.unreadable += not self.muted
         self.refuse(source, line, reason, raw)
 
     def refuse(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
         """Note a row that could be read but not used."""
+        if self.muted:
+            return
         self.count += 1
         if self.policy == "skip" or len(self.problems) < MAX_LISTED:
             text = raw if isinstance(raw, str) else raw[: 4 * MAX_RAW].decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Rows of files to encoded tables, in two passes and in bounded memory; a build that was killed goes on at its last shard.
+"""Rows of files to encoded tables, in two passes and in bounded memory; a build that was killed goes on at its last piece.
 
 The first pass reads and formats every row, so that whatever is wrong with the data is said before hours of work, and keeps
 the few bytes that decide each row's split. The second one encodes. Rows of small files are kept in between, those of large
@@ -12,29 +12,31 @@ import json
 import shutil
 import sys
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import sync, write_json
+from lightning_ft.atomic import write_json
 from lightning_ft.data.alike import alike_rows, finders, prompt_of
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import DETECTED_FROM, task_of
 from lightning_ft.data.encode import CHUNK
-from lightning_ft.data.ledger import NO_SUPERVISED, Ledger
+from lightning_ft.data.ledger import HELD_OUT, NO_SUPERVISED, Ledger
+from lightning_ft.data.pieces import BLOCK, Pieces
 from lightning_ft.data.rename import check_columns, renamed
 from lightning_ft.data.shots import Shots
 from lightning_ft.data.sources import read_rows
 from lightning_ft.data.split import SPLITS, Split, Splitter
-from lightning_ft.data.table import TableWriter
 from lightning_ft.data.unfold import examples_of
-from lightning_ft.errors import DataError, UsageError, did_you_mean
+from lightning_ft.errors import DataError, TrainingError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
+    from threading import Event
 
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.encode import Encoder
+    from lightning_ft.data.window import Window
     from lightning_ft.registry import Registry
     from lightning_ft.task import Task
     from lightning_ft.types import Encoded, Example, Row
@@ -42,14 +44,11 @@ if TYPE_CHECKING:
     Parts = list[tuple[Row, Example]]
     _Item = tuple[Row, Example, Split]
 
-BLOCK = 2000
-"""Rows of a table that are written at a time."""
-SHARD = 40_000
+PIECE = 40_000
 """Rows after which what is done is put on disk for good."""
 KEPT_BYTES = 128 * 2**20
 """Size of the files up to which their rows are kept between the passes; in memory they take some five times as much."""
 _UNPACKED = 8  # a guess at how much larger the text of a compressed or columnar file is
-_PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -84,16 +83,21 @@ class Build:
         kinds: Example types that the objective eats.
         shares: Of train, validation and test among rows whose file and `split` column say nothing.
         say: Prints a line.
+        window: The part of the training files that is wanted; None: all of them.
+        stop: Ends the build when it is set.
     """
 
     def __init__(
         self, config: TrainingConfig, places: Sequence[Place], registry: Registry, encoder: Encoder, task: Task | None,
-        kinds: tuple[type[Example], ...], shares: Sequence[float], say: Callable[[str], None],
+        kinds: tuple[type[Example], ...], shares: Sequence[float], say: Callable[[str], None], window: Window | None = None,
+        stop: Event | None = None,
     ) -> None:  # fmt: skip
         self.config, self.places, self.registry, self.encoder = config, places, registry, encoder
         self.task, self.kinds, self.shares, self.say = task, kinds, shares, say
+        self.window, self.stop = window, stop
         self.ledger = Ledger(max_length=encoder.max_length)
-        self._kept: list[tuple[Row, Parts]] | None = [] if sum(place.bytes for place in places) <= KEPT_BYTES else None
+        keep = window is not None or sum(place.bytes for place in places) <= KEPT_BYTES
+        self._kept: list[tuple[Row, Parts]] | None = [] if keep else None
         self._splitter = Splitter()
         self._fixed: list[Split | None] = []
         self._shots: Shots | None = None
@@ -104,7 +108,7 @@ class Build:
 
         Args:
             folder: Takes what is finished; it has to be on the same disk as `work`.
-            work: Takes the shards; left as it is when the build is stopped, and gone when it is done.
+            work: Takes the pieces; left as it is when the build is stopped, and gone when it is done.
         """
         bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
         self._survey(bad)
@@ -113,23 +117,24 @@ class Build:
         splits = [next(free) if split is None else split for split in self._fixed]
         if self._shots is not None:
             self._shots.settle(splits)
-        shards = _Shards(work, self.ledger, bad)
-        done = shards.resume()
+        pieces = Pieces(work, self.ledger, bad)
+        done = pieces.resume()
         if done:
             self.say(f"data: {done:,} of {len(splits):,} rows are encoded already, by a build that was stopped; going on")
         rows = zip(self._good(), splits, strict=False)  # of another number only where a file has changed
         blocks = self._progress(_blocks(itertools.islice(rows, done, None), CHUNK), done, len(splits))
         pending: deque[tuple[list[_Item], int]] = deque()
         for encoded in self.encoder.encode_chunks(self._drawn(blocks, pending)):
-            self._keep(*pending.popleft(), encoded, shards, bad)
-            if shards.rows >= SHARD:
-                shards.finish()
-        shards.finish()
-        self._check_unchanged(shards)
+            self._keep(*pending.popleft(), encoded, pieces, bad)
+            if pieces.rows >= PIECE:
+                pieces.finish()
+        pieces.finish()
+        self._check_unchanged(pieces)
         bad.finish(self.ledger.total.read)
         assert self.task is not None
-        shards.move(folder)
-        write_json(folder / "facts.json", {"task": self.task.name, "ledger": self.ledger.as_dict()})
+        pieces.move(folder)
+        end = {} if self.window is None else {"end": astuple(self.window.end)}
+        write_json(folder / "facts.json", {"task": self.task.name, "ledger": self.ledger.as_dict(), **end})
 
     # ---- first pass ---------------------------------------------------------------------------------------------
 
@@ -139,6 +144,9 @@ class Build:
         names: set[str] = set()
         for row, split in self._detected(self._read(bad, self.ledger)):
             columns.update(row.values)
+            if self.window is not None and self.window.must_not_train(row.values):
+                self.ledger.add_dropped(row.source, HELD_OUT)
+                continue
             if self._held_out and isinstance(name := row.values.get("task"), str):
                 names.add(name)
                 split = "test" if name in self._held_out else split
@@ -175,12 +183,18 @@ class Build:
         """All readable rows of all files, and the split that a file was given for."""
         for place in self.places:
             source, before, read = str(place.path), bad.unreadable, 0
-            for row in read_rows(place.path, bad):
+            part = None if place.split else self.window
+            for row in part.read(place.path, bad) if part else read_rows(place.path, bad):
                 read += 1
+                self._check_wanted()
                 yield renamed(row, self.config.columns), place.split
             if ledger is not None:
                 ledger.add_read(source, read + bad.unreadable - before)
                 ledger.add_failed(source, bad.unreadable - before)
+
+    def _check_wanted(self) -> None:
+        if self.stop is not None and self.stop.is_set():
+            raise TrainingError("The run ended before its next shard was encoded.")
 
     def _detected(self, rows: Iterator[tuple[Row, Split | None]]) -> Iterator[tuple[Row, Split | None]]:
         """The same rows, after their task has been found by the first of them."""
@@ -250,9 +264,10 @@ class Build:
         for block in blocks:
             items = [(row, example, split) for (row, parts), split in block for row, example in self._with_shots(row, parts)]
             pending.append((items, len(block)))
+            self._check_wanted()
             yield [(example, row.id) for row, example, _ in items]
 
-    def _keep(self, items: Sequence[_Item], read: int, encoded: Sequence[Encoded | str], shards: _Shards, bad: BadRows) -> None:
+    def _keep(self, items: Sequence[_Item], read: int, encoded: Sequence[Encoded | str], pieces: Pieces, bad: BadRows) -> None:
         """Account for a block and write it; a row that the template cannot render is one that cannot be read."""
         for (row, _, split), item in zip(items, encoded, strict=True):
             if isinstance(item, str):
@@ -260,8 +275,8 @@ class Build:
                     raise DataError(f"{row.id}: {item}")
                 _refuse(row, item, bad, self.ledger)
             elif _account(row, item, split, self.ledger):
-                shards.add(split, item, row.values if split != "train" else None)
-        shards.rows += read
+                pieces.add(split, item, row.values if split != "train" else None)
+        pieces.rows += read
 
     def _with_shots(self, row: Row, parts: Parts) -> Parts:
         """The same, with the training rows that the task shows before the row."""
@@ -269,10 +284,10 @@ class Build:
             return parts
         return self._examples(replace(row, values=self._shots.before(row)))
 
-    def _check_unchanged(self, shards: _Shards) -> None:
+    def _check_unchanged(self, pieces: Pieces) -> None:
         for place in self.places:
             if _stamp(place.path) != place.stamp:
-                shutil.rmtree(shards.folder)
+                shutil.rmtree(pieces.folder)
                 raise DataError(
                     f"{place.path}: expected the file to stay as it is while it is read, got another size or time; start again"
                     " when it is complete."
@@ -288,77 +303,6 @@ class Build:
 
         console = Console(stderr=True)
         yield from track(blocks, description="tokenising", total=-(-total // CHUNK), completed=done // CHUNK, console=console)
-
-
-class _Shards:
-    """Tables of a build in pieces, each of which is whole on disk or not counted.
-
-    Args:
-        folder: Where they lie while the build goes on.
-        ledger: Goes with them, since rows of finished shards are not encoded again.
-        bad: Likewise.
-    """
-
-    def __init__(self, folder: Path, ledger: Ledger, bad: BadRows) -> None:
-        self.folder, self.ledger, self.bad = folder, ledger, bad
-        self.rows = 0
-        """Rows in the shard that is being written."""
-        self._done = 0
-        self._files: dict[str, int] = {}
-        self._waiting: dict[Split, list[tuple[Encoded, Mapping[str, Any] | None]]] = {}
-        self._writers: dict[Split, TableWriter] = {}
-        self._number = 0
-
-    def resume(self) -> int:
-        """The number of rows in whole shards of a build that was stopped; its ledger and problems are taken over."""
-        try:
-            found = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
-            whole = all((self.folder / name).stat().st_size == size for name, size in found["files"].items())
-        except (OSError, ValueError):
-            whole = False
-        if not whole:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return 0
-        self._done, self._files, self._number = found["rows"], found["files"], found["shards"]
-        saved = Ledger.from_dict(found["ledger"])
-        self.ledger.sources, self.ledger.cut_lengths = saved.sources, saved.cut_lengths
-        self.bad.take(found["problems"])
-        return self._done
-
-    def add(self, split: Split, item: Encoded, values: Mapping[str, Any] | None) -> None:
-        """Append an encoded row."""
-        waiting = self._waiting.setdefault(split, [])
-        waiting.append((item, values))
-        if len(waiting) >= BLOCK:
-            self._write(split)
-
-    def _write(self, split: Split) -> None:
-        if split not in self._writers:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._writers[split] = TableWriter(self.folder / f"{split}-{self._number:05}.arrow")
-        waiting = self._waiting.pop(split)
-        self._writers[split].write([item for item, _ in waiting], [values for _, values in waiting])
-
-    def finish(self) -> None:
-        """Put the shard on disk for good, then the account of it."""
-        for split in list(self._waiting):
-            self._write(split)
-        for split, writer in self._writers.items():
-            writer.close()
-            path = self.folder / f"{split}-{self._number:05}.arrow"
-            sync(path)
-            self._files[path.name] = path.stat().st_size
-        self._done, self._number = self._done + self.rows, self._number + 1
-        self.rows, self._writers = 0, {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        account = {"rows": self._done, "shards": self._number, "files": self._files, "ledger": self.ledger.as_dict()}
-        write_json(self.folder / _PROGRESS, {**account, "problems": self.bad.as_list()})
-
-    def move(self, target: Path) -> None:
-        """Everything is done: the shards into the folder that stays, what is left of this one away."""
-        for name in self._files:
-            (self.folder / name).rename(target / name)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _blocks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_ft.data.collate import muted, pack, pad
 from lightning_ft.data.shapes import best_lengths, filled
+from lightning_ft.data.stream import Shard
 from lightning_ft.types import Batch, Step
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
     from lightning_ft.data.schedule import Schedule
     from lightning_ft.data.split import Split
+    from lightning_ft.data.stream import Stream
     from lightning_ft.data.table import EncodedTable
 
 VALIDATION_TOKENS = 8192
 """Tokens, padding included, of a validation batch."""
 LOOKED_AT = 1000
-"""Steps whose sizes are looked at, evenly over the run."""
+"""Steps whose sizes decide what packed rows are filled up to."""
 
 
 class _Steps(Dataset[Step]):
@@ -41,14 +43,17 @@ class _Steps(Dataset[Step]):
 class _From(Sampler[int]):
     """Step numbers from the step that the run is at to its end."""
 
-    def __init__(self, trainer: L.Trainer, total: int) -> None:
-        self.trainer, self.total = trainer, total
+    def __init__(self, trainer: L.Trainer, total: int, stream: Stream | None) -> None:
+        self.trainer, self.total, self.stream = trainer, total, stream
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.trainer.global_step, self.total))
+        for number in range(self.trainer.global_step, self.total):
+            if self.stream is not None:
+                self.stream.ahead(number, self.trainer.global_step)
+            yield number
 
 
 class FineTuneData(L.LightningDataModule):
@@ -56,16 +61,20 @@ class FineTuneData(L.LightningDataModule):
 
     Args:
         tables: Encoded rows by split.
-        schedule: The run's steps.
+        schedule: The run's steps; of a stream those of its first shard.
         pad_id: Token id of the padding.
         workers: Processes that collate in the background.
         eval_every: Steps between validations.
+        stream: Where the steps after the first shard come from.
     """
 
     def __init__(
-        self, tables: Mapping[Split, EncodedTable], schedule: Schedule, pad_id: int, *, workers: int = 0, eval_every: int = 1
-    ) -> None:
+        self, tables: Mapping[Split, EncodedTable], schedule: Schedule, pad_id: int, *, workers: int = 0, eval_every: int = 1,
+        stream: Stream | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.stream = stream
+        self.total_steps = schedule.total_steps if stream is None else stream.total_steps
         self.tables = tables
         self.schedule = schedule
         self.pad_id = pad_id
@@ -80,29 +89,38 @@ class FineTuneData(L.LightningDataModule):
     @cached_property
     def row_lengths(self) -> tuple[int, ...]:
         """What packed rows are filled up to."""
-        total = self.schedule.total_steps
-        looked = range(0, total, max(1, total // LOOKED_AT))
+        looked = self.known_steps(LOOKED_AT)
         lengths = self.schedule.lengths
         tokens = [int(lengths[list(micro)].sum()) for n in looked for rank in self.schedule.step(n).ranks for micro in rank]
-        return best_lengths(tokens, total / max(1, len(looked)))
+        return best_lengths(tokens, self.total_steps / max(1, len(looked)))
+
+    def known_steps(self, most: int) -> range:
+        """About so many of the steps whose rows are known before training, evenly over them."""
+        known = min(self.schedule.total_steps, self.total_steps)
+        return range(0, known, max(1, known // most))
 
     def build(self, number: int, rank: int = 0) -> Step:
         """Step `number` of one rank as tensors."""
-        plan = self.schedule.step(number)
-        table = self.tables["train"]
+        shard = Shard(0, self.tables["train"], self.schedule) if self.stream is None else self.stream.at(number)
+        plan = shard.step(number)
         batches = []
         for position, micro in enumerate(plan.ranks[rank]):
-            rows = [table[i] for i in micro]
-            batch = pack(rows, self.shape(micro)[1], self.pad_id) if self.schedule.packed else pad(rows, self.pad_id)
+            rows = [shard.table[i] for i in micro]
+            if self.schedule.packed:
+                batch = pack(rows, self.filled(sum(len(row.input_ids) for row in rows)), self.pad_id)
+            else:
+                batch = pad(rows, self.pad_id)
             batches.append(muted(batch) if (rank, position) in plan.fillers else batch)
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
 
+    def filled(self, tokens: int) -> int:
+        """What a packed row of so many tokens is filled up to."""
+        return filled(tokens, self.row_lengths)
+
     def shape(self, micro: Sequence[int]) -> tuple[int, int]:
-        """Rows and tokens, filling or padding included, of the micro-batch that these training rows make."""
+        """Rows and tokens, filling or padding included, of the micro-batch that these rows of the schedule make."""
         lengths = self.schedule.lengths[list(micro)]
-        if not self.schedule.packed:
-            return len(micro), int(lengths.max())
-        return 1, filled(int(lengths.sum()), self.row_lengths)
+        return (1, self.filled(int(lengths.sum()))) if self.schedule.packed else (len(micro), int(lengths.max()))
 
     def train_dataloader(self) -> DataLoader[Step]:
         """One item per optimiser step, from the step that the run is at."""
@@ -110,7 +128,7 @@ class FineTuneData(L.LightningDataModule):
         assert trainer is not None
         return DataLoader(
             _Steps(self, trainer.global_rank),
-            sampler=_From(trainer, self.schedule.total_steps),
+            sampler=_From(trainer, self.total_steps, self.stream),
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=False,

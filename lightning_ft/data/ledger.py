@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EMPTY = "empty"
 NO_SUPERVISED = "no supervised token left"
 DUPLICATE = "duplicate"
+HELD_OUT = "held out from the rest of a stream"
 FIT = 0.99
 """Share of rows that the advised `--max_length` fits."""
 FORMAT_VERSION = 1
@@ -182,6 +183,12 @@ class Ledger:
                     f" {counts.validation} validation + {counts.test} test + {dropped} dropped + {counts.failed} failed;"
                     " this is a bug, please report it with the ledger."
                 )
+
+    def add(self, other: Ledger) -> None:
+        """Take the rows of another account into this one."""
+        for name, counts in other.sources.items():
+            self.sources[name] = self.source(name) + counts
+        self.cut_lengths += other.cut_lengths
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for ledger.json."""

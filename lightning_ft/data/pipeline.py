@@ -21,13 +21,15 @@ from lightning_ft.data.build import Build, Place
 from lightning_ft.data.cache import cache_root
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.shots import files_of
-from lightning_ft.data.sources import digest, expand, splits_by_name
+from lightning_ft.data.sources import digest, expand, sample_digest, splits_by_name
 from lightning_ft.data.split import SPLITS, Split
 from lightning_ft.data.table import EncodedTable
+from lightning_ft.data.window import Position, Window
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from threading import Event
 
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.encode import Encoder
@@ -48,7 +50,9 @@ class Prepared:
     folder: Path
     """Where the tables lie, and the quarantine file if there is one."""
     hashes: Mapping[str, str]
-    """SHA-256 of each file's content."""
+    """SHA-256 of each file's content; of a stream's files of parts of it."""
+    end: Position | None
+    """Where the first shard of a stream ends."""
 
     def examples(self, split: Split, indices: Sequence[int]) -> list[Example]:
         """The examples again, of rows in validation or test."""
@@ -90,7 +94,27 @@ class Pipeline:
         ledger.check(self.config.max_lost)
         self.say(f"data: {ledger.summary()}")
         hashes = {str(path): content for content, (path, _) in zip(self._digests, self.files, strict=True)}
-        return Prepared(tables, ledger, self.task, self._identity(), folder, hashes)
+        end = Position(*facts["end"]) if "end" in facts else None
+        return Prepared(tables, ledger, self.task, self._identity(), folder, hashes, end)
+
+    def encode_shard(self, start: Position, held_out: frozenset[int], folder: Path, stop: Event) -> None:
+        """Write the shard of a stream that starts at `start` into a folder; its rows all train.
+
+        Args:
+            start: Its first row.
+            held_out: Hashes of the prompts that must not train.
+            folder: An empty folder.
+            stop: Ends the work when it is set.
+        """
+        assert self.task is not None, "the first shard has found it"
+        assert self.config.stream is not None
+        window = Window(start, self.config.stream, held_out)
+        places = [place for place in self._places if place.split is None]
+        build = Build(
+            self.config, places, self.registry, self.encoder, self.task, self.kinds, [1.0, 0.0, 0.0], lambda _: None,
+            window=window, stop=stop,
+        )  # fmt: skip
+        build.run(folder, folder.with_name(f"{folder.name}-unfinished"))
 
     @cached_property
     def _places(self) -> list[Place]:
@@ -98,8 +122,9 @@ class Pipeline:
 
     @cached_property
     def _digests(self) -> list[str]:
-        """Hash of each file's content."""
-        return [digest(place.path) for place in self._places]
+        """Hash of each file's content; a stream's files are not read for it."""
+        streamed = self.config.stream is not None
+        return [sample_digest(p.path) if streamed and p.split is None else digest(p.path) for p in self._places]
 
     @cached_property
     def _shown(self) -> list[str]:
@@ -118,6 +143,7 @@ class Pipeline:
             self.config.seed,
             self.config.columns,
             self.config.holdout_tasks,
+            self.config.stream,
             self._shown,
             finders(self.registry),
         )
@@ -133,6 +159,7 @@ class Pipeline:
             "encoder": self.encoder.fingerprint,
             "columns": self.config.columns, "split": self.config.split, "seed": self.config.seed,
             "on_error": self.config.on_error, "holdout_tasks": self.config.holdout_tasks, "shots": self._shown,
+            "stream": self.config.stream,
             "alike": finders(self.registry),
             "kinds": [kind.__name__ for kind in self.kinds],
         }  # fmt: skip
@@ -159,9 +186,11 @@ class Pipeline:
 
     def _build(self, target: Path) -> None:
         """Do the work; the folder is there only when all of it is done."""
+        window = None if self.config.stream is None else Window(Position(), self.config.stream)
         build = Build(
-            self.config, self._places, self.registry, self.encoder, self.task, self.kinds, self.config.split, self.say
-        )
+            self.config, self._places, self.registry, self.encoder, self.task, self.kinds, self.config.split, self.say,
+            window=window,
+        )  # fmt: skip
         with whole_folder(target) as folder:
             build.run(folder, target.with_suffix(".unfinished"))
         self.task = build.task

@@ -65,6 +65,8 @@ class Schedule:
     """Whether the rows of a micro-batch are laid end to end, so that padding costs nothing."""
     mixture: Mixture | None = None
     """Which rows an epoch has; None: each row once."""
+    first_epoch: int = 0
+    """Number of the first epoch; another number, another order."""
 
     @property
     def rows_mode(self) -> bool:
@@ -126,7 +128,7 @@ class Schedule:
 
     def _plan_epoch(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         """A seeded order, bucketed by length unless packed, and where steps begin in it."""
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([self.seed, self.first_epoch + epoch])
         order = rng.permutation(len(self.lengths) if self.mixture is None else self.mixture.epoch(epoch))
         if self.rows_mode:
             size = self.rows_per_step

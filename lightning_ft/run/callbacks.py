@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.schedule import Schedule
+    from lightning_ft.data.stream import Stream
     from lightning_ft.module import FineTuner
     from lightning_ft.types import Step
 
@@ -172,7 +173,9 @@ class Recorder(L.Callback):
         say: Prints a line; None where a progress bar shows the same.
     """
 
-    def __init__(self, config: TrainingConfig, schedule: Schedule, path: Path, say: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, config: TrainingConfig, schedule: Schedule | Stream, path: Path, say: Callable[[str], None] | None
+    ) -> None:
         self.log_every = config.log_every
         self.schedule = schedule
         self.path = path

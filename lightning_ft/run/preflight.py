@@ -91,13 +91,12 @@ class Preflight(L.Callback):
         self.done(estimate)
 
     def _run(self, trainer: L.Trainer, module: FineTuner) -> Estimate:
-        schedule = self.data.schedule
-        numbers = range(0, schedule.total_steps, max(1, schedule.total_steps // LOOKED_AT))
+        numbers = self.data.known_steps(LOOKED_AT)
         rank = trainer.global_rank
         largest = max(numbers, key=lambda number: self._largest(number, rank))
         self._step(trainer, module, self.data.build(largest, rank))
         met, grown = self._shapes(largest, rank), []
-        timed = [schedule.total_steps * i // TIMED for i in range(min(TIMED, schedule.total_steps))]
+        timed = [numbers[len(numbers) * i // TIMED] for i in range(min(TIMED, len(numbers)))]
         seconds = tokens = 0.0
         for number in timed:
             before, new = heap_in_use(), self._shapes(number, rank) - met
@@ -112,7 +111,7 @@ class Preflight(L.Callback):
         validation = self._validate(module)
         save = self._save(trainer)
         self._forget(trainer, module)
-        steps = schedule.total_steps
+        steps = self.data.total_steps
         validations = math.ceil(steps / self.data.eval_every) if self.data.has_validation else 0
         saves = max(1, validations) if self.save_every is None else math.ceil(steps / self.save_every) if self.save_every else 0
         total = steps * step_seconds + validations * validation + saves * save

@@ -100,10 +100,10 @@ class Session:
 
         self.template = Template.resolve(self.config.template, self.tokenizer)
         self.encoder = Encoder(self.tokenizer, self.template, self._max_length())
-        pipeline = Pipeline(
+        self.pipeline = Pipeline(
             self.config, self.registry, self.encoder, self.choices.task, self.choices.objective.examples, self.say
         )
-        self.prepared: Prepared = pipeline.prepare()
+        self.prepared: Prepared = self.pipeline.prepare()
         self.config.task = self.prepared.task
         if not len(self.prepared.tables["train"]):
             raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
@@ -131,6 +131,7 @@ class Session:
         from lightning_ft.data.datamodule import FineTuneData
         from lightning_ft.module import FineTuner
         from lightning_ft.run.hardware import device_name, formats, keep_heap, place
+        from lightning_ft.run.planning import Planner
 
         method = self.choices.method
         if self.config.gradient_checkpointing and not method.can_checkpoint:
@@ -149,10 +150,13 @@ class Session:
         if self._strategy() in WHOLE:  # the checks below have to meet the kernels that train
             place(model, device)
         packed = self._packed(model)
-        self.schedule: Schedule = self._schedule(packed, MICRO_TOKENS[device.type])
-        total = self.schedule.total_steps
+        planner = Planner(self.config, self.world, packed=packed, micro_tokens=MICRO_TOKENS[device.type])
+        self.schedule: Schedule = planner.whole(self.prepared.tables["train"], self.say)
+        streams = self.config.stream is not None
+        self.total_steps = total = (self.config.max_steps or 0) if streams else self.schedule.total_steps
         self.eval_every = self.config.eval_every or max(math.ceil(total / VALIDATIONS), min(total, LEAST_APART))
         self._open_folder()
+        stream = planner.stream(self.pipeline, self.prepared, self.schedule, self.folder, self.say) if streams else None
         holder = [model]
         del model  # the list holds the only reference, so that configure_model can take it over
         self.module = FineTuner(
@@ -165,7 +169,7 @@ class Session:
         self.say(self.module.parameter_line())
         self.data = FineTuneData(
             self.prepared.tables, self.schedule, self.tokenizer.pad_token_id or 0,
-            workers=self.config.workers, eval_every=self.eval_every,
+            workers=self.config.workers, eval_every=self.eval_every, stream=stream,
         )  # fmt: skip
         self.folder.update(
             task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
@@ -192,29 +196,6 @@ class Session:
             self.say(f"packing: off, length buckets instead ({check.reason})")
         return check.ok
 
-    def _schedule(self, packed: bool, micro_tokens: int) -> Schedule:
-        from lightning_ft.data.mixture import mixture_of
-        from lightning_ft.data.schedule import DEFAULT_ROWS, Schedule
-
-        table = self.prepared.tables["train"]
-        mixed = self.config.mix or self.config.mix_temperature is not None
-        mixture = mixture_of(self.config, table.sources()) if mixed else None
-        if mixture is not None:
-            self.say(mixture.summary())
-        budget = self.config.batch_tokens
-        if budget is not None and (longer := int((table.lengths > budget).sum())):
-            self.say(
-                f"batches: {longer} rows are longer than --batch_tokens {budget} (up to {table.lengths.max()}); each is alone"
-            )
-        size = self.config.batch_size
-        if budget is None:
-            size, budget = size or DEFAULT_ROWS, micro_tokens
-        return Schedule(
-            lengths=table.lengths, supervised=table.supervised, epochs=self.config.epochs, max_steps=self.config.max_steps,
-            seed=self.config.seed, world_size=self.world.size, batch_size=size, batch_tokens=budget,
-            accumulate=self.config.accumulate, packed=packed, mixture=mixture,
-        )  # fmt: skip
-
     def _validated_sources(self) -> tuple[str, ...]:
         """The files whose validation loss is told apart; none where there is one, or more than anybody looks at."""
         found = tuple(name for name, counts in self.prepared.ledger.sources.items() if counts.validation)
@@ -227,7 +208,7 @@ class Session:
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or "runs"))
             return
         if self.resume is not None:
-            self.folder = self.resume.open(self.prepared.identity, self.schedule.total_steps, self.world.size)
+            self.folder = self.resume.open(self.prepared.identity, self.total_steps, self.world.size)
         else:
             self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
@@ -248,11 +229,11 @@ class Session:
         from lightning_ft.run.preflight import Preflight
         from lightning_ft.run.trainer_arguments import trainer_arguments
 
-        config, path, total = self.config, self.folder.path, self.schedule.total_steps
+        config, path, total = self.config, self.folder.path, self.total_steps
         bar = sys.stderr.isatty() and self.world.main
         self.saver = Saver(config, path, total, validates=self.data.has_validation)
         callbacks: list[Callback] = [
-            Recorder(config, self.schedule, self.folder.metrics, None if bar else self.say),
+            Recorder(config, self.data.stream or self.schedule, self.folder.metrics, None if bar else self.say),
             self.saver,
         ]
         if config.preflight:
@@ -321,6 +302,8 @@ class Session:
             if out_of_memory(error):
                 raise TrainingError(f"{memory_advice(error)} Then go on with --resume {self.folder.path}.") from error
             raise
+        if self.data.stream is not None:
+            self.data.stream.settle(self.trainer.global_step)
         if self.world.main:
             self.folder.update(train_seconds=round(time.perf_counter() - started, 3), steps=self.trainer.global_step)
 
@@ -352,6 +335,8 @@ class Session:
 
     def close(self, status: str | None = None) -> None:
         """Let the folder go."""
+        if hasattr(self, "data") and self.data.stream is not None:
+            self.data.stream.close(finished=status == "finished")
         if self.world.main and hasattr(self, "folder"):
             with contextlib.suppress(*(OSError,) if status != "finished" else ()):
                 if status:

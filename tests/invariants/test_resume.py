@@ -28,6 +28,7 @@ VARIANTS: dict[str, tuple[object, ...]] = {
         "--method", "lora", "--method.dropout", 0.1, "--packing", "off", "--workers", 2, "--save_every", 3, "--log_every", 1,
     ),
     "full, Muon": ("--method", "full", "--optimizer", "Muon", "--packing", "off"),
+    "full, streamed": ("--method", "full", "--stream", 20, "--max_steps", 12, "--log_every", 1),
 }  # fmt: skip
 
 
@@ -63,6 +64,9 @@ class Whole:
             assert mine[key] == other[key]
         assert "error" not in other
         assert self.checkpoints(run) == self.checkpoints(self.run)
+        for name in ("ledger.json", "stream.json"):
+            assert (run / name).exists() is (self.run / name).exists()
+            assert not (run / name).exists() or (run / name).read_bytes() == (self.run / name).read_bytes()
         assert (run / "report.html").is_file()
         assert not list(run.rglob(".tmp*"))
 
@@ -91,7 +95,7 @@ def whole(
 def test_the_whole_run_is_what_the_tests_take_it_for(whole: Whole) -> None:
     lines = whole.of_run.lines(whole.run)
     assert lines[-1]["step"] == 12
-    assert lines[-1]["epoch"] == 2
+    assert lines[-1]["epoch"] == (1 if "--stream" in whole.words else 2), "a stream says how often it began again"
     validated = [line["step"] for line in lines if "val_loss" in line]
     assert len(validated) == len(set(validated))
     assert validated[-1] == 12

@@ -1,0 +1,100 @@
+"""The steps of a run: a schedule over the encoded rows, or a stream of shards with a schedule each."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from typing import TYPE_CHECKING
+
+from lightning_ft.data.cache import cache_root
+from lightning_ft.data.mixture import mixture_of
+from lightning_ft.data.schedule import DEFAULT_ROWS, Schedule
+from lightning_ft.data.split import prompt_key
+from lightning_ft.data.stream import Shard, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.data.pipeline import Pipeline, Prepared
+    from lightning_ft.data.table import EncodedTable
+    from lightning_ft.run.folder import RunFolder
+    from lightning_ft.run.world import World
+
+
+class Planner:
+    """Makes schedules with the sizes of a run.
+
+    Args:
+        config: The run's options.
+        world: Its processes.
+        packed: Whether documents share rows.
+        micro_tokens: Most tokens of a micro-batch where the user does not say.
+    """
+
+    def __init__(self, config: TrainingConfig, world: World, *, packed: bool, micro_tokens: int) -> None:
+        self.config, self.world, self.packed = config, world, packed
+        self.batch_size, self.batch_tokens = config.batch_size, config.batch_tokens
+        if self.batch_tokens is None:
+            self.batch_size, self.batch_tokens = config.batch_size or DEFAULT_ROWS, micro_tokens
+
+    def whole(self, table: EncodedTable, say: Callable[[str], None]) -> Schedule:
+        """The schedule of a run over all its rows, or over the first shard of a stream.
+
+        Args:
+            table: The training rows.
+            say: Told of a mixture, and of rows that are longer than the budget.
+        """
+        config = self.config
+        mixed = config.mix or config.mix_temperature is not None
+        mixture = mixture_of(config, table.sources()) if mixed else None
+        if mixture is not None:
+            say(mixture.summary())
+        budget = config.batch_tokens
+        if budget is not None and (longer := int((table.lengths > budget).sum())):
+            say(f"batches: {longer} rows are longer than --batch_tokens {budget} (up to {table.lengths.max()}); each is alone")
+        if config.stream is not None:
+            return self.shard(table, 0)
+        return Schedule(
+            lengths=table.lengths, supervised=table.supervised, epochs=config.epochs, max_steps=config.max_steps,
+            seed=config.seed, world_size=self.world.size, batch_size=self.batch_size, batch_tokens=self.batch_tokens,
+            accumulate=config.accumulate, packed=self.packed, mixture=mixture,
+        )  # fmt: skip
+
+    def shard(self, table: EncodedTable, number: int) -> Schedule:
+        """The schedule of a shard: each of its rows once."""
+        return Schedule(
+            lengths=table.lengths, supervised=table.supervised, seed=self.config.seed, world_size=self.world.size,
+            batch_size=self.batch_size, batch_tokens=self.batch_tokens, accumulate=self.config.accumulate,
+            packed=self.packed, first_epoch=number,
+        )  # fmt: skip
+
+    def stream(
+        self, pipeline: Pipeline, prepared: Prepared, first: Schedule, run: RunFolder, say: Callable[[str], None]
+    ) -> Stream:
+        """The shards of a run.
+
+        Args:
+            pipeline: Encodes them.
+            prepared: The first of them.
+            first: Its schedule.
+            run: The run's folder; where it has an index, the run goes on by it.
+            say: Prints a line.
+        """
+        assert prepared.end is not None
+        assert self.config.max_steps is not None
+        held_out = frozenset(
+            prompt_key(table.values(row))
+            for split, table in prepared.tables.items()
+            if split != "train"
+            for row in range(len(table))
+        )
+        name = hashlib.sha256(f"{run.path.resolve()}\0{prepared.identity}".encode()).hexdigest()
+        work = cache_root() / "stream" / name
+        if self.world.main and not (run.path / "stream.json").exists():
+            shutil.rmtree(work, ignore_errors=True)  # of an earlier run in a folder of this name
+        return Stream(
+            Shard(0, prepared.tables["train"], first), prepared.end, prepared.ledger,
+            lambda start, folder, stop: pipeline.encode_shard(start, held_out, folder, stop), self.shard,
+            self.config.max_steps, work, run.path, writes=self.world.main, max_lost=self.config.max_lost, say=say,
+        )  # fmt: skip
