@@ -177,7 +177,12 @@ def test_step_n_of_a_resumed_run_is_step_n(runs: Any, number: int) -> None:
     again = runs(three_files())
     built: list[Position] = []
     encode = again.stream._encode
-    again.stream._encode = lambda start, *rest: (built.append(start), encode(start, *rest))
+
+    def counted(start: Position, *rest: Any) -> None:
+        built.append(start)
+        encode(start, *rest)
+
+    again.stream._encode = counted
     for n in range(number, min(number + 3, 30)):
         assert again.rows(n) == expected[n]
     assert len(built) <= 2
