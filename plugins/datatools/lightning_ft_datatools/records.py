@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 AUGMENTED = "augmented"
 """Column of a further row that says from which row, and how, `data augment` made it."""
-_BLANKS = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,16 @@ class Record:
 
 def folded(text: str) -> str:
     """A text without what a reader would not call a difference: case, forms of characters, amounts of white space."""
-    return _BLANKS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return " ".join(_plain(text).split())
 
 
 def bare(text: str) -> str:
     """As `folded`, and without punctuation."""
-    return " ".join(re.findall(r"\w+", folded(text)))
+    return " ".join(re.findall(r"\w+", _plain(text)))
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def strings(value: Any) -> list[str]:

@@ -87,9 +87,11 @@ def likeness(one: Counter[str], other: Counter[str]) -> float:
 
 
 def _slipped(one: str, other: str) -> bool:
-    return (
-        min(len(one), len(other)) > 3 and one.isalpha() and SequenceMatcher(None, one, other, autojunk=False).ratio() >= _TYPO
-    )
+    shorter, total = min(len(one), len(other)), len(one) + len(other)
+    if shorter <= 3 or not one.isalpha() or 2 * shorter < _TYPO * total:
+        return False
+    matcher = SequenceMatcher(None, one, other, autojunk=False)
+    return matcher.quick_ratio() >= _TYPO and matcher.ratio() >= _TYPO  # the first is never below the second
 
 
 def shingles(text: str) -> Shingles:

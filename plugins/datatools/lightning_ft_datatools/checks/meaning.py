@@ -139,7 +139,7 @@ def languages(records: Sequence[Record]) -> list[str | None]:
     found: list[str | None] = []
     for record in records:
         text = f"{record.question}\n{record.answer}"[:400]
-        letters = sum(c.isalpha() for c in text)
+        letters = sum(map(str.isalpha, text))
         if letters < 20 or letters < 0.6 * len(text):
             found.append(None)
             continue

@@ -16,6 +16,7 @@ _RARE = 0.015
 """Share of the rows below which a trait alone makes a row unlike the others; above it there must be two."""
 _LEAST = 50  # rows from which there is a style
 _SENTENCE_END = re.compile("[.!?:;)\\]\"'`*>}|\u2026\u3002\uff01\uff1f\uff1a\u201d\u2019]$")
+_TAG = re.compile(r"</?(?:p|br|div|span|b|i|ul|li|strong|em|h[1-6]|table)\b[^<>]*>", re.IGNORECASE)
 
 
 def _begins_low(text: str) -> bool:
@@ -27,16 +28,18 @@ def _open_end(text: str) -> bool:
 
 
 def _shouts(text: str) -> bool:
+    if not text.isupper():  # of most texts this is all that is asked
+        return False
     letters = [c for c in text if c.isalpha()]
     return len(letters) >= 12 and all(c.isupper() for c in letters)
 
 
 def _repeats_signs(text: str) -> bool:
-    return bool(re.search(r"[!?]{3,}", text))
+    return any(pair in text for pair in ("!!", "!?", "?!", "??")) and bool(re.search(r"[!?]{3,}", text))
 
 
 def _marked_up(text: str) -> bool:
-    return bool(re.search(r"</?(?:p|br|div|span|b|i|ul|li|strong|em|h[1-6]|table)\b[^<>]*>", text, re.IGNORECASE))
+    return "<" in text and bool(_TAG.search(text))
 
 
 TRAITS: Mapping[str, Callable[[str], bool]] = {
