@@ -138,7 +138,7 @@ def languages(records: Sequence[Record]) -> list[str | None]:
     identifier.set_languages(list(LANGUAGES))
     found: list[str | None] = []
     for record in records:
-        text = f"{record.question}\n{record.answer}"[:400]
+        text = f"{record.question}\n{record.answer}"[:300]
         letters = sum(map(str.isalpha, text))
         if letters < 20 or letters < 0.6 * len(text):
             found.append(None)
