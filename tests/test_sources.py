@@ -14,13 +14,13 @@ import pytest
 
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.sources import expand, read_rows
-from lightning_ft.data.text import MAX_RECORD, SECTION_BYTES
+from lightning_ft.data.text import MAX_RECORD, MOST_NESTED, SECTION_BYTES
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.types import Row
 
 ROWS = [{"q": "Eins?", "a": "1\u20ac"}, {"q": "Zwei?", "a": "2\U0001f600"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
-MEND = "; mend it, or leave out up to 1 % of the rows with --on_error skip."
+MEND = "; mend it, or leave it out with --on_error skip (up to 1 % of the rows)."
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +282,7 @@ def test_a_huge_record_is_an_error_and_the_next_one_is_read(name: str) -> None:
     bad = BadRows("fail")
     assert values(list(read_rows(Path(name), bad))) == [{"q": "b"}]
     (problem,) = bad.problems
-    assert problem.reason == "expected a record of at most 64 MiB, got a longer one; split it into several rows"
+    assert problem.reason == "expected a record of at most 8 MiB, got a longer one; split it into several rows"
     assert problem.line == (2 if name == "x.csv" else 1)
 
 
@@ -299,8 +299,8 @@ def test_the_first_twenty_problems_of_all_files_are_listed() -> None:
         bad.finish(26)
     lines = str(caught.value).splitlines()
     assert lines[0] == (
-        "Expected every row to be readable, got 24 that are not; mend them, or leave out up to 1 % of the rows with"
-        " --on_error skip:"
+        "Expected every row to be readable, got 24 that are not; mend them, or leave them out with"
+        " --on_error skip (up to 1 % of the rows):"
     )
     assert len(lines) == 22
     assert lines[1] == '  a.jsonl:2: expected an object such as {"text": ...}, got a list'
@@ -391,3 +391,28 @@ def test_real_files_are_read_whole(name: str, shared_data: Path) -> None:
     if name.startswith("clinc"):
         splits = Counter(row.values["split"] for row in rows)
         assert splits == {"train": 15100, "validation": 3100}
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_values_within_values_have_a_depth(name: str) -> None:
+    """Far below what Python's own stack would take, so that nothing that walks a row has to fear it."""
+    for depth, good in ((MOST_NESTED - 2, True), (MOST_NESTED + 1, False), (900, False)):
+        row = '{"q": ' + "[" * depth + "]" * depth + "}"
+        Path(name).write_text(f"{row}\n" if name == "x.jsonl" else f"[{row}]")
+        bad = BadRows("fail")
+        assert len(list(read_rows(Path(name), bad))) == good
+        assert [problem.reason.partition(" at ")[0] for problem in bad.problems] == [
+            'expected valid JSON, got "Nested too deeply"'
+        ] * (not good)
+
+
+def test_many_brackets_are_not_deep() -> None:
+    assert len(read("x.jsonl", '{"q": [' + ", ".join(["[1]"] * 500) + "]}\n")) == 1
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    name = os.fsdecode(b"x\xff.jsonl")
+    Path(name).write_text('{"text": "a"}\n')
+    for given in (name, "*.jsonl", "."):
+        with pytest.raises(DataError, match=r"^Expected names of files in UTF-8, got '.*x\\udcff\.jsonl'; rename it\.$"):
+            expand([given])

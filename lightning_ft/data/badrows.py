@@ -17,6 +17,7 @@ MAX_LISTED = 20
 """Problems that are listed one by one."""
 MAX_SKIPPED = 0.01
 """Share of unreadable rows that `--on_error skip` allows."""
+SKIP = "--on_error skip (up to 1 % of the rows)"
 MAX_RAW = 2**20
 """Characters of an unreadable record that go into the quarantine file."""
 
@@ -37,12 +38,14 @@ class Problem:
 class BadRows:
     """Collects unreadable rows over all files, and decides at the end whether they stop the run.
 
-    `fail`: any of them does. `skip`: up to 1 % of the rows are left out and written to the quarantine file, one JSON
-    object per line with `file`, `line`, `reason` and `raw` (the first 2^20 characters of the record).
+    `fail`: any of them does, and the message says how they are left out (`skip_by`). `skip`: up to 1 % of the rows are left
+    out and written to the quarantine file, one JSON object per line with `file`, `line`, `reason` and `raw` (the first 2^20
+    characters of the record).
     """
 
-    def __init__(self, policy: Literal["fail", "skip"], quarantine: Path | None = None) -> None:
+    def __init__(self, policy: Literal["fail", "skip"], quarantine: Path | None = None, *, skip_by: str = SKIP) -> None:
         self.policy = policy
+        self.skip_by = skip_by
         self.quarantine = quarantine
         self.problems: list[Problem] = []
         self.count = 0
@@ -89,10 +92,10 @@ class BadRows:
         if self.policy == "fail":
             if self.count > 1:
                 raise DataError(
-                    f"Expected every row to be readable, got {self.count:,} that are not; mend them, or leave out up to 1 % of"
-                    f" the rows with --on_error skip:{self._listing()}"
+                    f"Expected every row to be readable, got {self.count:,} that are not; mend them, or leave them out with"
+                    f" {self.skip_by}:{self._listing()}"
                 )
-            mend = "; mend it, or leave out up to 1 % of the rows with --on_error skip" if self.problems[0].line else ""
+            mend = f"; mend it, or leave it out with {self.skip_by}" if self.problems[0].line else ""
             raise DataError(f"{self.problems[0]}{mend}.")
         if self.count > MAX_SKIPPED * total:
             raise DataError(

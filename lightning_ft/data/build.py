@@ -147,8 +147,8 @@ class Build:
             if self.window is not None and self.window.must_not_train(row.values):
                 self.ledger.add_dropped(row.source, HELD_OUT)
                 continue
-            if self._held_out and isinstance(name := row.values.get("task"), str):
-                names.add(name)
+            if self._held_out and (name := row.values.get("task")) is not None:
+                names.add(name := str(name))
                 split = "test" if name in self._held_out else split
             try:
                 parts = self._examples(row)

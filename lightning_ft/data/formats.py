@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lightning_ft.data.columnar import read_arrow, read_parquet
 from lightning_ft.data.split import split_name
-from lightning_ft.data.text import BOM, MAX_RECORD, damage_in, decode, read_lines, read_text, too_long
+from lightning_ft.data.text import BOM, MAX_RECORD, MOST_NESTED, damage_in, decode, nested, read_lines, read_text, too_long
 from lightning_ft.types import Row
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class _Decoder:
             raise json.JSONDecodeError("Nested too deeply", text, start) from None
         except ValueError:  # int() refuses more than 4300 digits
             raise json.JSONDecodeError("Number with too many digits", text, start) from None
+        brackets = text.count("{", start, end) + text.count("[", start, end)
+        if brackets > MOST_NESTED and nested(value) > MOST_NESTED:
+            raise json.JSONDecodeError("Nested too deeply", text, start)
         if found and self.problem is None:
             self.problem = f"expected whole characters, got the escape of {found}"
         return value, end

@@ -64,6 +64,10 @@ def _expand_one(name: str) -> list[Path]:
 
 def _readable(path: Path) -> Path:
     """The path of a plain file: a pipe would be waited for, and can be read only once."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # it could stand in no ledger, report or message
+        raise DataError(f"Expected names of files in UTF-8, got {str(path)!a}; rename it.") from None
     if path.is_file():
         return path
     what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "a pipe, a device or a folder"
@@ -141,7 +145,7 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
       (blank lines), within a longer paragraph at the end of a line, within a longer line at a space.
 
     Text is UTF-8, strictly, with or without byte order mark, with any line ends. Damaged text (invalid UTF-8, NUL, half
-    surrogate pairs), a key twice in one object and a record of more than 64 MiB are problems.
+    surrogate pairs), a key twice in one object and a record of more than 8 MiB are problems.
 
     Raises:
         DataError: the file cannot be read on and `bad` has the policy `skip`.

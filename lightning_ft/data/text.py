@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
     from lightning_ft.data.badrows import BadRows
 
-MAX_RECORD = 64 * 2**20
-"""Longest record in bytes."""
+MAX_RECORD = 8 * 2**20
+"""Longest record in bytes: some two million tokens, which take a gigabyte while they are made."""
+MOST_NESTED = 200
+"""Lists and objects within one another that a row may have."""
 SECTION_BYTES = 2048
 """Longest row of a plain text file in UTF-8 bytes."""
 BOM = b"\xef\xbb\xbf"
@@ -64,6 +66,15 @@ def damage_in(value: Any) -> str | None:
     if isinstance(value, list):
         return next((found for item in value if (found := damage_in(item))), None)
     return None
+
+
+def nested(value: Any) -> int:
+    """How deep lists and objects stand within one another; looked at without recursion, which they could exhaust."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def read_text(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:

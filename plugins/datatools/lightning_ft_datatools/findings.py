@@ -24,7 +24,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "unreadable": Kind("error", "rows that cannot be read", "mend the line, or leave it out with --on_error skip"),
+    "unreadable": Kind("error", "rows that cannot be read", "mend the line, or leave it out: --fix OUT"),
     "format": Kind("error", "rows that lack what the task reads", "fill the columns, or name another --task"),
     "template": Kind("error", "rows that the chat template refuses", "mend the turns, or name another --template"),
     "turns": Kind("error", "unbalanced turns", "end with an assistant turn; let user and assistant take turns"),

@@ -56,7 +56,7 @@ def read(names: Sequence[str], task: str | None, columns: Mapping[str, str]) -> 
         DataError: rows cannot be read, or belong to no task.
         UsageError: an unknown task or option.
     """
-    bad = BadRows("fail")
+    bad = BadRows("fail", skip_by="`data check --fix OUT`")
     rows = [renamed(row, columns) for path in expand(names) for row in read_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
     check_columns({column for row in rows for column in row.values}, columns, names[0])
@@ -85,4 +85,6 @@ def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int]:
     tokenizer = load_tokenizer(location.tokenizer, revision=location.revision)
     config = load_config(BackboneSpec(model=location.base, revision=location.revision))
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+    if max_length is not None and not 0 < max_length <= positions:
+        raise UsageError(f"Expected --max_length from 1 to {positions}, the model's positions; got {max_length}.")
     return tokenizer, max_length or min(2048, positions)

@@ -122,7 +122,10 @@ def records_of(survey: Survey, rows: Sequence[Row]) -> list[Record]:
 
     out = []
     for row in rows:
-        split = split_name(row.values.get("split")) or survey.named.get(row.source)
+        named = row.values.get("split")
+        if named is not None and split_name(named) is None:
+            raise ValueError(f"expected 'split' to be train, validation or test, got {named!r}")
+        split = split_name(named) or survey.named.get(row.source)
         out += [Record(own, example, split) for own, example in examples_of(survey.task, row)]
     return out
 

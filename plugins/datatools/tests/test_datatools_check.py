@@ -130,6 +130,13 @@ def test_strict_exits_with_3_for_errors_and_warnings_only(scratch: Scratch) -> N
     assert main(["check", "long.jsonl", "--strict", "--max_length", "64"]) == 0, "a note is no fault"
 
 
+def test_a_split_that_fit_would_refuse_is_an_issue(scratch: Scratch) -> None:
+    names = ("train", "tset", "dev")
+    scratch.write("rows.jsonl", [row(*pair, split=name) for pair, name in zip(GOOD, names, strict=False)])
+    (issue,) = [issue for issue in checked("rows.jsonl")["issues"] if issue["kind"] == "format"]
+    assert (issue["line"], issue["detail"]) == (2, "expected 'split' to be train, validation or test, got 'tset'")
+
+
 def test_fix_writes_what_is_left_what_went_and_why(scratch: Scratch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         row(*GOOD[0]), row(*GOOD[0]), "{broken", row("Where is the caf\u00c3\u00a9?", "  It   is there.  "), row("Hm?", ""),

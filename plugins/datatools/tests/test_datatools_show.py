@@ -55,6 +55,17 @@ def test_what_would_be_cut_is_marked(rows: str, capsys: pytest.CaptureFixture[st
     assert not any(set(line.strip()) == {"x"} or "x" in line for line in whole if set(line.strip()) <= {"~", "x"} and line)
 
 
+def test_the_shots_of_a_few_shot_task_are_shown(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    task = "{name: instruct, shots: 2}"
+    lines = shown(capsys, rows, "--columns.question", "Frage", "--rows", "1", "--template", "tags", "--task", task)
+    answers = [line for line in lines if line.startswith("<response>")]
+    assert len(answers) == 3
+    assert len(set(answers)) == 3
+    assert answers[-1] == "<response>In der Stadt 0.</response><|eos|>"
+    marked = [line for line, below in zip(lines, lines[1:], strict=False) if below.strip() and set(below.strip()) == {"~"}]
+    assert marked == answers[-1:]
+
+
 def test_on_a_terminal_it_is_colour(rows: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -11,7 +11,7 @@ import pytest
 from lightning_ft_datatools.command import main
 from lightning_ft_datatools.output import write
 
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from lightning_ft.testing.fixtures import Scratch
@@ -86,3 +86,26 @@ def test_weights_that_are_no_numbers(scratch: Scratch, words: tuple[str, str]) -
         main(["mix", "a.jsonl", "b.jsonl", *words, "--output", "out.jsonl"])
     with pytest.raises(UsageError, match="Expected --split to be 2 or 3 shares"):
         main(["split", "a.jsonl", "--split", "nan,nan", "--output", "parts"])
+
+
+@pytest.mark.parametrize("shares", ["0.8,0.3", "1", "0.5,0.2,0.2,0.1", "nan,nan"])
+@pytest.mark.parametrize("command", ["split", "prepare"])
+def test_shares_that_are_none(scratch: Scratch, command: str, shares: str) -> None:
+    scratch.write("a.jsonl", ROWS)
+    with pytest.raises(UsageError, match=r"Expected --split to be 2 or 3 shares that add up to 1, as 0\.8,0\.1,0\.1; got "):
+        main([command, "a.jsonl", "--split", shares, "--output", "parts"])
+    assert not Path("parts").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+@pytest.mark.parametrize("length", ["0", "-3", "999999"])
+def test_lengths_that_the_model_does_not_have(scratch: Scratch, command: str, length: str) -> None:
+    scratch.write("a.jsonl", ROWS)
+    with pytest.raises(UsageError, match=rf"Expected --max_length from 1 to \d+, the model's positions; got {length}\."):
+        main([command, "a.jsonl", "--max_length", length])
+
+
+def test_a_row_that_cannot_be_read_is_left_out_by_the_tools_own_flag(scratch: Scratch) -> None:
+    Path("a.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"^a\.jsonl:2: .*; mend it, or leave it out with `data check --fix OUT`\.$"):
+        main(["select", "a.jsonl", "--count", "1", "--output", "out.jsonl"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.parser import CommandParser, command
@@ -92,3 +93,15 @@ def shares_of(text: str, flag: str, example: str) -> list[float]:
         return [float(share) for share in text.strip("[]").split(",")]
     except ValueError:
         raise UsageError(f"Expected {flag} to be shares, as {example}; got '{text}'.") from None
+
+
+def split_shares(text: str) -> list[float]:
+    """The shares of `--split`, as `fit` takes them.
+
+    Raises:
+        UsageError: they are no two or three numbers that add up to 1.
+    """
+    shares = shares_of(text, "--split", "0.8,0.1,0.1")
+    if len(shares) not in (2, 3) or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise UsageError(f"Expected --split to be 2 or 3 shares that add up to 1, as 0.8,0.1,0.1; got {text}.")
+    return shares

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning_ft.cli.tables import table
 from lightning_ft.data.split import SPLITS
-from lightning_ft_datatools.commands.parser import add_split, parsed, shares_of, tool
+from lightning_ft_datatools.commands.parser import add_split, parsed, split_shares, tool
 from lightning_ft_datatools.targets import check_folder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     written = [*(f"{name}.jsonl" for name in SPLITS), "data.quarantine.jsonl", "data.changes.jsonl", "report.json"]
     check_folder(arguments.output, arguments.files, written)
     made = prepare(
-        arguments.files, arguments.output, shares=shares_of(arguments.split, "--split", "0.8,0.1,0.1"), seed=arguments.seed,
+        arguments.files, arguments.output, shares=split_shares(arguments.split), seed=arguments.seed,
         stratify=arguments.stratify, group=arguments.group, task=arguments.task, model=arguments.model,
         against=arguments.against, lower=arguments.lower, columns=arguments.columns,
     )  # fmt: skip

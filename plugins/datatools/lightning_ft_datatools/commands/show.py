@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.tables import table
@@ -58,7 +59,7 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
     console = Console(highlight=False, soft_wrap=True)
     roles: Counter[str] = Counter()
     trained: Counter[str] = Counter()
-    for row, example in reading.examples(rows):
+    for row, example in reading.examples(_with_shots(reading, rows)):
         drawn = draw(encoder, whole, tokenizer, example, row.id)
         _print(console, f"{row.id}  task {reading.task.name}, template {template.name}", drawn)
         for role, (tokens, supervised) in drawn.encoded.roles.items():
@@ -66,6 +67,19 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
             trained[role] += supervised
     cells = [(role, f"{n:,}", f"{trained[role]:,}", f"{100 * trained[role] / max(1, n):.1f} %") for role, n in roles.items()]
     print(table(("role", "tokens", "trained", "share"), cells, numbers=frozenset({1, 2, 3})))
+
+
+def _with_shots(reading: Any, rows: Sequence[Any]) -> list[Any]:
+    """The rows with those that a few-shot task shows before them, here out of all rows (`fit` takes training rows alone)."""
+    from lightning_ft.data.shots import Shots
+
+    if not reading.task.demonstrations:
+        return list(rows)
+    shots = Shots(reading.task, seed=0)
+    for number, row in enumerate(reading.rows):
+        shots.offer(row, number)
+    shots.settle(["train"] * len(reading.rows))
+    return [replace(row, values=shots.before(row)) for row in rows]
 
 
 def _print(console: Any, heading: str, drawn: Drawn) -> None:

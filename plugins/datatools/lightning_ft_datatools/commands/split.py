@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_ft.data.split import SPLITS
-from lightning_ft_datatools.commands.parser import add_split, parsed, shares_of, tool
+from lightning_ft_datatools.commands.parser import add_split, parsed, split_shares, tool
 from lightning_ft_datatools.targets import check_folder
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     add_split(parser)
     arguments = parsed(parser, argv)
     folder = check_folder(arguments.output, arguments.files, [f"{name}.jsonl" for name in SPLITS])
-    shares = shares_of(arguments.split, "--split", "0.8,0.1,0.1")
+    shares = split_shares(arguments.split)
     parts = split(
         arguments.files, shares, seed=arguments.seed, stratify=arguments.stratify, group=arguments.group, task=arguments.task,
         columns=arguments.columns,
