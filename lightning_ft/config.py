@@ -28,6 +28,7 @@ NOT_NEGATIVE = (
 CHOICES = {"precision": Precision, "on_error": OnError, "packing": Packing, "lr_scheduler": Schedule}
 WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
 """Types of options as messages name them."""
+NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 MOST_SEED = 2**32 - 1
 """So that seed, step and rank together fit the 64 bits that torch's generators take."""
 FILES = ("data", "val_data", "test_data")
@@ -249,6 +250,8 @@ def _normal(name: str, value: Any) -> Any:
         value = list(value)
     if isinstance(value, list) and name in FILES:
         value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    if isinstance(value, dict) and name == "mix":  # YAML takes 1e9 for a text
+        value = {key: float(item) if isinstance(item, str) and NUMBER.fullmatch(item) else item for key, item in value.items()}
     if isinstance(value, list) and name == "holdout_tasks":
         value = [word for item in value for word in (item.split(",") if isinstance(item, str) else [item])]
     if isinstance(value, (list, tuple)) and name == "devices":

@@ -53,6 +53,10 @@ def test_weights_are_shares_of_an_epoch(sources: list[str]) -> None:
     assert found.epoch(3).tolist() != mixture(sources, mix={"a.jsonl": 1, "few": 3}, seed=1).epoch(3).tolist()
 
 
+def test_weights_as_yaml_reads_powers_of_ten(sources: list[str]) -> None:
+    assert mixture(sources, mix={"a.jsonl": "1e3", "few": "3e+03"}).counts == (275, 825)
+
+
 def test_temperature(sources: list[str]) -> None:
     assert mixture(sources, mix_temperature=1.0).counts == (1000, 100)
     assert mixture(sources, mix_temperature=2.0).counts == apportioned([1000**0.5, 100**0.5], 1100)

@@ -416,3 +416,14 @@ def test_a_name_that_is_no_text_is_refused() -> None:
     for given in (name, "*.jsonl", "."):
         with pytest.raises(DataError, match=r"^Expected names of files in UTF-8, got '.*x\\udcff\.jsonl'; rename it\.$"):
             expand([given])
+
+
+def test_line_ends_of_another_age_are_named() -> None:
+    Path("x.jsonl").write_bytes(b'{"q": "a"}\r{"q": "b"}\r')
+    bad = BadRows("fail")
+    assert list(read_rows(Path("x.jsonl"), bad)) == []
+    assert str(bad.problems[0]) == (
+        "x.jsonl:1: expected lines that end with a line feed, got carriage returns; convert the file with tr '\\r' '\\n'"
+    )
+    Path("y.jsonl").write_bytes(b'{"q":\r"a"}')
+    assert values(list(read_rows(Path("y.jsonl"), BadRows("fail")))) == [{"q": "a"}], "white space of one row"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WRAPPERS = ("data", "rows", "examples", "instances")
 """Keys of a JSON object that holds nothing but a list of rows."""
+_OLD_ENDS = "expected lines that end with a line feed, got carriage returns; convert the file with tr '\\r' '\\n'"
 _DAMAGED_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
@@ -111,7 +112,7 @@ def read_jsonl(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
                 values = decoder.document(text)
                 problem = decoder.problem or (None if isinstance(values, dict) else _no_object(values))
             except json.JSONDecodeError as error:
-                problem = _syntax(error)
+                problem = _OLD_ENDS if "\r" in text.strip() else _syntax(error)
         first = False
         if problem is None:
             yield Row(values, source, number)
