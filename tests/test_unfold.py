@@ -14,7 +14,7 @@ from lightning_ft.builtin import RawText
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
-from lightning_ft.data.rename import check_columns, renamed
+from lightning_ft.data.rename import Renaming, renamed
 from lightning_ft.data.render import Template
 from lightning_ft.data.split import SPLITS
 from lightning_ft.errors import DataError, UsageError
@@ -136,9 +136,20 @@ def test_a_row_is_renamed(values: dict[str, Any], columns: dict[str, str], expec
 
 
 def test_a_column_may_be_missing_in_some_rows() -> None:
-    columns = {"question": "q"}
-    rows = [renamed(Row({"q": 1}, "f", 1), columns), renamed(Row({"x": 1}, "f", 2), columns)]
-    check_columns({column for row in rows for column in row.values}, columns, "f")
+    renaming = Renaming({"question": "q", "answer": "none|x"})
+    rows = [renaming(Row({"q": 1}, "f", 1)), renaming(Row({"x": 1}, "f", 2))]
+    assert [row.values for row in rows] == [{"question": 1}, {"answer": 1}]
+    renaming.check("f")
+
+
+def test_a_misspelt_column_is_one_although_its_new_name_is_there() -> None:
+    """Otherwise the file's own column of that name would be trained without a word."""
+    renaming = Renaming({"prompt": "qestion"})
+    renaming(Row({"question": 1, "prompt": 2}, "f", 1))
+    with pytest.raises(
+        DataError, match=r"^f: expected the column 'qestion' of --columns\.prompt, got the columns prompt, question\."
+    ):
+        renaming.check("f")
 
 
 @pytest.mark.parametrize("columns", [{"a": ""}, {"": "a"}, {"a": 3}, {3: "a"}, {"a": ["b"]}], ids=str)

@@ -22,7 +22,7 @@ from lightning_ft.data.detect import DETECTED_FROM, task_of
 from lightning_ft.data.encode import CHUNK
 from lightning_ft.data.ledger import HELD_OUT, NO_SUPERVISED, Ledger
 from lightning_ft.data.pieces import BLOCK, Pieces
-from lightning_ft.data.rename import check_columns, renamed
+from lightning_ft.data.rename import Renaming
 from lightning_ft.data.shots import Shots
 from lightning_ft.data.sources import read_rows
 from lightning_ft.data.split import SPLITS, Split, Splitter
@@ -99,6 +99,7 @@ class Build:
         keep = window is not None or sum(place.bytes for place in places) <= KEPT_BYTES
         self._kept: list[tuple[Row, Parts]] | None = [] if keep else None
         self._splitter = Splitter()
+        self._renaming = Renaming(config.columns)
         self._fixed: list[Split | None] = []
         self._shots: Shots | None = None
         self._held_out = frozenset(config.holdout_tasks or ())
@@ -140,10 +141,8 @@ class Build:
 
     def _survey(self, bad: BadRows) -> None:
         """Read and format every row; count what cannot be, and note what decides the split of the others."""
-        columns: set[str] = set()
         names: set[str] = set()
         for row, split in self._detected(self._read(bad, self.ledger)):
-            columns.update(row.values)
             if self.window is not None and self.window.must_not_train(row.values):
                 self.ledger.add_dropped(row.source, HELD_OUT)
                 continue
@@ -165,9 +164,10 @@ class Build:
                 self._splitter.add(row.values, row.id)
             if self._kept is not None:
                 self._kept.append((row, parts))
-        if columns:
+        if self._renaming.met:
             source = str(self.places[0].path)
-            check_columns(columns, self.config.columns, source)
+            if self.window is None or self.window.held_out is None:  # later shards may lack what the first one has
+                self._renaming.check(source)
             self._check_held_out(names, source)
 
     def _check_held_out(self, names: set[str], source: str) -> None:
@@ -187,7 +187,7 @@ class Build:
             for row in part.read(place.path, bad) if part else read_rows(place.path, bad):
                 read += 1
                 self._check_wanted()
-                yield renamed(row, self.config.columns), place.split
+                yield self._renaming(row), place.split
             if ledger is not None:
                 ledger.add_read(source, read + bad.unreadable - before)
                 ledger.add_failed(source, bad.unreadable - before)
@@ -212,7 +212,7 @@ class Build:
             return task_of(rows, self.registry.tasks, self.kinds)
         except DataError:
             # A misspelt column of --columns is the likelier reason, and the better message.
-            check_columns({column for row in rows for column in row.values}, self.config.columns, rows[0].source)
+            self._renaming.check(rows[0].source)
             raise
 
     def _examples(self, row: Row) -> Parts:

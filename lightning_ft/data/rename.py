@@ -33,20 +33,35 @@ def _there(row: Row, wanted: str) -> str | None:
     return next((column for column in wanted.split("|") if row.values.get(column) is not None), None)
 
 
-def check_columns(there: set[str], columns: Mapping[str, str], source: str) -> None:
-    """Refuse a name whose column no row has: as a rule it is misspelt.
+class Renaming:
+    """`renamed` for the rows of a data set, which remembers what their columns were called.
 
     Args:
-        there: the columns of all rows, renamed.
         columns: as for `renamed`.
-        source: the first file, for the message.
-
-    Raises:
-        DataError: names the column, with a suggestion.
     """
-    for name, column in columns.items():
-        if name not in there:
-            raise DataError(
-                f"{source}: expected the column '{column}' of --columns.{name}, got the columns"
-                f" {', '.join(sorted(there))}.{did_you_mean(column, there)}"
-            )
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self.met: set[str] = set()
+        """The columns of all rows, as the files have them."""
+
+    def __call__(self, row: Row) -> Row:
+        """The row under its new names."""
+        self.met.update(row.values)
+        return renamed(row, self.columns) if self.columns else row
+
+    def check(self, source: str) -> None:
+        """Refuse a column that no row had: as a rule it is misspelt.
+
+        Args:
+            source: the first file, for the message.
+
+        Raises:
+            DataError: names the column, with a suggestion.
+        """
+        for name, column in self.columns.items():
+            if self.met.isdisjoint(column.split("|")):
+                raise DataError(
+                    f"{source}: expected the column '{column}' of --columns.{name}, got the columns"
+                    f" {', '.join(sorted(map(str, self.met)))}.{did_you_mean(column, self.met)}"
+                )

@@ -94,6 +94,8 @@ def _named(name: str) -> list[Path]:
         if not files:
             raise DataError(f"{name}: expected data files that match the pattern, got none; try the pattern with `ls`.")
         return files
+    if path.is_symlink():
+        return [path]  # it leads nowhere, which is told where files are opened
     if is_hub_id(name) and not suffix_of(path):
         return list(hub_files(name))
     if not path.parent.is_dir():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.cli.parser import choice_of
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import task_of
-from lightning_ft.data.rename import check_columns, renamed
+from lightning_ft.data.rename import Renaming
 from lightning_ft.data.sources import expand, read_rows
 from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError
@@ -57,9 +57,10 @@ def read(names: Sequence[str], task: str | None, columns: Mapping[str, str]) -> 
         UsageError: an unknown task or option.
     """
     bad = BadRows("fail", skip_by="`data check --fix OUT`")
-    rows = [renamed(row, columns) for path in expand(names) for row in read_rows(path, bad)]
+    renaming = Renaming(columns)
+    rows = [renaming(row) for path in expand(names) for row in read_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
-    check_columns({column for row in rows for column in row.values}, columns, names[0])
+    renaming.check(names[0])
     return Reading(rows, chosen(task, rows))
 
 

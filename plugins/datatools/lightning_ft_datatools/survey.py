@@ -69,20 +69,24 @@ def read(names: Sequence[str], options: Options) -> Survey:
         DataError: a file is missing, or nothing in it can be read.
         UsageError: an unknown task or option.
     """
-    from lightning_ft.data.rename import check_columns, renamed
+    from lightning_ft.data.rename import Renaming
     from lightning_ft.data.sources import expand, splits_by_name
     from lightning_ft_datatools.reading import chosen
 
     files = expand(names)
     findings: list[Finding] = []
     rows: list[Row] = []
+    renaming = Renaming(options.columns)
     for path in files:
         found, problems = rows_of(path)
-        rows += [renamed(row, options.columns) for row in found]
+        rows += [renaming(row) for row in found]
         findings += problems
     if not rows:
-        raise DataError(f"{findings[0].row}: {findings[0].detail}." if findings else f"{files[0]}: expected rows, got none.")
-    check_columns({column for row in rows for column in row.values}, options.columns, str(files[0]))
+        if not findings:
+            raise DataError(f"{files[0]}: expected rows, got none.")
+        place, said = findings[0].row, findings[0].detail
+        raise DataError(f"{said}." if said.startswith(findings[0].source) else f"{place}: {said}.")
+    renaming.check(str(files[0]))
     task = chosen(options.task, rows)
     named = {str(path): split for path, split in splits_by_name(files).items()}
     survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_the_shots_of_a_few_shot_task_are_shown(rows: str, capsys: pytest.Captur
     assert len(answers) == 3
     assert len(set(answers)) == 3
     assert answers[-1] == "<response>In der Stadt 0.</response><|eos|>"
-    marked = [line for line, below in zip(lines, lines[1:], strict=False) if below.strip() and set(below.strip()) == {"~"}]
+    marked = [line for line, below in itertools.pairwise(lines) if below.strip() and set(below.strip()) == {"~"}]
     assert marked == answers[-1:]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import columns_of, detect_task
-from lightning_ft.data.rename import check_columns, renamed
+from lightning_ft.data.rename import Renaming
 from lightning_ft.data.sources import read_rows
 from lightning_ft.registry import registry
 
@@ -64,9 +64,10 @@ COLUMNS = {
 def read(path: Path, columns: dict[str, str]) -> tuple[str, list[Any], int]:
     """Task, rows and number of examples."""
     bad = BadRows("fail")
-    rows = [renamed(row, columns) for row in read_rows(path, bad)]
+    renaming = Renaming(columns)
+    rows = [renaming(row) for row in read_rows(path, bad)]
     bad.finish(len(rows))
-    check_columns({column for row in rows for column in row.values}, columns, path.name)
+    renaming.check(path.name)
     entry = detect_task(columns_of(rows[:200]), registry().tasks, path.name)
     task = entry.cls()
     return entry.name, rows, sum(task.format(part) is not None for row in rows for part in task.unfold(row.values))

@@ -95,7 +95,8 @@ def check_topic(space: Space) -> Iterator[tuple[str, Record, str]]:
         return
     words = np.diff(vectors.indptr)
     directions = TruncatedSVD(min(_DIRECTIONS, vectors.shape[1] - 1), random_state=0) if vectors.shape[1] > 1 else None
-    held = np.ones(len(texts)) if directions is None else np.square(directions.fit_transform(vectors)).sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of rows that are all the same, its share of no variance
+        held = np.ones(len(texts)) if directions is None else np.square(directions.fit_transform(vectors)).sum(1)
     rarity = np.asarray((vectors > 0) @ vectorizer.idf_[:, None]).ravel() / np.maximum(1, words)
     middle = float(np.median(rarity))
     # The standard deviation of a normal distribution by its middle half, and by its upper end where that is wider.
