@@ -21,6 +21,7 @@ NOISE = (
     ".*You requested to overfit but enabled.*",
     ".*Trying to infer the `batch_size` from an ambiguous collection.*",  # every value that we log is already a mean
     ".*found .* module.* in eval mode.*",
+    ".*resuming from a checkpoint that ended before the epoch.*",  # our sampler begins at the step that the run is at
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # what we log is summed over ranks already
 )
 

@@ -28,10 +28,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--lower", action="store_true", help="all texts in lower case")
     parser.add_argument("--model", default="embedded", metavar="MODEL", help="whose tokenizer (default: embedded)")
     arguments = parsed(parser, argv)
+    shares = split_shares(arguments.split)
     written = [*(f"{name}.jsonl" for name in SPLITS), "data.quarantine.jsonl", "data.changes.jsonl", "report.json"]
     check_folder(arguments.output, arguments.files, written)
     made = prepare(
-        arguments.files, arguments.output, shares=split_shares(arguments.split), seed=arguments.seed,
+        arguments.files, arguments.output, shares=shares, seed=arguments.seed,
         stratify=arguments.stratify, group=arguments.group, task=arguments.task, model=arguments.model,
         against=arguments.against, lower=arguments.lower, columns=arguments.columns,
     )  # fmt: skip

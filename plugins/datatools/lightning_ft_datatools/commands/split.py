@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where train.jsonl and the others go")
     add_split(parser)
     arguments = parsed(parser, argv)
-    folder = check_folder(arguments.output, arguments.files, [f"{name}.jsonl" for name in SPLITS])
     shares = split_shares(arguments.split)
+    folder = check_folder(arguments.output, arguments.files, [f"{name}.jsonl" for name in SPLITS])
     parts = split(
         arguments.files, shares, seed=arguments.seed, stratify=arguments.stratify, group=arguments.group, task=arguments.task,
         columns=arguments.columns,
