@@ -127,8 +127,8 @@ class TrainingConfig:
     resume: str | None = None
     """auto, a run folder or a checkpoint: go on where it stopped."""
     stream: int | None = None
-    """Rows of a shard: `data` are encoded shard by shard while training, for sources larger than the disk; needs `max_steps`
-    and reads `data` again as often as they take. The first shard gives validation and test. None: everything at once."""
+    """Rows of a shard: `data` are encoded shard by shard while training, for sources larger than the disk; needs `max_steps`,
+    which alone counts: `data` are read again as often as they take. None: everything at once."""
     on_error: OnError = "fail"
     """Unreadable rows: fail lists them and stops; skip allows 1 % into a quarantine file."""
     max_lost: float = 0.05

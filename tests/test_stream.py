@@ -19,7 +19,7 @@ from lightning_ft.data.ledger import HELD_OUT
 from lightning_ft.data.pipeline import Pipeline, Prepared
 from lightning_ft.data.render import Template
 from lightning_ft.data.window import Position, Window
-from lightning_ft.errors import CheckFailedError, DataError, UsageError
+from lightning_ft.errors import CheckFailedError, DataError, TrainingError, UsageError
 from lightning_ft.registry import Registry
 from lightning_ft.run.folder import RunFolder
 from lightning_ft.run.planning import Planner
@@ -65,9 +65,10 @@ class Run:
         tokenizer = tiny_tokenizer()
         given = {"model": "m", "data": data, "stream": 20, "max_steps": 30, "batch_size": 4, "split": [0.8, 0.1, 0.1]}
         self.config = TrainingConfig(**{**given, **options})
-        encoder = Encoder(tokenizer, Template.resolve("auto", tokenizer), 128)
+        encoder = Encoder(tokenizer, Template.resolve("auto", tokenizer), 256)
         self.said: list[str] = []
-        self.pipeline = Pipeline(self.config, Registry(*plugins.load()), encoder, None, (Conversation,), self.said.append)
+        task = options.get("task")
+        self.pipeline = Pipeline(self.config, Registry(*plugins.load()), encoder, task, (Conversation,), self.said.append)
         self.prepared: Prepared = self.pipeline.prepare()
         self.planner = Planner(self.config, World(1, 1, 0), packed=True, micro_tokens=512)
         self.schedule = self.planner.whole(self.prepared.tables["train"], self.said.append)
@@ -122,7 +123,7 @@ def test_windows_have_every_row_once_and_every_problem_once() -> None:
         start, found, problems, turns = Position(), [], [], 0
         while start.turn == 0:
             window, bad = Window(start, size), BadRows("skip")
-            part = [made.id for path in files for made in window.read(path, bad)]
+            part = [made.id for path in files for made in window.read(path, bad, lambda: None)]
             assert len(part) == size or window.end.turn == 1
             found += part
             problems += [problem.line for problem in bad.problems]
@@ -157,6 +158,50 @@ def test_the_same_prompt_later_is_left_out_and_counted(runs: Any) -> None:
     assert not again & trained
     ledger = json.loads(Path("run/ledger.json").read_text())
     assert ledger["sources"]["b.jsonl"]["dropped"] == {HELD_OUT: len(again)}
+
+
+def test_the_same_group_later_is_left_out(runs: Any) -> None:
+    """Turns of one conversation never stand in training and in the test."""
+    talks = [row(n, conversation_id=n % 10) for n in range(60)]
+    run = runs([write("a.jsonl", talks)], max_steps=24)
+    held = {(int(name.rpartition(":")[2]) - 1) % 10 for name in run.held_out()}
+    trained = {(int(name.rpartition(":")[2]) - 1) % 10 for _, rows in run.passes() for name in rows}
+    assert held
+    assert not held & trained
+    assert held | trained == set(range(10))
+
+
+def test_what_is_held_out_stays_so_where_a_row_stands_for_several(runs: Any) -> None:
+    """A row of a list of instances is known again by the row in the file."""
+    answers = [[{"input": "", "output": f"{n} {k}"} for k in (1, 2)] for n in range(50)]
+    asked = [{"name": f"task {n}", "instruction": f"Do {n}.", "instances": both} for n, both in enumerate(answers)]
+    run = runs([write("a.jsonl", asked)], max_steps=60)
+    held = {name.partition("#")[0] for name in run.held_out()}
+    turns: dict[int, set[str]] = {}
+    for turn, rows in run.passes():
+        turns.setdefault(turn, set()).update(name.partition("#")[0] for name in rows)
+    assert len(turns) > 1
+    assert held
+    assert all(not held & found for found in turns.values())
+
+
+def test_shots_come_from_a_file(runs: Any) -> None:
+    from lightning_ft_tasks.instruct import Instruct
+
+    data = three_files()
+    with pytest.raises(UsageError, match=r"^Expected --task\.shots_from FILE with --stream"):
+        runs(data, task=Instruct(shots=2))
+    shown = write("shown.jsonl", [row(n) for n in range(500, 510)])
+    run = runs([write("a.jsonl", [row(n) for n in range(40)])], max_steps=24, task=Instruct(shots=2, shots_from=shown))
+    trained = {name for _, rows in run.passes() for name in rows}
+    assert run.held_out()
+    assert not trained & set(run.held_out())
+
+
+def test_a_bad_row_in_a_short_last_shard_is_one_of_the_source(runs: Any) -> None:
+    rows: list[Any] = [row(n) for n in range(200)]
+    run = runs([write("a.jsonl", [*rows, '{"prompt": "half'])], stream=200, max_steps=60, on_error="skip")
+    assert {turn for turn, _ in run.passes()} == {0, 1}
 
 
 def test_rows_that_say_that_they_are_no_training_rows_are_none(runs: Any) -> None:
@@ -200,22 +245,25 @@ def test_files_that_have_changed_are_refused(runs: Any) -> None:
     first.close()
     many[40]["response"] = many[40]["response"].upper()
     again = runs([write("a.jsonl", many)], max_steps=14)
-    with pytest.raises(DataError, match=r"Expected the rows of shard 3 \(from row 41 of file 1\) to be those that the run had"):
+    with pytest.raises(DataError, match=r"Expected the rows of shard 3 \(from row 41 of file 1\) and their batches"):
         again.rows(13)
 
 
-def test_only_two_shards_are_on_disk(runs: Any) -> None:
+@pytest.mark.parametrize(("ahead", "most"), [(0, 2), (3, 3)])
+def test_only_two_shards_are_on_disk(runs: Any, ahead: int, most: int) -> None:
+    """A third one for a moment where loader workers build steps in advance."""
     run = runs(three_files(), max_steps=60)
-    most = 0
+    seen = []
     for number in range(60):
-        run.stream.ahead(number, number)
+        run.stream.ahead(number, max(0, number - ahead))
         run.rows(number)
         if run.stream._thread is not None:
             run.stream._thread.join()
-        most = max(most, len(list(run.stream._work.glob("shard-*"))))
-    assert most == 2
+        seen.append(len(list(run.stream._work.glob("shard-*"))))
+    assert max(seen) == most
+    assert seen[-1] <= 2
     run.close()
-    assert not run.stream._work.exists()
+    assert not run.stream._work.parent.exists()
 
 
 def test_a_bad_row_stops_the_run_where_it_is_met(runs: Any) -> None:
@@ -238,7 +286,7 @@ def test_a_bad_row_may_be_skipped_and_is_kept(runs: Any) -> None:
 
 
 def test_too_many_cut_rows_stop_the_run(runs: Any) -> None:
-    rows = [row(n) for n in range(20)] + [{"prompt": "long", "response": "word " * 60}] * 20
+    rows = [row(n) for n in range(20)] + [{"prompt": "long", "response": "word " * 120}] * 20
     run = runs([write("a.jsonl", rows)])
     with pytest.raises(CheckFailedError, match="--max_lost"):
         list(run.passes())
@@ -258,6 +306,36 @@ def test_workers_find_the_shards_that_the_main_process_encodes(runs: Any) -> Non
     assert [number for number, _ in found] == list(range(30))
     alone = runs(three_files())
     assert [rows for _, rows in found] == [rows for _, rows in alone.passes()]
+
+
+def test_the_first_shard_has_to_be_the_same(runs: Any) -> None:
+    many = [row(n) for n in range(60)]
+    first = runs([write("a.jsonl", many)], max_steps=14)
+    list(first.passes())
+    first.close()
+    for changed in many[:20]:
+        changed["response"] = "something else"
+    with pytest.raises(DataError, match=r"Expected the rows of shard 1 \(from row 1 of file 1\) and their batches"):
+        runs([write("a.jsonl", many)], max_steps=14)
+
+
+def test_batches_that_are_cut_otherwise_are_refused(runs: Any) -> None:
+    first = runs(three_files())
+    list(first.passes())
+    first.close()
+    with pytest.raises(DataError, match="and their batches to be those"):
+        runs(three_files(), batch_size=3)
+
+
+def test_encoding_stops_where_it_is(runs: Any) -> None:
+    """Also while it looks for the first row of a shard."""
+    run = runs(three_files())
+    stop = threading.Event()
+    stop.set()
+    for start in (Position(0, 0, 20), Position(0, 2, 50)):
+        Path("half").mkdir(exist_ok=True)
+        with pytest.raises(TrainingError, match="The run ended"):
+            run.pipeline.encode_shard(start, frozenset(), Path("half"), stop)
 
 
 def test_the_end_of_a_run_does_not_wait_for_a_shard(runs: Any) -> None:

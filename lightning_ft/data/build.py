@@ -27,6 +27,7 @@ from lightning_ft.data.shots import Shots
 from lightning_ft.data.sources import read_rows
 from lightning_ft.data.split import SPLITS, Split, Splitter
 from lightning_ft.data.unfold import examples_of
+from lightning_ft.data.window import keys_of
 from lightning_ft.errors import DataError, TrainingError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Build:
         """
         bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
         self._survey(bad)
-        bad.finish(self.ledger.total.read)
+        bad.finish(self._judged_by())
         free = iter(self._splitter.splits(self._shares(), self.config.seed, alike=self._alike()))
         splits = [next(free) if split is None else split for split in self._fixed]
         if self._shots is not None:
@@ -131,11 +132,30 @@ class Build:
                 pieces.finish()
         pieces.finish()
         self._check_unchanged(pieces)
-        bad.finish(self.ledger.total.read)
+        bad.finish(self._judged_by())
         assert self.task is not None
         pieces.move(folder)
-        end = {} if self.window is None else {"end": astuple(self.window.end)}
-        write_json(folder / "facts.json", {"task": self.task.name, "ledger": self.ledger.as_dict(), **end})
+        facts: dict[str, Any] = {"task": self.task.name, "ledger": self.ledger.as_dict()}
+        if self.window is not None:
+            facts |= {"end": astuple(self.window.end), "held_out": self._held_out_keys(splits)}
+        write_json(folder / "facts.json", facts)
+
+    def _judged_by(self) -> int:
+        """The number of rows of which few may be unreadable; the last shard of a pass is judged as if it were full."""
+        read = self.ledger.total.read
+        return read if self.window is None or self.window.held_out is None else max(read, self.window.rows)
+
+    def _held_out_keys(self, splits: Sequence[Split]) -> list[int]:
+        """Hashes of the prompts and groups that the first shard of a stream holds out from all others."""
+        assert self._kept is not None, "of a window"
+        assert self.window is not None
+        if self.window.held_out is not None:
+            return []
+        keys: set[int] = set()
+        for (row, _), fixed, split in zip(self._kept, self._fixed, splits, strict=True):
+            if fixed is None and split != "train" and row.values.get("split") is None:
+                keys.update(keys_of(row.values))
+        return sorted(keys)
 
     # ---- first pass ---------------------------------------------------------------------------------------------
 
@@ -184,9 +204,8 @@ class Build:
         for place in self.places:
             source, before, read = str(place.path), bad.unreadable, 0
             part = None if place.split else self.window
-            for row in part.read(place.path, bad) if part else read_rows(place.path, bad):
+            for row in part.read(place.path, bad, self._check_wanted) if part else read_rows(place.path, bad):
                 read += 1
-                self._check_wanted()
                 yield self._renaming(row), place.split
             if ledger is not None:
                 ledger.add_read(source, read + bad.unreadable - before)
@@ -204,6 +223,8 @@ class Build:
                 self.task = self._task_of([row for row, _ in first])
             rows = itertools.chain(first, rows)
         if self.task is not None and self.task.demonstrations:
+            if self.window is not None and self.task.demonstration_file is None:
+                raise UsageError("Expected --task.shots_from FILE with --stream, as no shard has all training rows; got none.")
             self._shots = Shots(self.task, self.config.seed)
         yield from rows
 

@@ -53,6 +53,8 @@ class Prepared:
     """SHA-256 of each file's content; of a stream's files of parts of it."""
     end: Position | None
     """Where the first shard of a stream ends."""
+    held_out: frozenset[int]
+    """Hashes of prompts and groups that no later shard of a stream may train."""
 
     def examples(self, split: Split, indices: Sequence[int]) -> list[Example]:
         """The examples again, of rows in validation or test."""
@@ -95,7 +97,8 @@ class Pipeline:
         self.say(f"data: {ledger.summary()}")
         hashes = {str(path): content for content, (path, _) in zip(self._digests, self.files, strict=True)}
         end = Position(*facts["end"]) if "end" in facts else None
-        return Prepared(tables, ledger, self.task, self._identity(), folder, hashes, end)
+        held_out = frozenset(facts.get("held_out", ()))
+        return Prepared(tables, ledger, self.task, self._identity(), folder, hashes, end, held_out)
 
     def encode_shard(self, start: Position, held_out: frozenset[int], folder: Path, stop: Event) -> None:
         """Write the shard of a stream that starts at `start` into a folder; its rows all train.
@@ -159,7 +162,8 @@ class Pipeline:
             "encoder": self.encoder.fingerprint,
             "columns": self.config.columns, "split": self.config.split, "seed": self.config.seed,
             "on_error": self.config.on_error, "holdout_tasks": self.config.holdout_tasks, "shots": self._shown,
-            "stream": self.config.stream,
+            # Parts of a file say little of its middle.
+            "stream": self.config.stream and (self.config.stream, [place.stamp for place in self._places]),
             "alike": finders(self.registry),
             "kinds": [kind.__name__ for kind in self.kinds],
         }  # fmt: skip

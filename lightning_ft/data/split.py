@@ -113,9 +113,8 @@ class Splitter:
             if name is None:
                 raise _unnamed(place, repr(value))
             self._given.append(1 + SPLITS.index(name))
-        for column in self._columns:
-            if row.get(column) not in (None, ""):
-                self._bound.extend((len(self._prompts), content_hash(f"{column}={_canonical(row[column])}")))
+        for key in group_keys(row, self._columns):
+            self._bound.extend((len(self._prompts), key))
         self._prompts.append(prompt_key(row))
 
     def splits(
@@ -238,6 +237,11 @@ def prompt_key(row: Mapping[str, Any]) -> int:
     if not prompt:
         prompt = {key: value for key, value in row.items() if key != "split"}
     return content_hash(_canonical(prompt))
+
+
+def group_keys(row: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> list[int]:
+    """Hashes of the values that hold a row together with others."""
+    return [content_hash(f"{name}={_canonical(row[name])}") for name in columns if row.get(name) not in (None, "")]
 
 
 def _canonical(value: Any) -> str:

@@ -58,6 +58,11 @@ class Entry:
     """Hash of its encoded rows."""
     ledger: dict[str, Any]
 
+    @property
+    def end_step(self) -> int:
+        """Number of the step after its last one."""
+        return self.first + self.steps
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Entry:
         """The entry that `dataclasses.asdict` described."""
@@ -76,23 +81,26 @@ class Stream:
             It stops with an error of its own once the event is set.
         plan: The schedule of a shard, by its table and its number.
         total_steps: Of the run.
+        content: Hash of the first shard's rows.
         work: Takes the shards; nothing else lies there, and no other run uses it.
         run: The run folder, which keeps the index, the ledger and the rows that could not be read.
-        writes: Whether this process keeps the run folder's account, and deletes what has been trained.
+        writes: Whether this process keeps the run folder's account.
+        deletes: Whether it deletes what has been trained from this machine's disk.
         max_lost: Largest share of rows that may be cut.
         say: Prints a line.
     """
 
     def __init__(
         self, first: Shard, end: Position, ledger: Ledger, encode: Callable[[Position, Path, threading.Event], None],
-        plan: Callable[[EncodedTable, int], Schedule], total_steps: int, work: Path, run: Path, *, writes: bool,
-        max_lost: float, say: Callable[[str], None],
+        plan: Callable[[EncodedTable, int], Schedule], total_steps: int, content: str, work: Path, run: Path, *,
+        writes: bool, deletes: bool, max_lost: float, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.first, self.total_steps = first, total_steps
         self._encode, self._plan, self._work, self._writes, self._say = encode, plan, work, writes, say
+        self._deletes, self._gone = deletes, 1
         self._run, self._index, self._max_lost = run, run / "stream.json", max_lost
         steps = first.schedule.total_steps
-        self._entries = [Entry(0, steps, Position(), end, "", ledger.as_dict())]
+        self._entries = [Entry(0, steps, Position(), end, content, ledger.as_dict())]
         self._opened: tuple[int, Shard] = (0, first)
         self._thread: threading.Thread | None = None
         self._begun = -1
@@ -132,13 +140,12 @@ class Stream:
             self._keep_account(place)
             now = self._entries[place]
             self._say(f"stream: shard {place + 1}, steps {now.first + 1} to {now.first + now.steps}")
-            for entry, old in zip(self._entries[1:], range(1, place), strict=False):
-                if entry.first + entry.steps <= done:
-                    shutil.rmtree(self._folder(old), ignore_errors=True)
-        last = self._entries[-1]
-        if place == len(self._entries) - 1 != self._begun and last.first + last.steps < self.total_steps:
+        while self._deletes and self._gone < place and self._entries[self._gone].end_step <= done:
+            shutil.rmtree(self._folder(self._gone), ignore_errors=True)
+            self._gone += 1
+        if place != self._begun and self._entries[place].end_step < self.total_steps:
             self._begun = place
-            self._thread = threading.Thread(target=self._extend_quietly, daemon=True)
+            self._thread = threading.Thread(target=self._begin, args=(place + 1,), daemon=True)
             self._thread.start()
 
     def epoch_of(self, number: int) -> float:
@@ -152,6 +159,7 @@ class Stream:
 
     def settle(self, steps: int) -> None:
         """Called when so many steps have been trained and no more will be: the account is that of their shards."""
+        self._stop.set()
         place = self._find(steps - 1) if steps else 0
         if self._writes and place is not None:
             self._keep_account(place)
@@ -161,15 +169,15 @@ class Stream:
         self._stop.set()
         if (thread := self._thread) is not None:
             thread.join()
-        if finished and self._writes:
-            shutil.rmtree(self._work, ignore_errors=True)
+        if finished and self._deletes:
+            shutil.rmtree(self._work.parent, ignore_errors=True)
 
     def _folder(self, place: int) -> Path:
         return self._work / f"shard-{place:05}"
 
     def _find(self, number: int) -> int | None:
         place = bisect_right([entry.first for entry in self._entries], number) - 1
-        if number < self._entries[place].first + self._entries[place].steps:
+        if number < self._entries[place].end_step:
             return place
         known = len(self._entries)
         self._reload()  # another process may have gone on
@@ -178,8 +186,11 @@ class Stream:
     def _reload(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             found = [Entry.from_dict(values) for values in json.loads(self._index.read_text(encoding="utf-8"))]
+            first = self._entries[0]
+            if (found[0].content, found[0].steps) != (first.content, first.steps):
+                raise self._others(0)
             if len(found) >= len(self._entries):
-                self._entries = [self._entries[0], *found[1:]]
+                self._entries = [first, *found[1:]]
 
     def _extend(self) -> None:
         """Encode the shard after the last one, and write it into the index."""
@@ -192,7 +203,7 @@ class Stream:
             facts, content = self._build(place, last.end)
             table = EncodedTable(*self._tables(place))
             steps = self._plan(table, place).total_steps if len(table) else 0
-            entry = Entry(last.first + last.steps, steps, last.end, Position(*facts["end"]), content, facts["ledger"])
+            entry = Entry(last.end_step, steps, last.end, Position(*facts["end"]), content, facts["ledger"])
             entries = [*self._entries, entry]
             account = _sum(entries)
             account.closes()
@@ -200,24 +211,38 @@ class Stream:
             write_json(self._index, [asdict(each) for each in entries])
             self._entries = entries
 
-    def _extend_quietly(self) -> None:
-        """In the background; what goes wrong is met again, and told, where the shard is needed."""
+    def _begin(self, place: int) -> None:
+        """Encode a shard in the background; what goes wrong is met again, and told, where the shard is needed."""
         with contextlib.suppress(Exception):
-            self._extend()
+            if place < len(self._entries):
+                self._whole(place)
+            else:
+                self._extend()
 
     def _open(self, place: int) -> Shard:
         entry = self._entries[place]
-        with self._alone():
-            if broken(self._folder(place)) is not None:
-                _, content = self._build(place, entry.start)
-                if content != entry.content:
-                    where = f"from row {entry.start.row + 1} of file {entry.start.file + 1}"
-                    raise DataError(
-                        f"Expected the rows of shard {place + 1} ({where}) to be those that the run had before, got others; "
-                        "restore the files, or start a new run."
-                    )
+        self._whole(place)
         table = EncodedTable(*self._tables(place))
-        return Shard(entry.first, table, self._plan(table, place))
+        schedule = self._plan(table, place)
+        if schedule.total_steps != entry.steps:
+            raise self._others(place)
+        return Shard(entry.first, table, schedule)
+
+    def _whole(self, place: int) -> None:
+        """Encode a shard of the index again where it is not there; others are not waited for where it is."""
+        if broken(self._folder(place)) is None:
+            return
+        with self._alone():
+            entry = self._entries[place]
+            if broken(self._folder(place)) is not None and self._build(place, entry.start)[1] != entry.content:
+                raise self._others(place)
+
+    def _others(self, place: int) -> DataError:
+        start = self._entries[place].start
+        return DataError(
+            f"Expected the rows of shard {place + 1} (from row {start.row + 1} of file {start.file + 1}) and their batches to "
+            "be those that the run had before, got others; restore the files and options, or start a new run."
+        )
 
     def _build(self, place: int, start: Position) -> tuple[dict[str, Any], str]:
         folder = self._folder(place)
@@ -225,8 +250,7 @@ class Stream:
             with whole_folder(folder) as target:
                 self._encode(start, target, self._stop)
         facts: dict[str, Any] = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        files: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return facts, " ".join(files[path.name]["sha256"] for path in self._tables(place))
+        return facts, content_of(folder)
 
     def _tables(self, place: int) -> list[Path]:
         return sorted(self._folder(place).glob("train-*.arrow"))
@@ -240,9 +264,15 @@ class Stream:
     def _keep_account(self, place: int) -> None:
         """ledger.json of all rows up to this shard, and a copy of the rows that could not be read."""
         write_json(self._run / "ledger.json", _sum(self._entries[: place + 1]).as_dict())
-        quarantined = self._folder(place) / QUARANTINE
-        if quarantined.is_file():
-            shutil.copy(quarantined, self._run / f"quarantine-{place:05}.jsonl")
+        for each in range(self._gone, place + 1):
+            if (quarantined := self._folder(each) / QUARANTINE).is_file():
+                shutil.copy(quarantined, self._run / f"quarantine-{each:05}.jsonl")
+
+
+def content_of(folder: Path) -> str:
+    """Hash of the training rows that were encoded into a folder."""
+    files: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return " ".join(files[name]["sha256"] for name in sorted(files) if name.startswith("train-"))
 
 
 def _sum(entries: list[Entry]) -> Ledger:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.sources import read_rows
-from lightning_ft.data.split import prompt_key, split_name
+from lightning_ft.data.split import group_keys, prompt_key, split_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from lightning_ft.data.badrows import BadRows
@@ -36,7 +36,8 @@ class Window:
     Args:
         start: The first row.
         rows: How many there are at most.
-        held_out: Hashes of prompts (`split.prompt_key`) that must not train; None in the first window, whose rows are split.
+        held_out: Hashes of the prompts and groups of rows that were held out, which must not train; None in the first window,
+            whose rows are split.
     """
 
     def __init__(self, start: Position, rows: int, held_out: frozenset[int] | None = None) -> None:
@@ -45,8 +46,8 @@ class Window:
         self._left = rows
         self._file = -1
 
-    def read(self, path: Path, bad: BadRows) -> Iterator[Row]:
-        """Those of the window's rows that are in the next file."""
+    def read(self, path: Path, bad: BadRows, check: Callable[[], None]) -> Iterator[Row]:
+        """Those of the window's rows that are in the next file; `check` is called for every row, also before the window."""
         self._file += 1
         skipped = self.start.row if self._file == self.start.file else 0
         if self._file < self.start.file or not self._left:
@@ -54,6 +55,7 @@ class Window:
         bad.muted = skipped > 0
         try:
             for number, row in enumerate(read_rows(path, bad), start=1):
+                check()
                 if number == skipped:
                     bad.muted = False
                 if number <= skipped:
@@ -68,7 +70,13 @@ class Window:
             bad.muted = False
 
     def must_not_train(self, values: Mapping[str, Any]) -> bool:
-        """Whether a row asks what a row asks that was held out, or says itself that it does not train."""
+        """Whether a row belongs to one that was held out, or says itself that it does not train."""
         if self.held_out is None:
             return False
-        return split_name(values.get("split")) in ("validation", "test") or prompt_key(values) in self.held_out
+        named = split_name(values.get("split")) in ("validation", "test")
+        return named or not self.held_out.isdisjoint(keys_of(values))
+
+
+def keys_of(values: Mapping[str, Any]) -> list[int]:
+    """Hashes of all that holds a row of a file together with others."""
+    return [prompt_key(values), *group_keys(values)]

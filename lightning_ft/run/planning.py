@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_ft.data.cache import cache_root
 from lightning_ft.data.mixture import mixture_of
 from lightning_ft.data.schedule import DEFAULT_ROWS, Schedule
-from lightning_ft.data.split import prompt_key
-from lightning_ft.data.stream import Shard, Stream
+from lightning_ft.data.stream import Shard, Stream, content_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,18 +82,17 @@ class Planner:
         """
         assert prepared.end is not None
         assert self.config.max_steps is not None
-        held_out = frozenset(
-            prompt_key(table.values(row))
-            for split, table in prepared.tables.items()
-            if split != "train"
-            for row in range(len(table))
-        )
-        name = hashlib.sha256(f"{run.path.resolve()}\0{prepared.identity}".encode()).hexdigest()
-        work = cache_root() / "stream" / name
-        if self.world.main and not (run.path / "stream.json").exists():
-            shutil.rmtree(work, ignore_errors=True)  # of an earlier run in a folder of this name
+        # By the folder, and within it by the data: a run of other data in the folder of an earlier one takes its place.
+        of_run = cache_root() / "stream" / hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:32]
+        work, deletes = of_run / prepared.identity[:32], self.world.local_rank == 0
+        if deletes and not (run.path / "stream.json").exists():
+            shutil.rmtree(of_run, ignore_errors=True)
+        elif deletes:
+            for left in work.glob(".tmp-*"):
+                shutil.rmtree(left, ignore_errors=True)
         return Stream(
             Shard(0, prepared.tables["train"], first), prepared.end, prepared.ledger,
-            lambda start, folder, stop: pipeline.encode_shard(start, held_out, folder, stop), self.shard,
-            self.config.max_steps, work, run.path, writes=self.world.main, max_lost=self.config.max_lost, say=say,
+            lambda start, folder, stop: pipeline.encode_shard(start, prepared.held_out, folder, stop), self.shard,
+            self.config.max_steps, content_of(prepared.folder), work, run.path, writes=self.world.main, deletes=deletes,
+            max_lost=self.config.max_lost, say=say,
         )  # fmt: skip

@@ -205,7 +205,9 @@ class Session:
         """The run folder; ranks beside the main one only need to know where it is."""
         where = os.environ.get("LIGHTNING_FT_RUN")
         if not self.world.main:
-            self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or "runs"))
+            if self.config.stream is not None and self.resume is None and not (where or self.config.output):
+                raise UsageError("Expected --output with --stream where processes are started from outside; got none.")
+            self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or self.config.output or "runs"))
             return
         if self.resume is not None:
             self.folder = self.resume.open(self.prepared.identity, self.total_steps, self.world.size)
