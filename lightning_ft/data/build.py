@@ -24,7 +24,7 @@ from lightning_ft.data.ledger import HELD_OUT, NO_SUPERVISED, Ledger
 from lightning_ft.data.pieces import BLOCK, Pieces
 from lightning_ft.data.rename import Renaming
 from lightning_ft.data.shots import Shots
-from lightning_ft.data.sources import read_rows
+from lightning_ft.data.sources import check_unchanged, read_rows, stamp
 from lightning_ft.data.split import SPLITS, Split, Splitter
 from lightning_ft.data.unfold import examples_of
 from lightning_ft.data.window import keys_of
@@ -63,7 +63,7 @@ class Place:
     @classmethod
     def of(cls, path: Path, split: Split | None) -> Place:
         """The file as it is now."""
-        return cls(path, split, _stamp(path))
+        return cls(path, split, stamp(path))
 
     @property
     def bytes(self) -> int:
@@ -306,13 +306,12 @@ class Build:
         return self._examples(replace(row, values=self._shots.before(row)))
 
     def _check_unchanged(self, pieces: Pieces) -> None:
-        for place in self.places:
-            if _stamp(place.path) != place.stamp:
-                shutil.rmtree(pieces.folder)
-                raise DataError(
-                    f"{place.path}: expected the file to stay as it is while it is read, got another size or time; start again"
-                    " when it is complete."
-                )
+        try:
+            for place in self.places:
+                check_unchanged(place.path, place.stamp)
+        except DataError:
+            shutil.rmtree(pieces.folder)
+            raise
 
     def _progress(self, blocks: Iterator[Any], done: int, total: int) -> Iterator[Any]:
         """The blocks, with a bar on a terminal when there are many rows."""
@@ -329,11 +328,6 @@ class Build:
 def _blocks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while block := list(itertools.islice(rows, size)):
         yield block
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _account(row: Row, item: Encoded, split: Split, ledger: Ledger) -> bool:

@@ -124,6 +124,25 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, before: tuple[int, int]) -> None:
+    """Refuse a file that was written while it was read.
+
+    Raises:
+        DataError: its `stamp` is another than before.
+    """
+    if stamp(path) != before:
+        raise DataError(
+            f"{path}: expected the file to stay as it is while it is read, got another size or time; start again when it is "
+            "complete."
+        )
+
+
 def sample_digest(path: Path) -> str:
     """A hash of a file's size and of the MiB at either end of it, for files that are too large to be read for it."""
     with path.open("rb") as stream:

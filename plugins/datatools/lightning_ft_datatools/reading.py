@@ -9,7 +9,7 @@ from lightning_ft.cli.parser import choice_of
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import task_of
 from lightning_ft.data.rename import Renaming
-from lightning_ft.data.sources import expand, read_rows
+from lightning_ft.data.sources import check_unchanged, expand, read_rows, stamp
 from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import registry
@@ -17,6 +17,7 @@ from lightning_ft.run.choices import instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
@@ -58,10 +59,22 @@ def read(names: Sequence[str], task: str | None, columns: Mapping[str, str]) -> 
     """
     bad = BadRows("fail", skip_by="`data check --fix OUT`")
     renaming = Renaming(columns)
-    rows = [renaming(row) for path in expand(names) for row in read_rows(path, bad)]
+    rows = [renaming(row) for path in expand(names) for row in whole_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
     renaming.check(names[0])
     return Reading(rows, chosen(task, rows))
+
+
+def whole_rows(path: Path, bad: BadRows) -> list[Row]:
+    """The rows of a file that stays as it is meanwhile.
+
+    Raises:
+        DataError: it was written while it was read.
+    """
+    before = stamp(path)
+    rows = list(read_rows(path, bad))
+    check_unchanged(path, before)
+    return rows
 
 
 def chosen(text: str | None, rows: Sequence[Row]) -> Task:

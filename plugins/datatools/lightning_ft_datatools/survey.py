@@ -104,12 +104,12 @@ def read(names: Sequence[str], options: Options) -> Survey:
 def rows_of(path: Path) -> tuple[list[Row], list[Finding]]:
     """The rows of a file and a finding for each that is none."""
     from lightning_ft.data.badrows import BadRows
-    from lightning_ft.data.sources import read_rows
+    from lightning_ft_datatools.reading import whole_rows
 
     bad, findings = BadRows("skip"), []
     rows: list[Row] = []
     try:
-        rows.extend(read_rows(path, bad))
+        rows.extend(whole_rows(path, bad))
     except DataError as error:
         findings.append(Finding("unreadable", str(path), 0, str(error).removeprefix(f"{path}: ").rstrip(".")))
     return rows, [*(Finding("unreadable", p.source, p.line, p.reason) for p in bad.problems), *findings]

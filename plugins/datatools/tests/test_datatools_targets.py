@@ -109,3 +109,24 @@ def test_a_row_that_cannot_be_read_is_left_out_by_the_tools_own_flag(scratch: Sc
     Path("a.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"^a\.jsonl:2: .*; mend it, or leave it out with `data check --fix OUT`\.$"):
         main(["select", "a.jsonl", "--count", "1", "--output", "out.jsonl"])
+
+
+@pytest.mark.parametrize(
+    "words", [("split", "--output", "parts"), ("select", "--count", "3", "--output", "few.jsonl"), ("check",)]
+)
+def test_a_file_that_grows_while_it_is_read(rows: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_ft_datatools import reading
+
+    read = reading.read_rows
+
+    def growing(path: Path, bad: Any) -> Any:
+        for row in read(path, bad):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+            yield row
+
+    monkeypatch.setattr(reading, "read_rows", growing)
+    command, *rest = words
+    with pytest.raises(DataError, match="expected the file to stay as it is while it is read"):
+        main([command, rows, *rest])
+    assert not Path("few.jsonl").exists()
