@@ -45,7 +45,7 @@ class Reading:
                 raise DataError(f"{row.id}: {error}.") from error
 
 
-def read(names: Sequence[str], task: str | None, columns: Mapping[str, str]) -> Reading:
+def read(names: str | Sequence[str], task: str | None, columns: Mapping[str, str]) -> Reading:
     """The rows of files, globs and folders.
 
     Args:
@@ -57,6 +57,7 @@ def read(names: Sequence[str], task: str | None, columns: Mapping[str, str]) -> 
         DataError: rows cannot be read, or belong to no task.
         UsageError: an unknown task or option.
     """
+    names = [names] if isinstance(names, str) else names
     bad = BadRows("fail", skip_by="`data check --fix OUT`")
     renaming = Renaming(columns)
     rows = [renaming(row) for path in expand(names) for row in whole_rows(path, bad)]

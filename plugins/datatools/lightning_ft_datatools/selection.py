@@ -24,7 +24,7 @@ QUALITY = ("long_enough", "says_something", "own_words", "well_formed")
 
 
 def select(
-    names: Sequence[str], count: int, *, by: str = "diverse", balance: str | None = None, task: str | None = None,
+    names: str | Sequence[str], count: int, *, by: str = "diverse", balance: str | None = None, task: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The selected rows in the order of the files, as `data select` writes them; always the same ones.

@@ -57,7 +57,7 @@ class Parts:
 
 
 def split(
-    names: Sequence[str], shares: Sequence[float] = SHARES, *, seed: int = 0, stratify: str | None = None,
+    names: str | Sequence[str], shares: Sequence[float] = SHARES, *, seed: int = 0, stratify: str | None = None,
     group: Sequence[str] = (), task: str | None = None, columns: Mapping[str, str] | None = None,
 ) -> Parts:  # fmt: skip
     """Split the rows of files as `data split` does.

@@ -130,6 +130,15 @@ def test_strict_exits_with_3_for_errors_and_warnings_only(scratch: Scratch) -> N
     assert main(["check", "long.jsonl", "--strict", "--max_length", "64"]) == 0, "a note is no fault"
 
 
+def test_answers_beside_one_another_in_a_row_are_no_conflict(scratch: Scratch) -> None:
+    instances = [{"input": "", "output": "One that is right."}, {"input": "", "output": "Another that is right."}]
+    scratch.write("rows.jsonl", [{"name": "a", "instruction": "Name a number.", "instances": instances}])
+    assert lines(checked("rows.jsonl"), "conflict") == []
+    again = {"name": "b", "instruction": "Name a number.", "instances": [{"input": "", "output": "A third one."}]}
+    scratch.write("rows.jsonl", [{"name": "a", "instruction": "Name a number.", "instances": instances}, again])
+    assert lines(checked("rows.jsonl"), "conflict") == [2]
+
+
 def test_a_split_that_fit_would_refuse_is_an_issue(scratch: Scratch) -> None:
     names = ("train", "tset", "dev")
     scratch.write("rows.jsonl", [row(*pair, split=name) for pair, name in zip(GOOD, names, strict=False)])

@@ -115,17 +115,15 @@ def test_a_row_that_cannot_be_read_is_left_out_by_the_tools_own_flag(scratch: Sc
     "words", [("split", "--output", "parts"), ("select", "--count", "3", "--output", "few.jsonl"), ("check",)]
 )
 def test_a_file_that_grows_while_it_is_read(rows: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_ft_datatools import reading
-
-    read = reading.read_rows
+    from lightning_ft.data.sources import read_rows
 
     def growing(path: Path, bad: Any) -> Any:
-        for row in read(path, bad):
+        for row in read_rows(path, bad):
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
             yield row
 
-    monkeypatch.setattr(reading, "read_rows", growing)
+    monkeypatch.setattr("lightning_ft_datatools.reading.read_rows", growing)
     command, *rest = words
     with pytest.raises(DataError, match="expected the file to stay as it is while it is read"):
         main([command, rows, *rest])

@@ -61,8 +61,9 @@ def check_conflicts(records: Sequence[Record]) -> Iterator[tuple[str, Record, st
         system = next((m.content for m in record.messages if m.role == "system"), "")
         known = answers[folded(f"{system}\n{record.prompt}")]
         answer = folded(record.answer)
-        if known and answer not in known:
-            before = next(iter(known.values()))
+        # Answers beside one another in a row, as the replies of a tree, are meant as such.
+        others = (r for r in known.values() if (r.row.source, r.row.line) != (record.row.source, record.row.line))
+        if answer not in known and (before := next(others, None)) is not None:
             yield "conflict", record, f"'{record.answer.strip():.40}' here, '{before.answer.strip():.40}' in", before.id
         known.setdefault(answer, record)
 
