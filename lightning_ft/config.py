@@ -29,6 +29,7 @@ CHOICES = {"precision": Precision, "on_error": OnError, "packing": Packing, "lr_
 WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
 """Types of options as messages name them."""
 NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+"""Powers of ten that YAML 1.1 takes for texts."""
 MOST_SEED = 2**32 - 1
 """So that seed, step and rank together fit the 64 bits that torch's generators take."""
 FILES = ("data", "val_data", "test_data")

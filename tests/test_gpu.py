@@ -166,7 +166,7 @@ def test_memory_that_runs_out_is_one_sentence(backbone: Path, tmp_path: Path, sh
     assert "Traceback" not in done.stderr
 
 
-def test_answers_and_scores_are_the_cpus(backbone: Path, rows: Path, tmp_path: Path) -> None:
+def test_answers_are_the_cpus(backbone: Path, rows: Path, tmp_path: Path) -> None:
     run("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--output", tmp_path / "run")
     said = [
         run(

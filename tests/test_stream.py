@@ -338,6 +338,47 @@ def test_encoding_stops_where_it_is(runs: Any) -> None:
             run.pipeline.encode_shard(start, frozenset(), Path("half"), stop)
 
 
+def test_rows_before_a_window_can_be_stopped_at() -> None:
+    path, calls = Path(write("a.jsonl", [row(n) for n in range(40)])), []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise TrainingError("stop")
+
+    bad = BadRows("fail")
+    with pytest.raises(TrainingError, match="stop"):
+        list(Window(Position(0, 0, 30), 5, frozenset()).read(path, bad, check))
+    assert (len(calls), bad.muted) == (3, False)
+
+
+def test_a_shard_that_is_there_is_opened_while_another_one_is_encoded(runs: Any) -> None:
+    """Workers and other ranks would else wait for a whole shard each time that one begins."""
+    from lightning_ft.atomic import one_at_a_time
+
+    first = runs(three_files())
+    expected = [rows for _, rows in first.passes()]
+    first.stream._work.mkdir(parents=True, exist_ok=True)
+    place = first.stream._opened[1].first
+    beside = runs(three_files())
+    found: list[list[str]] = []
+    with one_at_a_time(first.stream._work / "lock"):
+        reader = threading.Thread(target=lambda: found.append(beside.rows(place)), daemon=True)
+        reader.start()
+        reader.join(60)
+    assert found == [expected[place]]
+
+
+def test_files_for_validation_stay_beside_a_stream(runs: Any) -> None:
+    apart = write("val.jsonl", [row(n) for n in range(200, 210)])
+    run = runs(three_files(), val_data=[apart], max_steps=24)
+    table = run.prepared.tables["validation"]
+    assert [table[i].row for i in range(len(table))] == [f"val.jsonl:{n}" for n in range(1, 11)]
+    trained = {name for _, rows in run.passes() for name in rows}
+    assert not trained & set(run.held_out())
+    assert {name.partition(":")[0] for name in trained} == {"a.jsonl", "b.jsonl.gz", "c.jsonl"}
+
+
 def test_the_end_of_a_run_does_not_wait_for_a_shard(runs: Any) -> None:
     run = runs(three_files())
     begun, seen = threading.Event(), []

@@ -143,13 +143,13 @@ class Build:
     def _judged_by(self) -> int:
         """The number of rows of which few may be unreadable; the last shard of a pass is judged as if it were full."""
         read = self.ledger.total.read
-        return read if self.window is None or self.window.held_out is None else max(read, self.window.rows)
+        return max(read, self.window.rows) if self.window is not None and self.window.later else read
 
     def _held_out_keys(self, splits: Sequence[Split]) -> list[int]:
         """Hashes of the prompts and groups that the first shard of a stream holds out from all others."""
         assert self._kept is not None, "of a window"
         assert self.window is not None
-        if self.window.held_out is not None:
+        if self.window.later:
             return []
         keys: set[int] = set()
         for (row, _), fixed, split in zip(self._kept, self._fixed, splits, strict=True):
@@ -186,7 +186,7 @@ class Build:
                 self._kept.append((row, parts))
         if self._renaming.met:
             source = str(self.places[0].path)
-            if self.window is None or self.window.held_out is None:  # later shards may lack what the first one has
+            if self.window is None or not self.window.later:  # later shards may lack what the first one has
                 self._renaming.check(source)
             self._check_held_out(names, source)
 

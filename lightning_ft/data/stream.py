@@ -176,7 +176,7 @@ class Stream:
         return self._work / f"shard-{place:05}"
 
     def _find(self, number: int) -> int | None:
-        place = bisect_right([entry.first for entry in self._entries], number) - 1
+        place = bisect_right(self._entries, number, key=lambda entry: entry.first) - 1
         if number < self._entries[place].end_step:
             return place
         known = len(self._entries)

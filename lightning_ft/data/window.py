@@ -43,6 +43,8 @@ class Window:
     def __init__(self, start: Position, rows: int, held_out: frozenset[int] | None = None) -> None:
         self.start, self.rows, self.held_out = start, rows, held_out
         self.end = Position(start.turn + 1)
+        self.later = held_out is not None
+        """Whether it comes after the first window."""
         self._left = rows
         self._file = -1
 

@@ -1,8 +1,7 @@
 """RMSNorm of a decoder as one function: eight passes over the hidden states less, and nothing wide is kept.
 
 Autograd keeps each of the intermediate results of transformers' own norm, in float32. Here the backward pass has its
-input, the weight and one number per row. On a GPU it is torch's own kernel: on an H200 a step of 8192 tokens
-with low-rank adapters on a Llama of 8 billion parameters in bfloat16 took 0.65 s with it and 0.72 s without.
+input, the weight and one number per row. On a GPU it is torch's own kernel.
 """
 
 from __future__ import annotations
