@@ -106,6 +106,7 @@ class Stream:
         self._begun = -1
         """The shard whose successor the thread encodes or has encoded."""
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._reload()
 
     def at(self, number: int) -> Shard:
@@ -258,7 +259,7 @@ class Stream:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         self._work.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(self._work / "lock"):
+        with self._lock, one_at_a_time(self._work / "lock"):  # some network file systems know no locks of files
             yield
 
     def _keep_account(self, place: int) -> None:
