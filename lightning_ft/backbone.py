@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
 
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import UsageError, json_name
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UsageError(f'{path}:{error.lineno}: expected JSON, got "{error.msg}" at column {error.colno}; {AGAIN}.') from None
     if not isinstance(values, dict):
-        raise UsageError(f"{path}:1: expected a JSON object, got {type(values).__name__}; {AGAIN}.")
+        raise UsageError(f"{path}:1: expected a JSON object, got {json_name(values)}; {AGAIN}.")
     return values
 
 

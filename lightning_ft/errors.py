@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 
 
 class LightningFTError(Exception):
@@ -68,3 +70,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     options = {option.lower(): option for option in known}
     close = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.6)
     return f" Did you mean '{options[close[0]]}'?" if close else ""
+
+
+def json_name(value: Any) -> str:
+    """What people who write JSON call the type of a value."""
+    return "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)

@@ -41,6 +41,14 @@ class Task(ABC):
     def matches(cls, columns: frozenset[str]) -> bool:
         """Whether rows with these columns are of this task (`--task auto`)."""
 
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Whether a row whose columns match is of this task by what stands in them; asked of the first rows of a file.
+
+        For a layout within a column that other tasks read too: at least half of the rows have to have it.
+        """
+        return True
+
     @property
     def demonstrations(self) -> int:
         """How many training rows `format` shows before each row: they come with it, as a list under the key `shots`."""

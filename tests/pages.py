@@ -62,14 +62,15 @@ def extras(folder: Path) -> str:
     points = project(folder).get("entry-points", {}).get("lightning_ft.commands", {})
     presets = sorted(path.stem for path in folder.glob("*/presets/*.yaml"))
     named = (("commands", points), ("presets", presets))
-    return "".join(f"; {what} {', '.join(f'`{name}`' for name in names)}" for what, names in named if names)
+    return "; ".join(f"{what} {', '.join(f'`{name}`' for name in names)}" for what, names in named if names)
 
 
 def plugin_table() -> str:
     rows = [("the core", "lightning-ft", brought("lightning_ft.defaults") + "; presets `quick_test`")]
     for folder in families():
         (name,) = project(folder)["entry-points"]["lightning_ft"]
-        rows.append((f"[{name}](plugins/{folder.name}/README.md)", project(folder)["name"], brought(name) + extras(folder)))
+        brings = "; ".join(filter(None, (brought(name), extras(folder))))
+        rows.append((f"[{name}](plugins/{folder.name}/README.md)", project(folder)["name"], brings))
     return table("plugin | distribution | brings", rows)
 
 

@@ -137,7 +137,7 @@ def test_pickled_weights_are_no_weights(copy: Path) -> None:
     ("content", "said"),
     [
         (b'{\n"a": 1,\n}', '{path}:3: expected JSON, got "'),
-        (b"[1]", "{path}:1: expected a JSON object, got list; "),
+        (b"[1]", "{path}:1: expected a JSON object, got a list; "),
         (b'{"a": "\xe9"}', "{path}: expected JSON in UTF-8, got the byte 0xe9 at byte 7; "),
         (None, "Expected '{folder}' to hold a readable x.json, got: No such file or directory; "),
     ],

@@ -42,14 +42,14 @@ def test_contents_in_parts_are_one_text() -> None:
 @pytest.mark.parametrize(
     ("turns", "expected"),
     [
-        (None, "expected 'messages' to be a list of turns, got NoneType"),
-        ([], "expected 'messages' to be a list of turns, got list"),
-        ("hi", "expected 'messages' to be a list of turns, got str"),
-        (["hi"], "expected each turn to be an object with 'role' and 'content', got str"),
+        (None, "expected 'messages' to be a list of turns, got null"),
+        ([], "expected 'messages' to be a list of turns, got an empty list"),
+        ("hi", "expected 'messages' to be a list of turns, got a string"),
+        (["hi"], "expected each turn to be an object with 'role' and 'content', got a string"),
         ([{"content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
         ([{"role": "User", "content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
         ([{"role": ["user"], "content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
-        ([{"role": "user"}], "expected 'content' to be text, got NoneType"),
+        ([{"role": "user"}], "expected 'content' to be text, got null"),
         (
             [{"role": "user", "content": [{"type": "text"}]}],
             "expected 'content' to be text or a list of text parts, got None as the text of a part",
@@ -79,7 +79,7 @@ def test_wrong_tools_say_what_was_expected(tools: Any) -> None:
 
 def test_raw_text() -> None:
     assert RawText().format({"text": "a", "id": 3}) == Text("a", {"id": 3})
-    with pytest.raises(ValueError, match=r"^expected 'text' to be text, got int$"):
+    with pytest.raises(ValueError, match=r"^expected 'text' to be text, got a number$"):
         RawText().format({"text": 3})
 
 

@@ -127,7 +127,7 @@ def test_the_examples_run_from_top_to_bottom(workplace: Path) -> None:
         elif block.language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as said:
                 exec(compile(block.text, block.place, "exec"), {"__name__": "example"})
-            assert "held-out rows" in said.getvalue()
+            assert ("held-out rows" if "verdict" in block.text else "prompts in different parts") in said.getvalue()
         for words in commands(block) if block.language == "bash" and block.run else ():
             if words[0] != "lightning-ft":
                 continue

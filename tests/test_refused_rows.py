@@ -1,38 +1,59 @@
-"""A row that the chat template refuses is an unreadable row: it stops the run with its place, or goes into quarantine."""
+"""Rows that the chat template refuses stop the run with their place, or go into quarantine; so do examples of a wrong kind."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lightning_ft import plugins
+from lightning_ft.builtin import RawText
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.cache import cache_root
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
 from lightning_ft.data.render import Template
-from lightning_ft.errors import DataError
+from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import Registry
 from lightning_ft.testing.models import tiny_tokenizer
-from lightning_ft.types import Conversation
+from lightning_ft.types import Classified, Conversation, Example, Preference, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from lightning_ft.task import Task
 
 STRICT = """{% for m in messages %}{{ m.content if m.content != 'x' else raise_exception('no x') }}{% endfor %}"""
 
 
+@dataclass(frozen=True)
+class Sorted(RawText):
+    """A task whose examples are of a kind that only a plugin's objective could train on."""
+
+    def format(self, row: Any) -> Example:
+        return Classified(row["text"], "a")
+
+
+def pipeline(
+    data: Path, rows: Sequence[Any], *, template: str = "auto", on_error: str = "fail",
+    task: Task | None = None, kinds: tuple[type[Example], ...] = (Conversation, Text),
+) -> Pipeline:  # fmt: skip
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = tiny_tokenizer()
+    encoder = Encoder(tokenizer, Template.resolve(template, tokenizer), 200)
+    config = TrainingConfig.from_dict({"model": "m", "data": [str(data)], "on_error": on_error})
+    return Pipeline(config, Registry(*plugins.load()), encoder, task, kinds, lambda line: None)
+
+
 def prepare(tmp_path: Path, on_error: str) -> Prepared:
-    template, data = tmp_path / "strict.jinja", tmp_path / "a.jsonl"
+    template = tmp_path / "strict.jinja"
     template.write_text(STRICT, encoding="utf-8")
     turns = [[{"role": "user", "content": "x" if i == 7 else "q"}, {"role": "assistant", "content": "a"}] for i in range(200)]
-    data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns), encoding="utf-8")
-    tokenizer = tiny_tokenizer()
-    encoder = Encoder(tokenizer, Template.resolve(str(template), tokenizer), 200)
-    config = TrainingConfig.from_dict({"model": "m", "data": [str(data)], "on_error": on_error})
-    return Pipeline(config, Registry(*plugins.load()), encoder, None, (Conversation,), lambda line: None).prepare()
+    rows = [{"messages": messages} for messages in turns]
+    return pipeline(tmp_path / "a.jsonl", rows, template=str(template), on_error=on_error).prepare()
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +75,21 @@ def test_it_goes_into_quarantine_and_is_accounted_for(tmp_path: Path) -> None:
     kept = json.loads((found.folder / "quarantine.jsonl").read_text(encoding="utf-8"))
     assert kept["line"] == 8
     assert "no x" in kept["reason"]
+
+
+@pytest.mark.parametrize(
+    ("task", "kinds", "message"),
+    [
+        (RawText(), (Preference,),
+         "Text examples, but the objective trains on Preference; type --objective sft, or another --task."),
+        (Sorted(), (Conversation, Text),
+         "Classified examples, but the objective trains on Conversation or Text; no objective of "
+         "the installed plugins trains on Classified, so type another --task."),
+    ],
+)  # fmt: skip
+def test_examples_that_the_objective_cannot_train_on(
+    tmp_path: Path, task: Task, kinds: tuple[type[Example], ...], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        pipeline(tmp_path / "a.jsonl", [{"text": f"row {i}"} for i in range(9)], task=task, kinds=kinds).prepare()
+    assert str(caught.value) == f"Task text makes {message}"

@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightning_ft.data.badrows import BadRows
+from lightning_ft.data.plain import SECTION_BYTES
 from lightning_ft.data.sources import expand, read_rows
-from lightning_ft.data.text import SECTION_BYTES
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.types import Row
 
 ROWS = [{"q": "Eins?", "a": "1\u20ac"}, {"q": "Zwei?", "a": "2\U0001f600"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
-MEND = "; mend it, or leave it out with --on_error skip (up to 1 % of the rows)."
+CONVERT = "convert the file with `iconv -f LATIN1 -t UTF-8` (or from whatever it was written in)"
+OR_SKIP = ", or leave it out with --on_error skip (up to 1 % of the rows)."
+MEND = "; mend it" + OR_SKIP
 
 
 @pytest.fixture(autouse=True)
@@ -180,11 +182,11 @@ BAD: list[tuple[str, bytes | str, str]] = [
     ("x.jsonl", '{"q": "a"}\n"b"\n', 'x.jsonl:2: expected an object such as {"text": ...}, got a string' + MEND),
     ("x.jsonl", '{"q": 1, "a": {"b": 1, "b": 2}}\n', "x.jsonl:1: expected each key once, got 'b' twice" + MEND),
     ("x.jsonl", '{"q": NaN}\n',
-     "x.jsonl:1: expected valid JSON, got NaN, which JSON does not have; write null or a number" + MEND),
+     "x.jsonl:1: expected valid JSON, got NaN, which JSON does not have; write null or a number" + OR_SKIP),
     ("x.jsonl", b'{"q": "a"}\n{"q": "caf\xe9"}\n',
-     "x.jsonl:2: expected UTF-8, got the byte 0xe9 at byte 21 of the file; convert the file with `iconv -t UTF-8`" + MEND),
+     "x.jsonl:2: expected UTF-8, got the byte 0xe9 at byte 21 of the file; " + CONVERT + OR_SKIP),
     ("x.jsonl", b'\xef\xbb\xbf{"q": "\xff"}\n',
-     "x.jsonl:1: expected UTF-8, got the byte 0xff at byte 10 of the file; convert the file with `iconv -t UTF-8`" + MEND),
+     "x.jsonl:1: expected UTF-8, got the byte 0xff at byte 10 of the file; " + CONVERT + OR_SKIP),
     ("x.jsonl", b'{"q": "a"}\n\0\0\0\0\n', "x.jsonl:2: expected text, got a NUL at byte 11 of the file" + MEND),
     ("x.jsonl", '{"q": "a\\u0000"}\n', "x.jsonl:1: expected whole characters, got the escape of U+0000" + MEND),
     ("x.jsonl", '{"q": ["a", {"\\uD83d": 1}]}\n', "x.jsonl:1: expected whole characters, got the escape of U+D83D" + MEND),
@@ -192,39 +194,39 @@ BAD: list[tuple[str, bytes | str, str]] = [
      'x.jsonl:1: expected valid JSON, got "Number with too many digits" at column 1' + MEND),
     ("x.jsonl", '{"q": ' + "[" * 100_000 + "\n", 'x.jsonl:1: expected valid JSON, got "Nested too deeply" at column 1' + MEND),
     ("x.jsonl", '[\n{"q": "a"}\n]\n',
-     "x.jsonl:1: expected an object per line, got JSON over several lines; rename the file to .json" + MEND),
+     "x.jsonl:1: expected an object per line, got JSON over several lines; rename the file to .json."),
     ("x.jsonl", "", "x.jsonl: expected at least one row, got an empty file; check how it was written."),
-    ("x.jsonl", "\n\n \n", "x.jsonl: expected at least one row, got an empty file; check how it was written."),
+    ("x.jsonl", "\n\n \n", "x.jsonl: expected at least one row, got a file without rows; check how it was written."),
     ("x.json", "", "x.json: expected at least one row, got an empty file; check how it was written."),
-    ("x.json", "[]", "x.json: expected at least one row, got an empty file; check how it was written."),
-    ("x.json", "{}", "x.json: expected at least one row, got an empty file; check how it was written."),
-    ("x.csv", "q,a\n", "x.csv: expected at least one row, got an empty file; check how it was written."),
-    ("x.txt", " \n\n", "x.txt: expected at least one row, got an empty file; check how it was written."),
-    ("x.json", '[{"q": "a"},\n {"q": }]', 'x.json:2: expected valid JSON, got "Expecting value" at column 8' + MEND),
+    ("x.json", "[]", "x.json: expected at least one row, got a file without rows; check how it was written."),
+    ("x.json", "{}", "x.json: expected at least one row, got a file without rows; check how it was written."),
+    ("x.csv", "q,a\n", "x.csv: expected at least one row, got a file without rows; check how it was written."),
+    ("x.txt", " \n\n", "x.txt: expected at least one row, got a file without rows; check how it was written."),
+    ("x.json", '[{"q": "a"},\n {"q": }]', 'x.json:2: expected valid JSON, got "Expecting value" at column 8; mend it.'),
     ("x.json", '[{"q": "a"}\n {"q": "b"}]',
-     "x.json:2: expected valid JSON, got \"Expecting ',' delimiter\" at column 2" + MEND),
-    ("x.json", '[{"q": "a"}', "x.json:1: expected valid JSON, got \"Expecting ',' delimiter\" at column 12" + MEND),
-    ("x.json", '[{"q": "a"},]', 'x.json:1: expected valid JSON, got "Expecting value" at column 13' + MEND),
-    ("x.json", '[{"q": "a"}] x', 'x.json:1: expected valid JSON, got "Data after the list" at column 14' + MEND),
+     "x.json:2: expected valid JSON, got \"Expecting ',' delimiter\" at column 2; mend it."),
+    ("x.json", '[{"q": "a"}', "x.json:1: expected valid JSON, got \"Expecting ',' delimiter\" at column 12; mend it."),
+    ("x.json", '[{"q": "a"},]', 'x.json:1: expected valid JSON, got "Expecting value" at column 13; mend it.'),
+    ("x.json", '[{"q": "a"}] x', 'x.json:1: expected valid JSON, got "Data after the list" at column 14; mend it.'),
     ("x.json", '[{"q": "a"}, 3]', 'x.json:2: expected an object such as {"text": ...}, got a number' + MEND),
     ("x.json", '[{"q": "a", "q": "b"}, {"q": "c"}]', "x.json:1: expected each key once, got 'q' twice" + MEND),
-    ("x.json", '{"1": {"q": "a"}, "1": {"q": "b"}}', "x.json: expected each key once, got '1' twice."),
+    ("x.json", '{"1": {"q": "a"}, "1": {"q": "b"}}', "x.json: expected each key once, got '1' twice; mend it."),
     ("x.json", '{"train": [{"q": "a"}, true]}', 'x.json:2: expected an object such as {"text": ...}, got a boolean' + MEND),
-    ("x.json", '"text"', "x.json: expected a list of objects, got a string."),
+    ("x.json", '"text"', "x.json: expected a list of objects, got a string; mend it."),
     ("x.json", b'[{"q": "caf\xe9"}]',
-     "x.json: expected UTF-8, got the byte 0xe9 at byte 11 of the file; convert the file with `iconv -t UTF-8`."),
+     "x.json: expected UTF-8, got the byte 0xe9 at byte 11 of the file; " + CONVERT + "."),
     ("x.csv", "q,a\n1,2\n1,2,3\n", "x.csv:3: expected 2 fields (q, a), got 3" + MEND),
     ("x.csv", 'q,a\n"1,2\n1,2\n',
      'x.csv:2: expected fields quoted as spreadsheets export them, got "unexpected end of data"' + MEND),
     ("x.csv", b'q,a\n"1\n\xe9",2\n',
-     "x.csv:2: expected UTF-8, got the byte 0xe9 at byte 7 of the file; convert the file with `iconv -t UTF-8`" + MEND),
-    ("x.csv", "q,q\n1,2\n", "x.csv:1: expected each column once, got 'q' twice; rename one of them" + MEND),
+     "x.csv:2: expected UTF-8, got the byte 0xe9 at byte 7 of the file; " + CONVERT + OR_SKIP),
+    ("x.csv", "q,q\n1,2\n", "x.csv:1: expected each column once, got 'q' twice; rename one of them."),
     ("x.csv", "q,\n1,2\n",
-     "x.csv:1: expected a name for each column, got none for column 2; name it, or save the file without it" + MEND),
+     "x.csv:1: expected a name for each column, got none for column 2; name it, or save the file without it."),
     ("x.csv", "q;a\n1;2\n",
-     "x.csv:1: expected columns with commas between them, got the single column 'q;a'; save the file with commas" + MEND),
+     "x.csv:1: expected columns with commas between them, got the single column 'q;a'; save the file with commas."),
     ("x.txt", b"good\nb\xe4d\n",
-     "x.txt:2: expected UTF-8, got the byte 0xe4 at byte 6 of the file; convert the file with `iconv -t UTF-8`" + MEND),
+     "x.txt:2: expected UTF-8, got the byte 0xe4 at byte 6 of the file; " + CONVERT + OR_SKIP),
     ("x.jsonl.zst", b"plain",
      "x.jsonl.zst: expected a readable file, got an error after 0 rows: Unable to decompress Zstandard data: Unknown frame"
      " descriptor; check the file."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.evaluate import split_names
 from lightning_ft.cli.parser import add_once, command, given_once
-from lightning_ft.errors import DataError, UsageError
+from lightning_ft.errors import DataError, UsageError, json_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +103,7 @@ def _row(line: str, row: str) -> ScoredRow:
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a JSON object; {error.msg} at column {error.colno}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"expected a JSON object; got {type(values).__name__}")
+        raise ValueError(f"expected a JSON object; got {json_name(values)}")
     prediction = values.get("prediction")
     if not isinstance(prediction, str):
         raise ValueError(f"expected 'prediction' to be text; got {_kind(prediction)}")

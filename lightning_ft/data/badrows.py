@@ -30,6 +30,8 @@ class Problem:
     line: int
     reason: str
     raw: str = ""
+    whole: bool = False
+    """The file cannot be read on from there, so that there is no row to leave out."""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}: {self.reason}" if self.line else f"{self.source}: {self.reason}"
@@ -54,19 +56,19 @@ class BadRows:
         self.muted = False
         """Problems are passed over, as somebody else has counted them."""
 
-    def add(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
+    def add(self, source: str, line: int, reason: str, raw: bytes | str = "", *, whole: bool = False) -> None:
         """Note an unreadable row; `reason` says what was expected and what came."""
         self.unreadable += not self.muted
-        self.refuse(source, line, reason, raw)
+        self.refuse(source, line, reason, raw, whole=whole)
 
-    def refuse(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
+    def refuse(self, source: str, line: int, reason: str, raw: bytes | str = "", *, whole: bool = False) -> None:
         """Note a row that could be read but not used."""
         if self.muted:
             return
         self.count += 1
         if self.policy == "skip" or len(self.problems) < MAX_LISTED:
             text = raw if isinstance(raw, str) else raw[: 4 * MAX_RAW].decode("utf-8", "backslashreplace")
-            self.problems.append(Problem(source, line, reason, text[:MAX_RAW] if self.policy == "skip" else ""))
+            self.problems.append(Problem(source, line, reason, text[:MAX_RAW] if self.policy == "skip" else "", whole))
 
     def fatal(self, source: str, line: int, reason: str) -> None:
         """Note a file that cannot be read (on), which no policy skips.
@@ -76,7 +78,7 @@ class BadRows:
         """
         if self.policy == "skip":
             raise DataError(f"{Problem(source, line, reason)}.")
-        self.add(source, line, reason)
+        self.add(source, line, reason, whole=True)
 
     def finish(self, total: int) -> int:
         """The number of rows left out; may be called again when more were added.
@@ -95,8 +97,9 @@ class BadRows:
                     f"Expected every row to be readable, got {self.count:,} that are not; mend them, or leave them out with"
                     f" {self.skip_by}:{self._listing()}"
                 )
-            mend = f"; mend it, or leave it out with {self.skip_by}" if self.problems[0].line else ""
-            raise DataError(f"{self.problems[0]}{mend}.")
+            (only,) = self.problems
+            mend = "" if "; " in only.reason else "; mend it"  # a reason may say itself how
+            raise DataError(f"{only}{mend}." if only.whole else f"{only}{mend}, or leave it out with {self.skip_by}.")
         if self.count > MAX_SKIPPED * total:
             raise DataError(
                 f"Expected --on_error skip to leave out at most 1 % of the rows, got {self.count:,} of {total:,} that are"
@@ -116,7 +119,9 @@ class BadRows:
         self.count = len(self.problems)
 
     def _listing(self) -> str:
-        listed = self.problems[:MAX_LISTED]
+        files = {problem.source: number for number, problem in reversed(list(enumerate(self.problems)))}
+        # Rows that cannot be read are met some way ahead of those that the task refuses.
+        listed = sorted(self.problems, key=lambda problem: (files[problem.source], problem.line))[:MAX_LISTED]
         rest = [f"and {self.count - len(listed):,} more"] if self.count > len(listed) else []
         return "".join(f"\n  {line}" for line in [*listed, *rest])
 

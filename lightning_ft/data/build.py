@@ -241,12 +241,21 @@ class Build:
         examples = examples_of(self.task, row)
         for _, example in examples:
             if not isinstance(example, self.kinds):
-                wanted = " or ".join(kind.__name__ for kind in self.kinds)
-                raise UsageError(
-                    f"Task {self.task.name} makes {type(example).__name__} examples, but the objective trains on {wanted}; "
-                    "name another --task or --objective."
-                )
+                raise UsageError(self._no_objective(type(example)))
         return examples
+
+    def _no_objective(self, kind: type[Example]) -> str:
+        """Why the objective cannot train on the task's examples, and which can."""
+        assert self.task is not None
+        wanted = " or ".join(kind.__name__ for kind in self.kinds)
+        said = f"Task {self.task.name} makes {kind.__name__} examples, but the objective trains on {wanted}; "
+        objectives = self.registry.objectives
+        fit = [name for name in objectives if issubclass(kind, objectives[name].cls.examples)]
+        return said + (
+            f"type --objective {' or '.join(fit)}, or another --task."
+            if fit
+            else f"no objective of the installed plugins trains on {kind.__name__}, so type another --task."
+        )
 
     def _alike(self) -> list[tuple[int, int]]:
         """Pairs of rows to be split, by number, whose prompts are nearly the same; none where rows name their split."""

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
 
-
 DETECTED_FROM = 200
 """Rows whose columns decide the task."""
 
 
 def task_of(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], ...] = ()) -> Task:
     """The task of rows, with its defaults; arguments and errors as of `detect_task`."""
-    found: Task = detect_task(columns_of(rows[:DETECTED_FROM]), tasks, rows[0].source, kinds).cls()
+    found: Task = detect_task(rows, tasks, kinds).cls()
     return found
 
 
@@ -40,24 +39,25 @@ def columns_of(rows: Iterable[Row]) -> frozenset[str]:
     return frozenset(key for key, count in filled.items() if 2 * count >= total)
 
 
-def detect_task(columns: frozenset[str], tasks: Table, source: str, kinds: tuple[type[Example], ...] = ()) -> Entry:
-    """The task with the highest precedence among those that match the columns.
+def detect_task(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], ...] = ()) -> Entry:
+    """The task with the highest precedence among those that read the columns, and what stands in them.
 
     Those whose examples are of `kinds` go first: a file of preference pairs that also has a column for the answer is one
     of instructions to an objective that knows no pairs.
 
     Args:
-        columns: the columns of the rows, see `columns_of`.
+        rows: rows of one file, of which the first `DETECTED_FROM` are looked at.
         tasks: all registered tasks.
-        source: the file, for messages.
         kinds: example types that the objective trains on; empty: any.
 
     Raises:
         UsageError: two tasks of equal precedence match.
         DataError: none matches.
-        PluginError: a task's `matches` failed.
+        PluginError: a task failed to say whether it reads the rows.
     """
-    matching = [entry for name in tasks if _matches(entry := tasks[name], columns)]
+    rows = rows[:DETECTED_FROM]
+    source, columns = rows[0].source, columns_of(rows)
+    matching = [entry for name in tasks if _matches(entry := tasks[name], columns, rows)]
     matching = [entry for entry in matching if issubclass(entry.cls.makes, kinds)] or matching
     found = ", ".join(sorted(columns)) or "none"
     if not matching:
@@ -77,9 +77,10 @@ def detect_task(columns: frozenset[str], tasks: Table, source: str, kinds: tuple
     return first
 
 
-def _matches(entry: Entry, columns: frozenset[str]) -> bool:
+def _matches(entry: Entry, columns: frozenset[str], rows: Sequence[Row]) -> bool:
+    """Whether the columns are the task's, and at least half of the rows look like it."""
     try:
-        return bool(entry.cls.matches(columns))
+        return bool(entry.cls.matches(columns)) and 2 * sum(entry.cls.recognises(row.values) for row in rows) >= len(rows)
     except Exception as error:
         raise PluginError(
             f"Expected task '{entry.name}' of plugin '{entry.plugin}' to say whether it reads the columns"

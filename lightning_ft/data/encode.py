@@ -119,9 +119,7 @@ class Encoder:
         if isinstance(example, Text):
             text = f"{self._first_text}{example.text}{self._eos}"
             return Rendered(text, (Span(len(self._first_text), len(text), 1.0, "text"),))
-        raise UsageError(
-            f"expected a conversation or a text, got {type(example).__name__}; name its objective: --objective NAME"
-        )
+        raise UsageError(f"expected a conversation or a text, got {type(example).__name__}, which is no single text")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,8 +9,10 @@ import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lightning_ft.data.columnar import read_arrow, read_parquet
+from lightning_ft.data.plain import read_plain
 from lightning_ft.data.split import split_name
-from lightning_ft.data.text import BOM, MAX_RECORD, MOST_NESTED, damage_in, decode, nested, read_lines, read_text, too_long
+from lightning_ft.data.text import BOM, MAX_RECORD, MOST_NESTED, damage_in, decode, nested, read_lines, too_long
+from lightning_ft.errors import json_name
 from lightning_ft.types import Row
 
 if TYPE_CHECKING:
@@ -23,12 +25,6 @@ WRAPPERS = ("data", "rows", "examples", "instances")
 _OLD_ENDS = "expected lines that end with a line feed, got carriage returns; convert the file with tr '\\r' '\\n'"
 _DAMAGED_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _SPACE = re.compile(r"[ \t\r\n]*")
-_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-
-
-def json_name(value: Any) -> str:
-    """What JSON calls the type of a value."""
-    return "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
 
 
 class _Decoder:
@@ -276,7 +272,7 @@ READERS: dict[str, Callable[[BinaryIO, str, BadRows], Iterator[Row]]] = {
     ".tsv": _read_separated("\t"),
     ".parquet": read_parquet,
     ".arrow": read_arrow,
-    ".txt": read_text,
-    ".md": read_text,
+    ".txt": read_plain,
+    ".md": read_plain,
 }
 """Reader by suffix."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_ft.data.dialect import Dialect
 from lightning_ft.data.locate import Locator
+from lightning_ft.data.text import TO_UTF8
 from lightning_ft.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _read(path: Path) -> str:
         return _compiled(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path}: expected UTF-8, got a wrong byte at byte {error.start}; convert it with `iconv -t UTF-8`."
+            f"{path}: expected UTF-8, got a wrong byte at byte {error.start}; convert it with {TO_UTF8}."
         ) from None
 
 

@@ -154,7 +154,7 @@ def sample_digest(path: Path) -> str:
 def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
     """The rows of one file; what cannot be read goes to `bad`, with its place and the reason.
 
-    `Row.line` is the line in .jsonl, .csv and .tsv (the first of a record), and the number of the record elsewhere.
+    `Row.line` is the line (the first of a record) in .jsonl, .csv, .tsv and of samples in .txt, else the record's number.
 
     * .jsonl .ndjson: an object per line; blank lines are passed over.
     * .json: a list of objects; an object of id -> row (adds the column `id` where it is missing); an object of split ->
@@ -163,7 +163,8 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
     * .csv .tsv: a header, then as many fields as it has; all values are text.
     * .parquet, .arrow: with pyarrow.
     * .txt .md: raw text, a row `{"text": ...}` per section of at most 2048 bytes. Sections end between paragraphs
-      (blank lines), within a longer paragraph at the end of a line, within a longer line at a space.
+      (blank lines), within a longer paragraph at the end of a line, within a longer line at a space. A file that begins
+      with an instruction of the text templates `alpaca` or `tags` has a row per instruction.
 
     Text is UTF-8, strictly, with or without byte order mark, with any line ends. Damaged text (invalid UTF-8, NUL, half
     surrogate pairs), a key twice in one object and a record of more than 8 MiB are problems.
@@ -184,4 +185,5 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
         came = getattr(error, "strerror", None) or str(error)
         bad.fatal(source, 0, f"expected a readable file, got an error after {count:,} rows: {came}; check the file")
     if not count and bad.count == before:
-        bad.fatal(source, 0, "expected at least one row, got an empty file; check how it was written")
+        got = "a file without rows" if path.stat().st_size else "an empty file"
+        bad.fatal(source, 0, f"expected at least one row, got {got}; check how it was written")

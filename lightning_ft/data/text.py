@@ -1,14 +1,12 @@
-"""Lines of strict UTF-8, and plain text files: from an open file to rows of a bounded size."""
+"""Lines of strict UTF-8 and of a bounded size, and what is wrong with a text or a value."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lightning_ft.types import Row
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from lightning_ft.data.badrows import BadRows
 
@@ -16,12 +14,10 @@ MAX_RECORD = 8 * 2**20
 """Longest record in bytes: some two million tokens, which take a gigabyte while they are made."""
 MOST_NESTED = 200
 """Lists and objects within one another that a row may have."""
-SECTION_BYTES = 2048
-"""Longest row of a plain text file in UTF-8 bytes."""
+TO_UTF8 = "`iconv -f LATIN1 -t UTF-8` (or from whatever it was written in)"
+"""What people type who have a file in another encoding."""
 BOM = b"\xef\xbb\xbf"
 _DAMAGED = re.compile(r"[\x00\ud800-\udfff]")
-_CUT_AFTER = re.compile(r"[\s\u3002\uff01\uff1f]")
-"""Where a long line is cut: white space and the full stops of scripts without spaces."""
 
 
 def read_lines(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[tuple[int, int, bytes]]:
@@ -51,7 +47,10 @@ def decode(raw: bytes, offset: int) -> tuple[str, str | None]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"0x{raw[error.start]:02x} at byte {offset + error.start} of the file"
-        return "", f"expected UTF-8, got the byte {where}; convert the file with `iconv -t UTF-8`"
+        return (
+            "",
+            f"expected UTF-8, got the byte {where}; convert the file with {TO_UTF8}",
+        )
     at = raw.find(b"\0")
     return ("", f"expected text, got a NUL at byte {offset + at} of the file") if at >= 0 else (text, None)
 
@@ -75,51 +74,3 @@ def nested(value: Any) -> int:
         depth += 1
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return depth
-
-
-def read_text(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
-    """Raw text in sections."""
-    texts = ("\n".join(section).strip("\n") for section in _sections(_clean(stream, source, bad)))
-    for number, text in enumerate(filter(str.strip, texts), 1):
-        yield Row({"text": text}, source, number)
-
-
-def _clean(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[str]:
-    for number, offset, raw in read_lines(stream, source, bad):
-        text, problem = decode(raw, offset)
-        if problem is None:
-            yield text.rstrip("\r\n")
-        else:
-            bad.add(source, number, problem, raw)
-
-
-def _sections(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Lines, or pieces of very long ones, in lists that fit `SECTION_BYTES`; a cut is best made after a blank line."""
-    section: list[str] = []
-    size = boundary = 0
-    for line in lines:
-        for piece in _pieces(line):
-            while section and size + _size(piece) > SECTION_BYTES:
-                cut = boundary or len(section)
-                yield section[:cut]
-                section = section[cut:]
-                size, boundary = sum(map(_size, section)), 0
-            section.append(piece)
-            size += _size(piece)
-        if not line.strip():
-            boundary = len(section)
-    yield section
-
-
-def _size(line: str) -> int:
-    return len(line.encode()) + 1
-
-
-def _pieces(line: str) -> Iterator[str]:
-    """A line in pieces that fit a section, cut behind a space or full stop where there is one."""
-    while _size(line) > SECTION_BYTES:
-        head = line.encode()[: SECTION_BYTES - 1].decode("utf-8", "ignore")
-        cut = max((match.end() for match in _CUT_AFTER.finditer(head)), default=len(head))
-        yield line[:cut]
-        line = line[cut:]
-    yield line

@@ -55,7 +55,7 @@ def changed(model: Path, **files: str | bytes | None) -> Path:
         ({"model__safetensors": None}, ("Expected weights in 'model' (model.safetensors", "--from_scratch true")),
         ({"config__json": "{nope"}, ("model/config.json:1: expected JSON", "copy the folder again")),
         ({"config__json": '{\n"a": 1,\n}'}, ("model/config.json:3: expected JSON",)),
-        ({"config__json": "[]"}, ("model/config.json:1: expected a JSON object, got list",)),
+        ({"config__json": "[]"}, ("model/config.json:1: expected a JSON object, got a list",)),
         ({"config__json": b"\xff\xfe"}, ("model/config.json: expected JSON in UTF-8, got the byte 0xff at byte 0",)),
         ({"config__json": "{}"}, ("Expected 'model/config.json' to name its 'model_type'",)),
         ({"config__json": '{"model_type": "no_such"}'}, ("'model'", "`no_such`", "--model")),
@@ -192,7 +192,9 @@ def test_prompts_and_sampling(refused: Refused, cli: Cli, fitted: Fitted) -> Non
         refused(cli(*generate, "--prompt", prompt), "Expected at least one prompt, and none of them empty")
     refused(cli(*generate, "--prompts", "gone.txt"), "gone.txt: expected a text file of prompts; No such file or directory.")
     refused(cli(*generate, "--prompts", write("p.txt", b"\xff")), "p.txt: expected a text file of prompts; byte 0 is no UTF-8.")
-    refused(cli(*generate, "--prompts", write("p.jsonl", '{"prompt": 3}')), "p.jsonl:1: expected 'prompt' to be text; got int.")
+    refused(
+        cli(*generate, "--prompts", write("p.jsonl", '{"prompt": 3}')), "p.jsonl:1: expected 'prompt' to be text; got a number."
+    )
     for flag, value, wanted in (
         ("--max_new_tokens", "0", "at least 1"), ("--temperature", "-1", "at least 0"), ("--temperature", "nan", "at least 0"),
         ("--top_p", "2", "at most 1"), ("--repetition_penalty", "0", "above 0"),

@@ -32,8 +32,8 @@ def remarks(balance: Mapping[str, Mapping[str, int]], diversity: Mapping[str, fl
             )
     if diversity.get("nearest_similarity", 0) > 0.9:
         out.append("Most prompts have nearly a twin: more different ones would teach more than more rows.")
-    if lengths["supervised"] < 0.05 * max(1, lengths["tokens"]):
-        out.append(f"Only {100 * lengths['supervised'] / max(1, lengths['tokens']):.1f} % of the tokens have a loss.")
+    if lengths["supervised"] < 0.05 * lengths["tokens"]:
+        out.append(f"Only {100 * lengths['supervised'] / lengths['tokens']:.1f} % of the tokens have a loss.")
     return out
 
 
@@ -49,7 +49,10 @@ def advice(rows: int, lengths: Mapping[str, Any], issues: Sequence[Finding], cap
     out = []
     bad = {finding.row for finding in issues if KINDS[finding.kind].severity == "error"}
     if bad:
-        out.append(f"{len(bad):,} rows have errors: mend them, or take them out with --fix OUT.")
+        have, them = ("row has", "it") if len(bad) == 1 else ("rows have", "them")
+        out.append(f"{len(bad):,} {have} errors: mend {them}, or take {them} out with --fix OUT.")
+    if not rows:
+        return out
     if rows < _LEAST:
         out.append(f"{rows:,} rows are few: below {_LEAST} the held-out part is too small to show a difference.")
     elif rows < _CURATED:

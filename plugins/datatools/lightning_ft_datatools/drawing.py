@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.types import IGNORE_INDEX, Text
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.data.encode import Encoder
     from lightning_ft.types import Encoded, Example
+    from lightning_ft_datatools.sides import Side
 
 TAB = 4
 """Blanks in place of a tab, so that what is drawn below stands below."""
@@ -37,22 +38,22 @@ class Drawn:
     """As it would train, cut to the limit."""
 
 
-def draw(encoder: Encoder, whole: Encoder, tokenizer: Any, example: Example, row: str) -> Drawn:
-    """The pieces of an example.
+def draw(encoder: Encoder, whole: Encoder, tokenizer: Any, side: Side, row: str) -> Drawn:
+    """The pieces of one text of an example.
 
     Args:
         encoder: with the limit that rows are cut to.
         whole: the same without a limit.
         tokenizer: of both.
-        example: a conversation or a text.
-        row: its `file:line`.
+        side: the text.
+        row: the `file:line` of the example.
 
     Raises:
         DataError: the template refuses it.
-        UsageError: it has no single text.
     """
-    cut = encoder.encode([example], [row])[0]
-    full = whole.encode([example], [row])[0]
+    example = side.example
+    cut = _encoded(encoder, side, row)
+    full = _encoded(whole, side, row)
     texts = _texts(encoder, tokenizer, example, list(full.input_ids))
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     kinds = [
@@ -64,6 +65,14 @@ def draw(encoder: Encoder, whole: Encoder, tokenizer: Any, example: Example, row
     for kind, group in itertools.groupby(zip(kinds, texts, strict=True), key=lambda pair: pair[0]):
         pieces.append(Piece("".join(text for _, text in group), *kind))
     return Drawn(tuple(pieces), cut)
+
+
+def _encoded(encoder: Encoder, side: Side, row: str) -> Encoded:
+    encoded = encoder.encode([side.example], [row])[0]
+    if side.trains:
+        return encoded
+    roles = {role: (tokens, 0) for role, (tokens, _) in encoded.roles.items()}
+    return replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels), supervised_lost=0, roles=roles)
 
 
 def _texts(encoder: Encoder, tokenizer: Any, example: Example, ids: Sequence[int]) -> list[str]:

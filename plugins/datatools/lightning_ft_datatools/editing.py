@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.formats import json_name, read_jsonl
+from lightning_ft.data.formats import read_jsonl
 from lightning_ft.data.unfold import examples_of
+from lightning_ft.errors import json_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

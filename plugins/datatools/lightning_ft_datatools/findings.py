@@ -81,6 +81,7 @@ class Report:
 
     files: Sequence[str]
     task: str
+    """Empty where no row could be read."""
     model: str
     total_examples: int
     """Examples that could be read and formatted."""

@@ -42,8 +42,8 @@ class Fixed:
     def summary(self) -> str:
         """One line for the terminal."""
         return (
-            f"fixed: {self.cleaned} ({self.kept:,} rows, {self.changed:,} of them changed), {self.quarantine} ({self.removed:,}"
-            f" rows taken out), {self.changes} (every change)"
+            f"fixed: {self.cleaned} (kept: {self.kept:,}, changed among them: {self.changed:,}), {self.quarantine} (taken out:"
+            f" {self.removed:,}), {self.changes} (every change)"
         )
 
 

@@ -46,7 +46,8 @@ class Survey:
     """Rows that could be read, and what was found so far."""
 
     files: Sequence[Path]
-    task: Task
+    task: Task | None
+    """None where no row could be read."""
     records: list[Record]
     rows: list[Row]
     """All rows that could be read, also those that the task refuses."""
@@ -66,7 +67,7 @@ def read(names: Sequence[str], options: Options) -> Survey:
     """The records of files; what cannot be read or formatted is a finding.
 
     Raises:
-        DataError: a file is missing, or nothing in it can be read.
+        DataError: a file is missing, or holds no rows at all.
         UsageError: an unknown task or option.
     """
     from lightning_ft.data.rename import Renaming
@@ -81,13 +82,13 @@ def read(names: Sequence[str], options: Options) -> Survey:
         found, problems = rows_of(path)
         rows += [renaming(row) for row in found]
         findings += problems
-    if not rows:
-        if not findings:
-            raise DataError(f"{files[0]}: expected rows, got none.")
+    if not rows and not any(finding.line for finding in findings):
         place, said = findings[0].row, findings[0].detail
         raise DataError(f"{said}." if said.startswith(findings[0].source) else f"{place}: {said}.")
-    renaming.check(str(files[0]))
-    task = chosen(options.task, rows)
+    task = None
+    if rows:
+        renaming.check(str(files[0]))
+        task = chosen(options.task, rows)
     named = {str(path): split for path, split in splits_by_name(files).items()}
     survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)
     for row in rows:
@@ -124,6 +125,7 @@ def records_of(survey: Survey, rows: Sequence[Row]) -> list[Record]:
     from lightning_ft.data.split import split_name
     from lightning_ft.data.unfold import examples_of
 
+    assert survey.task is not None, "rows without a task"
     out = []
     for row in rows:
         named = row.values.get("split")
@@ -196,7 +198,7 @@ def check(
         columns: as for `fit`.
 
     Raises:
-        DataError: a file is missing, or nothing in it can be read.
+        DataError: a file is missing, or holds no rows at all.
         UsageError: an unknown task, model or option.
     """
     files = [names] if isinstance(names, str) else names
@@ -244,8 +246,9 @@ def _report(
     known = Counter(language for language in spoken if language)
     counted = meaning.balance(records)
     count = max(1, len(records))
+    task = "" if survey.task is None else survey.task.name
     return Report(
-        files=[str(path) for path in survey.files], task=survey.task.name, model=options.model,
+        files=[str(path) for path in survey.files], task=task, model=options.model,
         total_examples=len(records), rows_read=survey.rows_read, issues=issues, lengths=tokens,
         avg_prompt_length=sum(len(record.prompt) for record in records) / count,
         avg_response_length=sum(len(record.answer) for record in records) / count,

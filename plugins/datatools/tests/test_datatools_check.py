@@ -153,7 +153,7 @@ def test_fix_writes_what_is_left_what_went_and_why(scratch: Scratch, capsys: pyt
     ]  # fmt: skip
     scratch.write("rows.jsonl", rows)
     assert main(["check", "rows.jsonl", "--fix", "out.jsonl"]) == 0
-    assert "out.jsonl (3 rows, 1 of them changed)" in capsys.readouterr().out
+    assert "out.jsonl (kept: 3, changed among them: 1)" in capsys.readouterr().out
     left = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert left == [rows[0], row("Where is the caf\u00e9?", "It is there."), rows[5]]
     gone = [json.loads(line) for line in Path("out.quarantine.jsonl").read_text(encoding="utf-8").splitlines()]

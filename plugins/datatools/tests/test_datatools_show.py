@@ -9,6 +9,7 @@ import pytest
 from lightning_ft_datatools.command import main
 from lightning_ft_datatools.commands.parser import split_columns
 from lightning_ft_datatools.drawing import Piece, draw, underlined
+from lightning_ft_datatools.sides import sides
 
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
@@ -92,7 +93,7 @@ def test_the_pieces_are_the_text_and_their_mask_the_labels(example: Any) -> None
     tokenizer = tiny_tokenizer()
     template = Template.resolve("auto", tokenizer)
     encoder, whole = Encoder(tokenizer, template, 12), Encoder(tokenizer, template, 1000)
-    drawn = draw(encoder, whole, tokenizer, example, "f:1")
+    drawn = draw(encoder, whole, tokenizer, sides(example)[0], "f:1")
     assert "".join(piece.text for piece in drawn.pieces) == encoder.render_example(example).text
     full = whole.encode([example], ["f:1"])[0]
     trained = [token for token, label in zip(full.input_ids[1:], full.labels[1:], strict=True) if label != IGNORE_INDEX]
@@ -100,6 +101,32 @@ def test_the_pieces_are_the_text_and_their_mask_the_labels(example: Any) -> None
     assert tokenizer(marked, add_special_tokens=False)["input_ids"] == trained
     kept = "".join(piece.text for piece in drawn.pieces if not piece.cut)
     assert tokenizer(kept, add_special_tokens=False)["input_ids"] == full.input_ids[:12]
+
+
+HI, HO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [HI, HO, HI], "chosen": HO, "rejected": {"role": "assistant", "content": "Hm"}},
+         [("chosen", "Ho</response><|eos|>"), ("rejected", "Hm</response><|eos|>")]),
+        ({"prompt": "Hi", "completion": "Ho", "label": True}, [("liked", "Ho</response><|eos|>")]),
+        ({"prompt": "Hi", "completion": "Ho", "label": False}, [("not liked", "Ho</response><|eos|>")]),
+        ({"text": "Hi", "label": "greeting"}, [("class greeting", "")]),
+    ],
+    ids=["preference", "liked", "not_liked", "class"],
+)  # fmt: skip
+def test_every_text_of_an_example_is_shown_with_what_trains_of_it(
+    rows: str, capsys: pytest.CaptureFixture[str], row: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    Path(rows).write_text(json.dumps(row) + "\n")
+    lines = shown(capsys, rows, "--template", "tags")
+    headings = [number for number, line in enumerate(lines) if line.startswith("rows.jsonl:1  task ")]
+    assert [lines[number].split(":")[1].rsplit(", ", 1)[1] for number in headings] == [name for name, _ in expected]
+    for start, end, (_, trained) in zip(headings, [*headings[1:], len(lines)], expected, strict=True):
+        marked = [(above, below) for above, below in itertools.pairwise(lines[start:end]) if set(below.strip()) == {"~"}]
+        assert "".join(above[below.index("~") : len(below)] for above, below in marked) == trained
 
 
 def test_marks_stand_below_wide_characters() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lightning_ft.builtin import message
-from lightning_ft.errors import RefusedRowError, UsageError
+from lightning_ft.errors import RefusedRowError, UsageError, json_name
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Message
 
@@ -75,7 +75,7 @@ class Chat(Task):
     def _with_system(self, messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
         column = row.get("system")
         if column is not None and not isinstance(column, str):
-            raise ValueError(f"expected 'system' to be text, got {type(column).__name__}")
+            raise ValueError(f"expected 'system' to be text, got {json_name(column)}")
         if messages[0].role == "system" or not (column or self.system):
             return messages
         return [Message("system", column or self.system or ""), *messages]
@@ -88,7 +88,7 @@ def turns_of(value: Any, column: str) -> list[Message]:
         ValueError: no list, an empty one, or a wrong turn; says which.
     """
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else type(value).__name__
+        found = "an empty list" if value == [] else json_name(value)
         raise ValueError(f"expected '{column}' to be a list of turns, got {found}")
     return [turn_of(turn, column, number) for number, turn in enumerate(value, 1)]
 
@@ -141,5 +141,5 @@ def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         except json.JSONDecodeError as error:
             raise ValueError(f"expected 'tools' to be a list or its JSON text, got no JSON ({error.msg})") from None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise ValueError(f"expected 'tools' to be a list of objects, got {type(value).__name__}")
+        raise ValueError(f"expected 'tools' to be a list of objects, got {value!r:.80}")
     return tuple(value)

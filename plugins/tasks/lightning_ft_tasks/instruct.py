@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lightning_ft.data.shots import SHOTS
 from lightning_ft.data.split import NOT_PROMPT
-from lightning_ft.errors import RefusedRowError, UsageError
+from lightning_ft.errors import RefusedRowError, UsageError, json_name
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Message
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
-QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+QUESTIONS = ("instruction", "prompt", "question", "query", "input", "text")
 """Columns that may hold what is asked, first match wins."""
 CONTEXTS = ("input", "context")
 """Columns that may hold what the question is about."""
@@ -35,7 +35,7 @@ class Instruct(Task):
     precedence: ClassVar[int] = 10
     metrics: ClassVar[tuple[str, ...]] = ("exact_match", "rougeL")
     columns_help: ClassVar[str] = (
-        "instruction (prompt, question, query), input or context (optional), output (response, completion, answer)"
+        "instruction (prompt, question, query, text), input or context (optional), output (response, completion, answer)"
     )
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"instruction": "Name the capital.", "input": "France", "output": "Paris"},
@@ -49,7 +49,7 @@ class Instruct(Task):
     system: str | None = None
     """System turn put before every row that has no `system` column; None: none."""
     question_column: str | None = None
-    """Column that holds the question; None: the first of instruction, prompt, question, query, input."""
+    """Column that holds the question; None: the first of instruction, prompt, question, query, input, text."""
     context_column: str | None = None
     """Column that holds what the question is about, may be empty; None: input or context where there is one."""
     answer_column: str | None = None
@@ -141,7 +141,7 @@ def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False) -> s
     if column not in row:
         raise ValueError(f"expected a column '{column}', got {', '.join(row) or 'none'}")
     if not isinstance(value, str):
-        raise ValueError(f"expected '{column}' to be text, got {'null' if value is None else type(value).__name__}")
+        raise ValueError(f"expected '{column}' to be text, got {json_name(value)}")
     if value.strip():
         return value
     if not optional:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lightning_ft.errors import json_name
 from lightning_ft_tasks.instruct import Instruct
 
 if TYPE_CHECKING:
@@ -40,5 +41,5 @@ class SelfInstruct(Instruct):
         common = {key: value for key, value in row.items() if key != "instances"}
         for number, instance in enumerate(instances, 1):
             if not isinstance(instance, Mapping):
-                raise ValueError(f"expected instance {number} to be an object, got {type(instance).__name__}")
+                raise ValueError(f"expected instance {number} to be an object, got {json_name(instance)}")
         return [{**common, **instance} for instance in instances]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import UsageError, json_name
 from lightning_ft_tasks.chat import Chat
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Tree(Chat):
         path = (*before, node)
         replies = node.get("replies") or []
         if not isinstance(replies, list):
-            raise ValueError(f"expected '{place}.replies' to be a list, got {type(replies).__name__}")
+            raise ValueError(f"expected '{place}.replies' to be a list, got {json_name(replies)}")
         kept = [(number, reply) for number, reply in enumerate(replies, 1) if not _deleted(reply)]
         if self.replies == "best" and node["role"] in ("prompter", "user", "human"):
             kept = sorted(kept, key=lambda item: _rank(item[1]))[:1]
@@ -98,11 +98,11 @@ class Tree(Chat):
 
 def _check(node: Any, place: str) -> None:
     if not isinstance(node, Mapping):
-        raise ValueError(f"expected '{place}' to be a message with text, role and replies, got {type(node).__name__}")
+        raise ValueError(f"expected '{place}' to be a message with text, role and replies, got {json_name(node)}")
     if node.get("role") not in ROLES:
         raise ValueError(f"expected '{place}.role' to be one of {', '.join(ROLES)}, got {node.get('role')!r}")
     if not isinstance(node.get("text"), str):
-        raise ValueError(f"expected '{place}.text' to be text, got {type(node.get('text')).__name__}")
+        raise ValueError(f"expected '{place}.text' to be text, got {json_name(node.get('text'))}")
 
 
 def _deleted(node: Any) -> bool:

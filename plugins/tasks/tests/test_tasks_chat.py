@@ -80,9 +80,10 @@ def test_matches() -> None:
     ("row", "message"),
     [
         ({"id": 1}, "expected a column 'messages' or 'conversations', got id"),
-        ({"messages": "hi"}, "expected 'messages' to be a list of turns, got str"),
+        ({"messages": "hi"}, "expected 'messages' to be a list of turns, got a string"),
         ({"messages": []}, "expected 'messages' to be a list of turns, got an empty list"),
-        ({"messages": ["hi"]}, "'messages', turn 1: expected each turn to be an object with 'role' and 'content', got str"),
+        ({"messages": ["hi"]},
+         "'messages', turn 1: expected each turn to be an object with 'role' and 'content', got a string"),
         ({"conversations": HELLO[:1]},
          "expected 'conversations' to have at least one assistant turn with text, got turns of user"),
         ({"conversations": [HELLO[0], {"from": "gpt", "value": " "}]},
@@ -92,10 +93,11 @@ def test_matches() -> None:
         ({"conversations": [{"from": "observation", "value": "noon"}, *HELLO]},
          "expected an assistant turn of 'conversations' before a tool's answer, got the tool first"),
         ({"conversations": [*HELLO, {"from": "gpt", "value": 3}]},
-         "'conversations', turn 3: expected 'value' to be text, got int"),
+         "'conversations', turn 3: expected 'value' to be text, got a number"),
         ({"conversations": HELLO, "tools": "{"}, None),
-        ({"conversations": HELLO, "tools": {"name": "clock"}}, "expected 'tools' to be a list of objects, got dict"),
-        ({"conversations": HELLO, "system": 3}, "expected 'system' to be text, got int"),
+        ({"conversations": HELLO, "tools": {"name": "clock"}},
+         "expected 'tools' to be a list of objects, got {'name': 'clock'}"),
+        ({"conversations": HELLO, "system": 3}, "expected 'system' to be text, got a number"),
     ],
 )  # fmt: skip
 def test_wrong_rows(row: dict[str, Any], message: str | None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.detect import columns_of, detect_task
+from lightning_ft.data.detect import detect_task
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.data.sources import read_rows
@@ -25,14 +25,12 @@ if TYPE_CHECKING:
     from lightning_ft.types import Example, Message
 
 FORMATS = sorted(path for path in Path(__file__).with_name("formats").iterdir() if path.suffix != ".txt")
-NAMED = {"templated": "templated"}
-"""Files whose task cannot be seen from their columns."""
 TASKS = {
     "alpaca": "instruct", "dolly": "instruct", "prompt_completion": "instruct", "question_answer": "instruct",
     "prompt_response": "instruct", "self_instruct": "self_instruct", "openai": "chat", "loss_weight": "chat",
     "sharegpt": "chat", "tools": "chat", "tree": "tree", "reasoning": "reasoning", "code": "code", "text": "text",
     "preference_text": "preference", "preference_turns": "preference", "preference_lists": "preference",
-    "unpaired": "unpaired", "classify": "classify", "templated": "templated",
+    "unpaired": "unpaired", "classify": "classify", "templated": "templated", "layouts": "templated", "samples": "templated",
 }  # fmt: skip
 
 
@@ -73,7 +71,7 @@ def account(path: Path) -> str:
     bad = BadRows("fail")
     rows = list(read_rows(path, bad))
     bad.finish(len(rows))
-    name = NAMED.get(path.stem) or detect_task(columns_of(rows), registry().tasks, path.name).name
+    name = detect_task(rows, registry().tasks).name
     task = registry().tasks[name].cls()
     tokenizer = tiny_tokenizer()
     if path.stem == "tools":

@@ -78,12 +78,12 @@ def test_named_columns() -> None:
             {"instruction": "Q", "label": 1},
             "expected a column 'output' (or response, completion, answer), got instruction, label",
         ),
-        ({"output": "A"}, "expected a column 'instruction' (or prompt, question, query, input), got output"),
-        ({"instruction": "Q", "output": 3}, "expected 'output' to be text, got int"),
+        ({"output": "A"}, "expected a column 'instruction' (or prompt, question, query, input, text), got output"),
+        ({"instruction": "Q", "output": 3}, "expected 'output' to be text, got a number"),
         ({"instruction": "Q", "output": None}, "expected 'output' to be text, got null"),
         ({"instruction": "Q", "output": ""}, "expected 'output' to hold text, got an empty one"),
         ({"instruction": " ", "output": "A"}, "expected 'instruction' to hold text, got white space"),
-        ({"instruction": "Q", "input": ["x"], "output": "A"}, "expected 'input' to be text, got list"),
+        ({"instruction": "Q", "input": ["x"], "output": "A"}, "expected 'input' to be text, got a list"),
     ],
 )
 def test_wrong_rows(row: dict[str, Any], message: str) -> None:

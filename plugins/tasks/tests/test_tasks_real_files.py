@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.detect import columns_of, detect_task
+from lightning_ft.data.detect import detect_task
 from lightning_ft.data.rename import Renaming
 from lightning_ft.data.sources import read_rows
 from lightning_ft.registry import registry
@@ -68,7 +68,7 @@ def read(path: Path, columns: dict[str, str]) -> tuple[str, list[Any], int]:
     rows = [renaming(row) for row in read_rows(path, bad)]
     bad.finish(len(rows))
     renaming.check(path.name)
-    entry = detect_task(columns_of(rows[:200]), registry().tasks, path.name)
+    entry = detect_task(rows, registry().tasks)
     task = entry.cls()
     return entry.name, rows, sum(task.format(part) is not None for row in rows for part in task.unfold(row.values))
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.encode import CHUNK
-from lightning_ft.types import Classified, Conversation, Preference, Text, Unpaired
 from lightning_ft_datatools.records import percentiles
+from lightning_ft_datatools.sides import sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lightning_ft.data.encode import Encoder
-    from lightning_ft.types import Encoded, Example
+    from lightning_ft.types import Encoded
     from lightning_ft_datatools.records import Record
 
 BARS = 20
@@ -36,21 +36,13 @@ class Size:
 def sizes(encoder: Encoder, records: Sequence[Record]) -> list[Size | str]:
     """The size of each record (of a pair that with the better answer), or why the template refuses it."""
     starts = range(0, len(records), CHUNK)
-    chunks = ([(_single(record.example), record.id) for record in records[start : start + CHUNK]] for start in starts)
+    chunks = ([(sides(record.example)[0].example, record.id) for record in records[start : start + CHUNK]] for start in starts)
     return [item if isinstance(item, str) else _size(item) for found in encoder.encode_chunks(chunks) for item in found]
 
 
 def _size(item: Encoded) -> Size:
     cut, lost = item.truncated, item.supervised_lost
     return Size(len(item.input_ids) + cut, item.supervised + lost, cut, lost)
-
-
-def _single(example: Example) -> Conversation | Text:
-    if isinstance(example, Preference):
-        return Conversation((*example.prompt, *example.chosen))
-    if isinstance(example, Unpaired):
-        return Conversation((*example.prompt, *example.completion))
-    return Text(example.text) if isinstance(example, Classified) else example
 
 
 def check_lengths(records: Sequence[Record], found: Sequence[Size | str]) -> Iterator[tuple[str, Record, str]]:

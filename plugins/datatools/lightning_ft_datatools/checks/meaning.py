@@ -115,6 +115,8 @@ def diversity(records: Sequence[Record], space: Space) -> dict[str, float]:
     Distinct-n is the share of different n-grams among all; it falls with the number of words, so that it is taken of the
     first 100,000 words.
     """
+    if not records:
+        return {}
     words: list[str] = []
     for record in records:
         words += re.findall(r"\w+", record.answer.lower())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.errors import DataError, UsageError, did_you_mean
 from lightning_ft_datatools.commands.parser import add_survey, parsed, survey_options, tool
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def _run(arguments: Any, output: Path) -> int:
 
     with Progress(STEPS).running() as progress:
         report, found = survey(arguments.files, survey_options(arguments), progress)
+    if found.task is None:
+        raise DataError(f"{found.files[0]}: expected rows to review, got none that can be read; `data check` says why.")
     items = flagged(found, report, kinds=arguments.kind, severity=arguments.severity, everything=arguments.all)
     desk = Desk(items, _others(report, found, arguments.against), found.task, Journal(output.with_suffix(JOURNAL)))
     left = len(desk.open_items())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.tables import table
 from lightning_ft.errors import UsageError
+from lightning_ft.types import Conversation
 from lightning_ft_datatools.commands.parser import parsed, tool
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
     from lightning_ft.data.render import Template
     from lightning_ft_datatools.drawing import draw
     from lightning_ft_datatools.reading import tokenizer_of
+    from lightning_ft_datatools.sides import sides
 
     tokenizer, limit = tokenizer_of(arguments.model, arguments.max_length)
     template = Template.resolve(arguments.template, tokenizer)
@@ -60,11 +62,13 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
     roles: Counter[str] = Counter()
     trained: Counter[str] = Counter()
     for row, example in reading.examples(_with_shots(reading, rows)):
-        drawn = draw(encoder, whole, tokenizer, example, row.id)
-        _print(console, f"{row.id}  task {reading.task.name}, template {template.name}", drawn)
-        for role, (tokens, supervised) in drawn.encoded.roles.items():
-            roles[role] += tokens
-            trained[role] += supervised
+        for side in sides(example):
+            drawn = draw(encoder, whole, tokenizer, side, row.id)
+            way = f"template {template.name}" if isinstance(side.example, Conversation) else "no template"
+            _print(console, ", ".join(filter(None, (f"{row.id}  task {reading.task.name}", way, side.name))), drawn)
+            for role, (tokens, supervised) in drawn.encoded.roles.items():
+                roles[role] += tokens
+                trained[role] += supervised
     cells = [(role, f"{n:,}", f"{trained[role]:,}", f"{100 * trained[role] / max(1, n):.1f} %") for role, n in roles.items()]
     print(table(("role", "tokens", "trained", "share"), cells, numbers=frozenset({1, 2, 3})))
 

@@ -1,0 +1,66 @@
+"""Plain text that was written in one of the text templates has a row per sample; all other text has sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_ft.data.badrows import BadRows
+from lightning_ft.data.render import Template
+from lightning_ft.data.sources import read_rows
+from lightning_ft.data.text import MAX_RECORD
+from lightning_ft.testing.models import tiny_tokenizer
+from lightning_ft.types import Conversation, Message
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def rows(content: str, bad: BadRows | None = None) -> list[tuple[int, str]]:
+    Path("x.txt").write_text(content, encoding="utf-8")
+    return [(row.line, row.values["text"]) for row in read_rows(Path("x.txt"), bad or BadRows("fail"))]
+
+
+@pytest.mark.parametrize("name", ["alpaca", "tags"])
+@pytest.mark.parametrize("between", ["\n", "\n\n", "\n\n\n  \n"], ids=["line", "blank", "blanks"])
+@pytest.mark.parametrize("system", [None, "Be brief.\n\nAlways."], ids=["plain", "system"])
+def test_what_a_template_has_written_comes_back_row_by_row(name: str, between: str, system: str | None) -> None:
+    template = Template.resolve(name, tiny_tokenizer())
+    first = (Message("system", system),) if system else ()
+    texts = [
+        template.render(Conversation((*first, Message("user", f"Say {n}.\n\nNow."), Message("assistant", "a\n\n" * n)))).text
+        for n in range(4)
+    ]
+    texts = [text.replace("<|stop|>", "</s>") for text in texts]
+    found = rows(between + between.join(texts) + "\n")
+    assert [text for _, text in found] == texts
+    lines = Path("x.txt").read_text(encoding="utf-8").split("\n")
+    assert [lines[number - 1] for number, _ in found] == [text.split("\n")[0] for text in texts]
+
+
+def test_without_words_above_it_every_instruction_begins_a_row() -> None:
+    one, two = "### Instruction:\nA\n\n### Input:\nB\n\n### Response:\nC", "### Instruction:\nD\n### Response:\nE"
+    assert rows(f"{one}\n\n{two}\n") == [(1, one), (10, two)]
+
+
+def test_a_line_that_is_no_text_is_told_and_the_others_are_read() -> None:
+    Path("x.txt").write_bytes(b"### Instruction:\nA\n### Response:\nb\xe4d\n\n### Instruction:\nB\n### Response:\nC\n")
+    bad = BadRows("fail")
+    assert len(list(read_rows(Path("x.txt"), bad))) == 2
+    assert [(problem.line, problem.reason[:14]) for problem in bad.problems] == [(4, "expected UTF-8")]
+
+
+def test_a_sample_without_end_is_an_error_and_the_next_one_is_read() -> None:
+    long = "word " * 20_000 + "\n"
+    bad = BadRows("fail")
+    content = "### Instruction:\nA\n### Response:\n" + long * (MAX_RECORD // len(long) + 2) + "### Instruction:\nB\n"
+    assert [text for _, text in rows(content, bad)] == ["### Instruction:\nB"]
+    assert [(problem.line, problem.reason[:35]) for problem in bad.problems] == [(1, "expected a record of at most 8 MiB,")]
+
+
+def test_words_further_down_do_not_make_samples() -> None:
+    text = "A page about formats.\n\n### Instruction:\nis a heading.\n\n### Instruction:\nagain.\n"
+    assert rows(text) == [(1, text.strip())]
