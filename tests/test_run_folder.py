@@ -188,11 +188,20 @@ def test_run_json_is_written_at_once_and_grows() -> None:
     assert (first["status"], first["config_hash"]) == ("running", "the hash")
     assert first["versions"] == versions()
     assert {"lightning-ft", "torch", "lightning", "transformers", "peft"} <= set(first["versions"])
+    run.lock()
     run.update(status="finished", steps=3)
+    run.release()
     assert json.loads((run.path / "run.json").read_text()) == {**first, "status": "finished", "steps": 3}
     assert status(run.path) == "finished"
     assert status(Path("nowhere")) == "unknown"
     assert not list(run.path.glob(".tmp-*"))
+
+
+def test_only_who_holds_a_folder_writes_its_record() -> None:
+    run = made()
+    with pytest.raises(AssertionError, match="is not held by this process"):
+        run.update(status="finished")
+    assert status(run.path) == "running"
 
 
 def test_a_damaged_record_is_one_sentence_and_lets_the_folder_go() -> None:
@@ -222,7 +231,9 @@ def test_the_hash_covers_what_decides_the_result_and_nothing_else() -> None:
 def test_unfinished_is_the_newest_run_of_the_same_config_that_has_not_finished() -> None:
     def run(name: str, hash_: str, state: str, age: float) -> Path:
         folder = made(hash_, name=name)
+        folder.lock()
         folder.update(status=state)
+        folder.release()
         then = time.time() - age
         os.utime(folder.path / "run.json", (then, then))
         return folder.path

@@ -177,6 +177,7 @@ BAD: list[tuple[str, bytes | str, str]] = [
      'x.jsonl:2: expected valid JSON, got "Expecting property name enclosed in double quotes" at column 11' + MEND),
     ("x.jsonl", '{"q": "a"}\n{"q": "b", "a": "cut o',
      'x.jsonl:2: expected valid JSON, got "Unterminated string starting at" at column 17' + MEND),
+    ("x.jsonl", '{"q": "a"\n', "x.jsonl:1: expected valid JSON, got \"Expecting ',' delimiter\" at column 10" + MEND),
     ("x.jsonl", '{"q": "a"}\n[1]\n', 'x.jsonl:2: expected an object such as {"text": ...}, got a list' + MEND),
     ("x.jsonl", '{"q": "a"}\nnull\n', 'x.jsonl:2: expected an object such as {"text": ...}, got null' + MEND),
     ("x.jsonl", '{"q": "a"}\n"b"\n', 'x.jsonl:2: expected an object such as {"text": ...}, got a string' + MEND),

@@ -92,7 +92,8 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def update(self, **values: Any) -> None:
-        """Add to `run.json` and write it."""
+        """Add to `run.json` and write it; for the process alone that holds the folder."""
+        assert self._lock is not None, f"'{self.path}' is not held by this process"
         self.record |= values
         write_json(self.path / "run.json", self.record)
 

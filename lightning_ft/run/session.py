@@ -171,12 +171,13 @@ class Session:
             self.prepared.tables, self.schedule, self.tokenizer.pad_token_id or 0,
             workers=self.config.workers, eval_every=self.eval_every, stream=stream,
         )  # fmt: skip
-        self.folder.update(
-            task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
-            data={"identity": self.prepared.identity, "files": dict(self.prepared.hashes)}, template=self.template.name,
-            precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=self.world.size,
-            seed=self.config.seed, total_steps=total, packed=packed, parameters=self.module.parameter_line(),
-        )  # fmt: skip
+        if self.world.main:
+            self.folder.update(
+                task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
+                data={"identity": self.prepared.identity, "files": dict(self.prepared.hashes)}, template=self.template.name,
+                precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=self.world.size,
+                seed=self.config.seed, total_steps=total, packed=packed, parameters=self.module.parameter_line(),
+            )  # fmt: skip
         self.trainer = self._trainer(chosen.lightning)
 
     def _packed(self, model: nn.Module) -> bool:
@@ -204,9 +205,10 @@ class Session:
     def _open_folder(self) -> None:
         """The run folder; ranks beside the main one only need to know where it is."""
         where = os.environ.get("LIGHTNING_FT_RUN")
+        if self.config.stream is not None and self.world.launched and not (self.resume or where or self.config.output):
+            # No process could tell the others which folder has the shards.
+            raise UsageError("Expected --output with --stream where processes are started from outside; got none.")
         if not self.world.main:
-            if self.config.stream is not None and self.resume is None and not (where or self.config.output):
-                raise UsageError("Expected --output with --stream where processes are started from outside; got none.")
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or self.config.output or "runs"))
             return
         if self.resume is not None:
@@ -344,6 +346,7 @@ class Session:
                 if status:
                     self.folder.update(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
             self.folder.release()
+            os.environ.pop("LIGHTNING_FT_RUN", None)  # whatever this process starts next is of another run
 
     def loaded(self) -> Loaded:
         """The trained model, ready to answer."""

@@ -33,6 +33,11 @@ class World:
         return self.rank == 0
 
     @property
+    def launched(self) -> bool:
+        """Whether there are several processes, and something else than Lightning's own launcher may have started them."""
+        return self.size > 1 and any(name in os.environ for name in RANKS)
+
+    @property
     def device(self) -> torch.device:
         """Where Lightning will put this process's model: the CPU, or one of the GPUs that `devices` names."""
         if not torch.cuda.is_available():

@@ -4,6 +4,7 @@ Row lengths are very uneven, the last step of an epoch has a single row (so that
 ranks differ in number. Lightning's own accumulation, which averages the means of micro-batches, is off by some 1e-3 here.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,10 @@ def test_one_by_one_is_at_once(
     assert_equal_runs(of_run, at_once[packing], tmp_path / "run")
 
 
+def typed(words: list[str], folder: Path, environment: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, cwd=folder, timeout=500)
+
+
 @pytest.mark.parametrize("sizes", [(4, 1), (1, 4)], ids=str)
 def test_two_ranks_are_one(
     of_run: Any, at_once: dict[str, Path], plain_backbone: Path, uneven: Path, environment: Any, tmp_path: Path,
@@ -70,13 +75,33 @@ def test_two_ranks_are_one(
     words: list[object] = ["--model", plain_backbone, "--data", uneven, "--output", tmp_path / "run", "--packing", "off"]
     for name, value in (COMMON | {"batch_size": sizes[0], "accumulate": sizes[1]}).items():
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else value]
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_ft", "fit", "--devices", "2", "--strategy", "ddp", *map(str, words)],
-        env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path, timeout=500,
-    )  # fmt: skip
+    fit = [sys.executable, "-m", "lightning_ft", "fit", "--devices", "2", "--strategy", "ddp"]
+    done = typed([*fit, *map(str, words)], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(of_run, at_once["off"], tmp_path / "run")
     assert "Warning" not in done.stderr
     assert "recommended" not in done.stderr
     assert done.stdout.count("Run folder:") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_two_ranks_of_torchrun_are_one(
+    of_run: Any, at_once: dict[str, Path], plain_backbone: Path, uneven: Path, environment: Any, tmp_path: Path
+) -> None:
+    """Without --output only the first rank knows the folder; nobody else writes into it or beside it."""
+    words: list[object] = ["--model", plain_backbone, "--data", uneven, "--packing", "off"]
+    for name, value in (COMMON | {"batch_size": 4}).items():
+        words += [f"--{name}", str(value).lower() if isinstance(value, bool) else value]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lightning_ft"]
+    done = typed([*launcher, "fit", *map(str, words)], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert_equal_runs(of_run, at_once["off"], run)
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["world_size"], record["method"]) == ("finished", 2, "full")
+    assert record["started"] <= record["finished"]
+
+    streamed = typed([*launcher, "fit", *map(str, words), "--stream", "20", "--max_steps", "4"], tmp_path, environment)
+    assert streamed.returncode
+    assert "Expected --output with --stream where processes are started from outside; got none." in streamed.stderr
+    assert list((tmp_path / "runs").iterdir()) == [run]
