@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from lightning_ft.errors import UsageError
-from lightning_ft.method import Method
+from lightning_ft_methods.adapter import (
+    Adapter,
+    check_choice,
+    check_positive,
+    check_share,
+    check_targets,
+    check_whole,
+    has_conv1d,
+    targets,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    import torch
     from peft import LoraConfig
-    from torch import Tensor, nn
+    from torch import nn
 
 Bias = Literal["none", "all", "lora_only"]
 Init = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
@@ -25,7 +31,7 @@ TIED = frozenset({"lm_head", "embed_tokens"})
 
 
 @dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(Adapter):
     """Low-rank adaptation: the pretrained weights stay, a product of two thin matrices is learned beside each.
 
     For a linear layer with W of shape (out_features, in_features),
@@ -73,20 +79,14 @@ class LoRA(Method):
     """LoRA+: learning rate of B over that of A, 16 in the paper (Hayou et al. 2024, arXiv:2402.12354); None: one rate."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise UsageError(f"Expected --method.rank to be a whole number of at least 1; got {self.rank!r}.")
-        if self.alpha is not None and not self.alpha > 0:
-            raise UsageError(f"Expected --method.alpha to be above 0; got {self.alpha}.")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"Expected --method.dropout to be at least 0 and below 1; got {self.dropout}.")
-        if self.plus_ratio is not None and not self.plus_ratio > 0:
-            raise UsageError(f"Expected --method.plus_ratio to be above 0; got {self.plus_ratio}.")
-        if not self.target_modules:
-            raise UsageError("Expected --method.target_modules to be all-linear or names as [q_proj,v_proj]; got none.")
-        for option, choices in (("bias", get_args(Bias)), ("init", get_args(Init))):
-            value = getattr(self, option)
-            if value not in choices:
-                raise UsageError(f"Expected --method.{option} to be one of {', '.join(choices)}; got {value!r}.")
+        check_whole("rank", self.rank)
+        check_share("dropout", self.dropout)
+        check_targets(self.target_modules)
+        for option in ("alpha", "plus_ratio"):
+            if getattr(self, option) is not None:
+                check_positive(option, getattr(self, option))
+        check_choice("bias", self.bias, get_args(Bias))
+        check_choice("init", self.init, get_args(Init))
 
     @property
     def changes_base(self) -> bool:
@@ -99,81 +99,13 @@ class LoRA(Method):
         Raises:
             UsageError: no layer has one of the names in `target_modules`, or `init=olora` meets a Conv1D layer.
         """
-        from peft import get_peft_model
-
         from lightning_ft_methods.fused import fuse
 
-        config = self._config(model)
-        if self.init == "olora" and config.fan_in_fan_out:
+        if self.init == "olora" and has_conv1d(model):
             raise UsageError("Expected --method.init default, gaussian, orthogonal or pissa for Conv1D layers; got olora.")
-        with _quiet():
-            try:
-                adapted: nn.Module = get_peft_model(model, config)
-            except ValueError as error:
-                if "not found in the base model" not in str(error):
-                    raise
-                raise UsageError(
-                    f"Expected --method.target_modules to name layers of this model ({', '.join(_linear_names(model))}); "
-                    f"got {self.target_modules}."
-                ) from error
-        for kept in adapted.peft_config.values():  # type: ignore[operator]  # a PeftModel's dict
-            # peft puts the tied module's name here and, loading the saved adapter, would not find its twin.
-            kept.modules_to_save = copy.copy(self.modules_to_save)
-        # Past nn.Module's own __setattr__, which is declared for tensors and modules: these are notes for `merge` and
-        # `reference`, no part of the model's state.
-        object.__setattr__(adapted, "widened", _widen(adapted))
+        adapted = super().attach(model, total_steps)
         fuse(adapted)
-        if self.changes_base:
-            # Without the adapter, peft would leave the residual of W (or trained biases), not the pretrained model.
-            object.__setattr__(adapted, "initial_adapter", {k: v.clone() for k, v in self.trainable_state(adapted).items()})
         return adapted
-
-    def trainable_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The adapter in peft's names, as `adapter_model.safetensors` holds it."""
-        from peft import get_peft_model_state_dict
-
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {name: tensor.detach() for name, tensor in state.items()}
-
-    def load_trainable_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Put back what `trainable_state` returned, bit for bit.
-
-        Raises:
-            ValueError: a name in `state` is not one of this adapter's, or the other way round.
-        """
-        from peft import set_peft_model_state_dict
-
-        odd = sorted(self.trainable_state(model).keys() ^ state.keys())
-        if odd:
-            raise ValueError(f"The checkpoint's parameters are not those of method {self.name}: {', '.join(odd[:3])} ...")
-        set_peft_model_state_dict(model, dict(state))
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        """The base model with W + s B A in place of W.
-
-        Raises:
-            ValueError: a merged weight is not finite; the model is left as it was.
-        """
-        widened: list[tuple[nn.Parameter, torch.dtype]] = getattr(model, "widened", [])
-        merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # a PeftModel, by `attach`
-        for parameter, dtype in widened:
-            parameter.data = parameter.data.to(dtype)
-        return merged
-
-    @contextlib.contextmanager
-    def reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The pretrained function: the adapter switched off, or (where it changed the base) as it was at the start."""
-        initial = getattr(model, "initial_adapter", None)
-        if initial is None:
-            with model.disable_adapter():  # type: ignore[operator]  # a PeftModel, by `attach`
-                yield model
-            return
-        trained = {name: tensor.clone() for name, tensor in self.trainable_state(model).items()}
-        self.load_trainable_state(model, initial)
-        try:
-            yield model
-        finally:
-            self.load_trainable_state(model, trained)
 
     def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]] | None:
         """With `plus_ratio`, B in a group of its own at `plus_ratio * learning_rate`; else None."""
@@ -184,16 +116,9 @@ class LoRA(Method):
         slow = [p for name, p in named if not ("lora_B" in name or "lora_embedding_B" in name)]
         return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.plus_ratio}]
 
-    def _targets(self) -> str | list[str]:
-        """What peft takes: it would read a name that stands alone as a regular expression for whole module paths."""
-        if isinstance(self.target_modules, str):
-            return self.target_modules if self.target_modules == "all-linear" else [self.target_modules]
-        # A copy: peft rewrites the lists that it is given.
-        return list(self.target_modules)
-
-    def _config(self, model: nn.Module) -> LoraConfig:
+    def peft_config(self, model: nn.Module, total_steps: int) -> LoraConfig:
+        """peft's `LoraConfig`."""
         from peft import LoraConfig
-        from transformers.pytorch_utils import Conv1D
 
         config = getattr(model, "config", None)
         tied = bool(getattr(config, "tie_word_embeddings", False))
@@ -202,47 +127,14 @@ class LoRA(Method):
             r=self.rank,
             lora_alpha=2 * self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]  # peft divides it, any number does
             lora_dropout=self.dropout,
-            target_modules=self._targets(),
+            target_modules=targets(self.target_modules),
             bias=self.bias,
             # A copy: peft rewrites the lists that it is given.
             modules_to_save=copy.copy(self.modules_to_save),
             init_lora_weights=True if self.init == "default" else self.init,
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+            fan_in_fan_out=has_conv1d(model),
             # One matrix in the model stays one in training; peft would train a copy of it and untie the merged model.
             ensure_weight_tying=tied and any(m.rpartition(".")[2] in TIED for m in self.modules_to_save or ()),
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notice that peft's use of transformers' old attribute name draws: users can do nothing about it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
-        yield
-
-
-def _widen(model: nn.Module) -> list[tuple[nn.Parameter, torch.dtype]]:
-    """Make what trains beside A and B float32, and return it with the dtypes it had.
-
-    peft widens A and B only; biases and whole modules in bfloat16 would lose most of their small updates. Norms follow
-    where there are such, for torch's layer norm takes no bfloat16 weights beside a float32 bias or input.
-    """
-    import torch
-
-    low = [p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
-    if not any(p.requires_grad for p in low):
-        return []
-    widened = [(p, p.dtype) for p in low if p.requires_grad or p.ndim == 1]
-    for parameter, _ in widened:
-        parameter.data = parameter.data.float()
-    return widened
-
-
-def _linear_names(model: nn.Module) -> list[str]:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    linear = (nn.Linear, Conv1D)
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
