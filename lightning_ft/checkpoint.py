@@ -10,7 +10,7 @@ from lightning_ft.atomic import broken
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from torch import nn
@@ -68,8 +68,13 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
     method.load_trainable_state(model, {name: stored[name] for name in trained})
 
 
-def check_same_adapter(model: nn.Module, folder: Path) -> None:
+def check_same_adapter(model: nn.Module, folder: Path, schedule: Collection[str] = ()) -> None:
     """Refuse to train an adapter on under other numbers (rank, scaling ...): it would be another model from step 0 on.
+
+    Args:
+        model: With the adapter that is to be trained on.
+        folder: Where it was saved.
+        schedule: Numbers that may differ.
 
     Raises:
         UsageError: the first number in which the adapter's config and the attached method differ.
@@ -81,7 +86,7 @@ def check_same_adapter(model: nn.Module, folder: Path) -> None:
     stored = json.loads(path.read_text(encoding="utf-8"))
     for name, now in next(iter(configs.values())).to_dict().items():
         before = stored.get(name, now)
-        ignored = "dropout" in name or name == "inference_mode"
+        ignored = "dropout" in name or name == "inference_mode" or name in schedule
         if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before and not ignored:
             raise UsageError(
                 f"Expected the method of adapter '{folder}' to go on training it, but {name} is {before} there and {now} here; "

@@ -29,6 +29,10 @@ class Method(ABC):
     """Whether this method is taken when none is named (one installed method may say so)."""
     quickstart: ClassVar[Mapping[str, Any]] = {}
     """What suits the small model that is shipped: everyday options, and own ones under `method`."""
+    learning_rate: ClassVar[float | None] = None
+    """Rate where the user names none; None: 2e-4 beside frozen weights, 2e-5 for base weights."""
+    schedule: ClassVar[frozenset[str]] = frozenset()
+    """Numbers in a saved adapter's config that belong to its run, and do not hinder another one from training it on."""
     can_pack: ClassVar[bool] = True
     """False where documents of a packed row would see each other (prompt learning)."""
     can_checkpoint: ClassVar[bool] = True
@@ -56,6 +60,13 @@ class Method(ABC):
             raise ValueError(f"The checkpoint's parameters are not those of method {self.name}: {', '.join(odd)} ...")
         for name, p in own.items():
             p.data.copy_(state[name])
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What else a resumed run needs, by name: statistics, masks, parameters that a saved model leaves out."""
+        return {}
+
+    def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - as above
+        """Put back what `training_state` returned; called after `load_trainable_state`."""
 
     def merge(self, model: nn.Module) -> nn.Module:
         """A plain base model with the method's change folded in.

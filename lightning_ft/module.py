@@ -68,7 +68,8 @@ class FineTuner(L.LightningModule):
         self._ready = False
         self.start_from: Path | None = None
         """Folder of an adapter to go on training from."""
-        self.learning_rate = config.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
+        usual = method.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
+        self.learning_rate = config.learning_rate or usual
         self.grad_norm = torch.zeros(())
         self.step_loss = torch.zeros(())
         self.counted: dict[str, Tensor] = {}
@@ -87,7 +88,7 @@ class FineTuner(L.LightningModule):
             checkpoint_activations(model)
         self.model = self.method.attach(model, self.total_steps)
         if self.start_from is not None:
-            check_same_adapter(self.model, self.start_from)
+            check_same_adapter(self.model, self.start_from, self.method.schedule)
             load_trained(self.model, self.method, self.start_from)
         fuse_norms(self.model)
         self.model.train()
@@ -250,8 +251,10 @@ class FineTuner(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model goes into the folder in its own format; Lightning's dictionary needs none of it."""
         checkpoint["state_dict"] = {}
+        checkpoint["method"] = self.method.training_state(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the trained weights back, from the model files of the checkpoint's folder."""
         folder: Path = checkpoint.pop("folder")
         load_trained(self.model, self.method, folder)
+        self.method.load_training_state(self.model, checkpoint.pop("method", {}))

@@ -156,8 +156,13 @@ def clause_reload(run: Trained) -> None:
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as base, tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # peft reads an attribute that transformers renamed; the notice is theirs to settle.
+        # peft reads an attribute that transformers renamed, misses CUDA's compiler, and wonders at AdaLoRA's own pattern;
+        # the notices are theirs to settle.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message="(Failed to load the CUDA ext|Setting boft_n_butterfly)", category=UserWarning
+        )
         fresh = tiny_model(run.family)
         fresh.save_pretrained(base)
         if adapter_of(run.model):
@@ -181,6 +186,7 @@ def clause_state(run: Trained) -> None:
     require("state", run.subject, bool(state), "trainable_state is empty")
     fresh = attach(run.method, run.family)
     run.method.load_trainable_state(fresh, state)
+    run.method.load_training_state(fresh, {n: t.clone() for n, t in run.method.training_state(run.model).items()})
     back = run.method.trainable_state(fresh)
     require("state", run.subject, back.keys() == state.keys(), f"names differ: {sorted(back.keys() ^ state.keys())[:3]}")
     for name, tensor in state.items():

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_methods() -> Iterable[type[Method]]:
-    """LoRA and layer freezing."""
+    """Adapters, and ways to train a part of the model."""
+    from lightning_ft_methods.adalora import AdaLoRA
     from lightning_ft_methods.freeze import Freeze
     from lightning_ft_methods.lora import LoRA
+    from lightning_ft_methods.orthogonal import BOFT, OFT
+    from lightning_ft_methods.products import LoHa, LoKr
+    from lightning_ft_methods.vectors import IA3, VeRA
 
-    return [LoRA, Freeze]
+    return [LoRA, AdaLoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, Freeze]

@@ -194,8 +194,11 @@ def linear_names(model: nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the notice that peft's use of transformers' old attribute name draws: users can do nothing about it."""
+    """Without notices that users can do nothing about: peft's use of transformers' old names, kernels for CUDA toolkits."""
     with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="(Failed to load the CUDA ext|Setting boft_n_butterfly)", category=UserWarning
+        )
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
         yield
 

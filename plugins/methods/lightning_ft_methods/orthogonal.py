@@ -1,0 +1,112 @@
+"""Adapters that turn the pretrained weights instead of adding to them: OFT and BOFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lightning_ft.errors import UsageError
+from lightning_ft_methods.adapter import Adapter, check_share, check_targets, check_whole, quiet, targets
+
+if TYPE_CHECKING:
+    from peft import BOFTConfig, OFTConfig
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class OFT(Adapter):
+    """Orthogonal fine-tuning: the inputs of each layer are rotated in blocks.
+
+    y = W (R x), R: (in_features, in_features) block-diagonal with orthogonal blocks of `block_size`, each from a
+    skew-symmetric Q by Cayley's transform R = (I + Q) (I - Q)^-1, Q = 0 at the start (Qiu et al. 2023, arXiv:2306.07280,
+    section 3.2; with inputs rotated as in arXiv:2506.19847). Angles between neurons, so what the weights mean to one another,
+    are kept. A layer has in_features * (block_size - 1) / 2 trainable numbers. Merged: W' = W R.
+    """
+
+    name: ClassVar[str] = "oft"
+    takes_conv1d: ClassVar[bool] = False
+    learning_rate: ClassVar[float | None] = 1e-3
+
+    block_size: int = 32
+    """Size of the blocks of R; where it does not divide a layer's inputs, the nearest size that does."""
+    terms: int = 5
+    """Terms of Neumann's series in place of the inverse, which is fast and nearly orthogonal; 0: the inverse itself."""
+    dropout: float = 0.0
+    """Probability with which a block is the identity in training."""
+    target_modules: str | list[str] = "all-linear"
+    """Layers that are adapted: `all-linear` (all but the output head), or ends of module names."""
+
+    def __post_init__(self) -> None:
+        check_whole("block_size", self.block_size, 2)
+        check_whole("terms", self.terms, 0)
+        check_share("dropout", self.dropout)
+        check_targets(self.target_modules)
+
+    def peft_config(self, model: nn.Module, total_steps: int) -> OFTConfig:
+        """Peft's `OFTConfig`."""
+        from peft import OFTConfig
+
+        return OFTConfig(
+            task_type="CAUSAL_LM",
+            r=0,
+            oft_block_size=self.block_size,
+            module_dropout=self.dropout,
+            use_cayley_neumann=self.terms > 0,
+            num_cayley_neumann_terms=max(1, self.terms),
+            target_modules=targets(self.target_modules),
+        )
+
+
+@dataclass(frozen=True)
+class BOFT(Adapter):
+    """Orthogonal fine-tuning with butterflies: a product of sparse rotations that together reach every input.
+
+    y = (R_m ... R_1 W) x, each R_i: (out_features, out_features) block-diagonal with orthogonal blocks of `block_size` after a
+    permutation (Liu et al. 2023, arXiv:2311.06243, eq. 4); all start at the identity. With one factor it is OFT.
+    """
+
+    name: ClassVar[str] = "boft"
+    takes_conv1d: ClassVar[bool] = False
+    learning_rate: ClassVar[float | None] = 1e-3
+
+    block_size: int = 4
+    """Size of the blocks; has to divide the width of every layer, together with 2 ** (factors - 1)."""
+    factors: int = 1
+    """Butterfly factors m; more than one needs a CUDA toolkit, with which peft builds their kernel."""
+    dropout: float = 0.0
+    """Probability with which a block is the identity in training."""
+    target_modules: str | list[str] = "all-linear"
+    """Layers that are adapted: `all-linear` (all but the output head), or ends of module names."""
+
+    def __post_init__(self) -> None:
+        check_whole("block_size", self.block_size, 2)
+        check_whole("factors", self.factors)
+        check_share("dropout", self.dropout)
+        check_targets(self.target_modules)
+
+    def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
+        """As of any adapter.
+
+        Raises:
+            UsageError: also where there are to be several factors, and no kernel for them.
+        """
+        from peft.tuners.boft.layer import get_fbd_cuda
+
+        with quiet():
+            if self.factors > 1 and get_fbd_cuda() is None:  # peft would go on with one
+                raise UsageError(
+                    f"Expected --method.factors 1 on a machine without a CUDA toolkit, as peft needs one for more; got {self.factors}."
+                )
+        return super().attach(model, total_steps)
+
+    def peft_config(self, model: nn.Module, total_steps: int) -> BOFTConfig:
+        """Peft's `BOFTConfig`."""
+        from peft import BOFTConfig
+
+        return BOFTConfig(
+            task_type="CAUSAL_LM",
+            boft_block_size=self.block_size,
+            boft_n_butterfly_factor=self.factors,
+            boft_dropout=self.dropout,
+            target_modules=targets(self.target_modules),
+        )
