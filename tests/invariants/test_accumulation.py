@@ -92,6 +92,7 @@ def test_two_ranks_of_torchrun_are_one(
     of_run: Any, at_once: dict[str, Path], plain_backbone: Path, uneven: Path, environment: Any, tmp_path: Path
 ) -> None:
     """Without --output only the first rank knows the folder; nobody else writes into it or beside it."""
+    assert "LIGHTNING_FT_RUN" not in os.environ, "the runs of this process would be taken for it"
     words: list[object] = ["--model", plain_backbone, "--data", uneven, "--packing", "off"]
     for name, value in (COMMON | {"batch_size": 4}).items():
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else value]
