@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_ft.errors import json_name
+from lightning_ft.errors import json_name, json_name_of
 from lightning_ft.method import Method
 from lightning_ft.objective import Objective
 from lightning_ft.task import Task
@@ -78,7 +78,7 @@ def message(turn: Any, *, role_key: str = "role", content_key: str = "content") 
     if isinstance(content, list):
         content = _joined(content, content_key)
     if not isinstance(content, str):
-        raise ValueError(f"expected '{content_key}' to be text, got {json_name(content)}")
+        raise ValueError(f"expected '{content_key}' to be text, got {json_name_of(turn, content_key)}")
     weight = next((turn[key] for key in WEIGHTS if turn.get(key) is not None), None)
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf):
         raise ValueError(f"expected 'weight' to be a number of at least 0, got {weight!r}")
@@ -120,8 +120,7 @@ class Messages(Task):
         """The conversation of a row."""
         turns = row.get("messages")
         if not isinstance(turns, list) or not turns:
-            got = "an empty list" if turns == [] else json_name(turns)
-            raise ValueError(f"expected 'messages' to be a list of turns, got {got}")
+            raise ValueError(f"expected 'messages' to be a list of turns, got {json_name_of(row, 'messages')}")
         tools = row.get("tools") or []
         if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
             raise ValueError(f"expected 'tools' to be a list of objects, got {tools!r:.80}")
@@ -147,5 +146,5 @@ class RawText(Task):
         """The text of a row."""
         text = row.get("text")
         if not isinstance(text, str):
-            raise ValueError(f"expected 'text' to be text, got {json_name(text)}")
+            raise ValueError(f"expected 'text' to be text, got {json_name_of(row, 'text')}")
         return Text(text, {k: v for k, v in row.items() if k != "text"})

@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 
@@ -74,4 +74,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def json_name(value: Any) -> str:
     """What people who write JSON call the type of a value."""
-    return "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
+    if value is None or value == []:
+        return "null" if value is None else "an empty list"
+    return _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def json_name_of(values: Mapping[str, Any], key: str) -> str:
+    """As `json_name`, of the value under a key; `nothing` where there is none."""
+    return json_name(values[key]) if key in values else "nothing"

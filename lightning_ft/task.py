@@ -42,10 +42,11 @@ class Task(ABC):
         """Whether rows with these columns are of this task (`--task auto`)."""
 
     @classmethod
-    def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Whether a row whose columns match is of this task by what stands in them; asked of the first rows of a file.
+    def recognizes(cls, row: Mapping[str, Any]) -> bool:
+        """Whether a row holds what the task reads, for layouts within a column that tasks of lower precedence read too.
 
-        For a layout within a column that other tasks read too: at least half of the rows have to have it.
+        A task that says so itself is taken by `--task auto` only where this is true of at least half of the first 200 rows.
+        False, never an error, for a row that lacks the column or holds another type in it.
         """
         return True
 

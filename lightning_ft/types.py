@@ -104,6 +104,8 @@ class Row:
     """1-based line (or record) number in the source."""
     part: int = 0
     """1-based number among the rows that this line stands for; 0 where it stands for itself."""
+    section: bool = False
+    """Whether it is a piece of a longer text, cut by size: it may begin in the middle of anything."""
 
     @property
     def id(self) -> str:

@@ -49,7 +49,7 @@ def test_contents_in_parts_are_one_text() -> None:
         ([{"content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
         ([{"role": "User", "content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
         ([{"role": ["user"], "content": "hi"}], "expected 'role' to be one of human, user, gpt, "),
-        ([{"role": "user"}], "expected 'content' to be text, got null"),
+        ([{"role": "user"}], "expected 'content' to be text, got nothing"),
         (
             [{"role": "user", "content": [{"type": "text"}]}],
             "expected 'content' to be text or a list of text parts, got None as the text of a part",

@@ -290,9 +290,9 @@ def test_score_lists_bad_rows_by_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.splitlines() == [
         f"lightning-ft: {file}:2: expected 'prediction' to be text; got a number.",
         f"{file}:3: expected a JSON object; Expecting property name enclosed in double quotes at column 2.",
-        f"{file}:4: expected a JSON object; got a list.",
+        f"{file}:4: expected a JSON object; got an empty list.",
         f"{file}:5: expected 'reference' to be text or a list of texts; got nothing.",
-        f"{file}:6: expected 'references' to be text or a list of texts; got a list.",
+        f"{file}:6: expected 'references' to be text or a list of texts; got an empty list.",
         f"{file}:7: expected 'reference' or 'references'; got both.",
     ]
     assert main(["score", str(tmp_path / "none.jsonl"), "--metrics", "same"]) == 2

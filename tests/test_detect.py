@@ -55,7 +55,7 @@ class Signed(Letters):
     precedence: ClassVar[int] = 6
 
     @classmethod
-    def recognises(cls, row: Mapping[str, Any]) -> bool:
+    def recognizes(cls, row: Mapping[str, Any]) -> bool:
         return str(row["body"]).endswith("Yours")
 
 
@@ -112,6 +112,15 @@ def test_what_half_of_the_rows_look_like_decides(signed: int, expected: type[Tas
     texts = ["Yours"] * signed + ["Bye"] * (4 - signed)
     letters = [Row({"salutation": "Dear", "body": text}, "a", i) for i, text in enumerate(texts, 1)]
     assert detect_task(letters, table(Letters, Signed)).cls is expected
+
+
+def test_pieces_of_a_longer_text_are_no_rows_of_a_task_that_looks_at_them() -> None:
+    letters = [Row({"salutation": "Dear", "body": body}, "a", i, section=True) for i, body in enumerate(["Yours", "Bye", "x"])]
+    assert detect_task(letters, table(Letters, Signed)).cls is Letters
+    with pytest.raises(
+        DataError, match=r"^a: expected raw text, got what task signed reads, in pieces that may be cut anywhere; put"
+    ):
+        detect_task(letters[:2], table(Letters, Signed))
 
 
 def test_rows_that_a_task_fails_to_look_at_are_its_fault() -> None:

@@ -210,6 +210,18 @@ def test_options_and_code_of_a_task_are_part_of_the_key(encoded: list[int], shou
     assert edited.tokens != first.tokens
 
 
+def test_code_beside_a_task_is_part_of_the_key(encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write("a.jsonl", texts(9))
+    Path("loud").mkdir()
+    Path("loud/__init__.py").write_text(TASK)
+    monkeypatch.syspath_prepend(".")
+    cls = importlib.import_module("loud").Shout
+    for source in ("MARK = 1", "MARK = 1", "MARK = 2"):
+        Path("loud/helper.py").write_text(source)
+        start(name, task=cls())
+    assert encoded == [9, 9]
+
+
 def test_code_of_a_class_without_a_file(encoded: list[int]) -> None:
     """As in a notebook: there is no source to hash."""
 

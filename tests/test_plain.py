@@ -28,6 +28,8 @@ def rows(content: str, bad: BadRows | None = None) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("between", ["\n", "\n\n", "\n\n\n  \n"], ids=["line", "blank", "blanks"])
 @pytest.mark.parametrize("system", [None, "Be brief.\n\nAlways."], ids=["plain", "system"])
 def test_what_a_template_has_written_comes_back_row_by_row(name: str, between: str, system: str | None) -> None:
+    if name == "alpaca" and system:
+        pytest.skip("nothing tells where the answer before it ends")
     template = Template.resolve(name, tiny_tokenizer())
     first = (Message("system", system),) if system else ()
     texts = [
@@ -46,10 +48,11 @@ def test_without_words_above_it_every_instruction_begins_a_row() -> None:
     assert rows(f"{one}\n\n{two}\n") == [(1, one), (10, two)]
 
 
-def test_a_line_that_is_no_text_is_told_and_the_others_are_read() -> None:
+def test_a_sample_with_a_line_that_is_no_text_is_left_out_and_told() -> None:
     Path("x.txt").write_bytes(b"### Instruction:\nA\n### Response:\nb\xe4d\n\n### Instruction:\nB\n### Response:\nC\n")
     bad = BadRows("fail")
-    assert len(list(read_rows(Path("x.txt"), bad))) == 2
+    (row,) = read_rows(Path("x.txt"), bad)
+    assert (row.line, row.values["text"]) == (6, "### Instruction:\nB\n### Response:\nC")
     assert [(problem.line, problem.reason[:14]) for problem in bad.problems] == [(4, "expected UTF-8")]
 
 
@@ -61,6 +64,28 @@ def test_a_sample_without_end_is_an_error_and_the_next_one_is_read() -> None:
     assert [(problem.line, problem.reason[:35]) for problem in bad.problems] == [(1, "expected a record of at most 8 MiB,")]
 
 
-def test_words_further_down_do_not_make_samples() -> None:
-    text = "A page about formats.\n\n### Instruction:\nis a heading.\n\n### Instruction:\nagain.\n"
-    assert rows(text) == [(1, text.strip())]
+def test_tags_on_one_line_are_a_row_each() -> None:
+    lines = [f"<system>S</system><instruction>A{n}</instruction><response>B</response></s>" for n in range(3)]
+    assert rows("\n".join(lines)) == [(n + 1, line) for n, line in enumerate(lines)]
+    assert [text for _, text in rows("\n".join(f"<s>{line}" for line in lines))] == [f"<s>{line}" for line in lines]
+
+
+def test_every_instruction_is_a_row_also_of_one_conversation() -> None:
+    one, two = ("### Instruction:\nA\n\n### Response:\nB</s>", "### Instruction:\nC\n\n### Response:\nD</s>")
+    assert rows(f"{one}\n\n{two}") == [(1, one), (7, two)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A page about formats.\n\n### Instruction:\nis a heading.\n\n### Instruction:\nagain.",
+        "A page about formats.\n\n### Instruction:\nA\n\n### Response:\nB</s>\n\nAnd more about it.",
+        "<system>\n<name>x</name>\n</system>", "Below is an instruction that describes a task. It is a sentence.",
+        "USER: A\nASSISTANT: B",
+    ],
+)  # fmt: skip
+def test_other_texts_stay_sections(text: str) -> None:
+    Path("x.txt").write_text(text, encoding="utf-8")
+    (row,) = read_rows(Path("x.txt"), BadRows("fail"))
+    assert row.values["text"] == text
+    assert row.section

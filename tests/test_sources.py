@@ -177,6 +177,7 @@ BAD: list[tuple[str, bytes | str, str]] = [
      'x.jsonl:2: expected valid JSON, got "Expecting property name enclosed in double quotes" at column 11' + MEND),
     ("x.jsonl", '{"q": "a"}\n{"q": "b", "a": "cut o',
      'x.jsonl:2: expected valid JSON, got "Unterminated string starting at" at column 17' + MEND),
+    ("x.jsonl", '{"a; b": 1, "a; b": 2}\n', "x.jsonl:1: expected each key once, got 'a; b' twice" + MEND),
     ("x.jsonl", '{"q": "a"\n', "x.jsonl:1: expected valid JSON, got \"Expecting ',' delimiter\" at column 10" + MEND),
     ("x.jsonl", '{"q": "a"}\n[1]\n', 'x.jsonl:2: expected an object such as {"text": ...}, got a list' + MEND),
     ("x.jsonl", '{"q": "a"}\nnull\n', 'x.jsonl:2: expected an object such as {"text": ...}, got null' + MEND),
@@ -280,7 +281,7 @@ def test_an_escaped_backslash_is_no_escape() -> None:
 def test_the_first_twenty_problems_of_all_files_are_listed() -> None:
     bad = BadRows("fail")
     for name in ("a.jsonl", "b.jsonl"):
-        Path(name).write_text("{}\n" + "[]\n" * 12)
+        Path(name).write_text("{}\n" + "[1]\n" * 12)
         assert len(list(read_rows(Path(name), bad))) == 1
     with pytest.raises(DataError) as caught:
         bad.finish(26)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
-from lightning_ft.errors import DataError, UsageError, json_name
+from lightning_ft.errors import DataError, UsageError, json_name, json_name_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +83,7 @@ def _read_prompts(name: str) -> list[str]:
             raise DataError(f"{name}:{number}: expected a JSON object; {error.msg} at column {error.colno}.") from None
         prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else row
         if not isinstance(prompt, str):
-            raise DataError(f"{name}:{number}: expected 'prompt' to be text; got {json_name(prompt)}.")
+            got = json_name_of(row, "prompt") if isinstance(row, dict) else json_name(row)
+            raise DataError(f"{name}:{number}: expected 'prompt' to be text; got {got}.")
         prompts.append(prompt)
     return prompts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.evaluate import split_names
 from lightning_ft.cli.parser import add_once, command, given_once
-from lightning_ft.errors import DataError, UsageError, json_name
+from lightning_ft.errors import DataError, UsageError, json_name, json_name_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ def _row(line: str, row: str) -> ScoredRow:
         raise ValueError(f"expected a JSON object; got {json_name(values)}")
     prediction = values.get("prediction")
     if not isinstance(prediction, str):
-        raise ValueError(f"expected 'prediction' to be text; got {_kind(prediction)}")
+        raise ValueError(f"expected 'prediction' to be text; got {json_name_of(values, 'prediction')}")
     references = _references(values)
     prompt = values.get("prompt")
     turns = [Message("user", prompt)] if isinstance(prompt, str) else []
@@ -125,17 +125,5 @@ def _references(values: dict[str, Any]) -> list[str]:
         references = [references]
     if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
         key = "references" if "references" in values else "reference"
-        raise ValueError(f"expected '{key}' to be text or a list of texts; got {_kind(values.get(key))}")
+        raise ValueError(f"expected '{key}' to be text or a list of texts; got {json_name_of(values, key)}")
     return references
-
-
-def _kind(value: Any) -> str:
-    words = {
-        type(None): "nothing",
-        dict: "an object",
-        list: "a list",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return words.get(type(value), "text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,13 +57,16 @@ class BadRows:
         self.muted = False
         """Problems are passed over, as somebody else has counted them."""
 
-    def add(self, source: str, line: int, reason: str, raw: bytes | str = "", *, whole: bool = False) -> None:
+    def add(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
         """Note an unreadable row; `reason` says what was expected and what came."""
         self.unreadable += not self.muted
-        self.refuse(source, line, reason, raw, whole=whole)
+        self._note(source, line, reason, raw)
 
-    def refuse(self, source: str, line: int, reason: str, raw: bytes | str = "", *, whole: bool = False) -> None:
+    def refuse(self, source: str, line: int, reason: str, raw: bytes | str = "") -> None:
         """Note a row that could be read but not used."""
+        self._note(source, line, reason, raw)
+
+    def _note(self, source: str, line: int, reason: str, raw: bytes | str = "", *, whole: bool = False) -> None:
         if self.muted:
             return
         self.count += 1
@@ -78,7 +82,8 @@ class BadRows:
         """
         if self.policy == "skip":
             raise DataError(f"{Problem(source, line, reason)}.")
-        self.add(source, line, reason, whole=True)
+        self.unreadable += not self.muted
+        self._note(source, line, reason, whole=True)
 
     def finish(self, total: int) -> int:
         """The number of rows left out; may be called again when more were added.
@@ -92,14 +97,15 @@ class BadRows:
         if not self.count:
             return 0
         if self.policy == "fail":
+            skippable = not any(problem.whole for problem in self.problems)
             if self.count > 1:
+                leave = f", or leave them out with {self.skip_by}" if skippable else ""
                 raise DataError(
-                    f"Expected every row to be readable, got {self.count:,} that are not; mend them, or leave them out with"
-                    f" {self.skip_by}:{self._listing()}"
+                    f"Expected every row to be readable, got {self.count:,} that are not; mend them{leave}:{self._listing()}"
                 )
             (only,) = self.problems
-            mend = "" if "; " in only.reason else "; mend it"  # a reason may say itself how
-            raise DataError(f"{only}{mend}." if only.whole else f"{only}{mend}, or leave it out with {self.skip_by}.")
+            mend = "" if _says_how(only.reason) else "; mend it"
+            raise DataError(f"{only}{mend}, or leave it out with {self.skip_by}." if skippable else f"{only}{mend}.")
         if self.count > MAX_SKIPPED * total:
             raise DataError(
                 f"Expected --on_error skip to leave out at most 1 % of the rows, got {self.count:,} of {total:,} that are"
@@ -119,9 +125,9 @@ class BadRows:
         self.count = len(self.problems)
 
     def _listing(self) -> str:
-        files = {problem.source: number for number, problem in reversed(list(enumerate(self.problems)))}
+        files = list(dict.fromkeys(problem.source for problem in self.problems))
         # Rows that cannot be read are met some way ahead of those that the task refuses.
-        listed = sorted(self.problems, key=lambda problem: (files[problem.source], problem.line))[:MAX_LISTED]
+        listed = sorted(self.problems, key=lambda problem: (files.index(problem.source), problem.line))[:MAX_LISTED]
         rest = [f"and {self.count - len(listed):,} more"] if self.count > len(listed) else []
         return "".join(f"\n  {line}" for line in [*listed, *rest])
 
@@ -129,3 +135,8 @@ class BadRows:
         lines = ({"file": p.source, "line": p.line, "reason": p.reason, "raw": p.raw} for p in self.problems)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _says_how(reason: str) -> bool:
+    """Whether a reason ends with how it is mended, behind a semicolon; those within what it quotes do not count."""
+    return "; " in re.sub(r"""'[^']*'|"[^"]*\"""", "", reason)

@@ -241,10 +241,10 @@ class Build:
         examples = examples_of(self.task, row)
         for _, example in examples:
             if not isinstance(example, self.kinds):
-                raise UsageError(self._no_objective(type(example)))
+                raise UsageError(self._wrong_kind(type(example)))
         return examples
 
-    def _no_objective(self, kind: type[Example]) -> str:
+    def _wrong_kind(self, kind: type[Example]) -> str:
         """Why the objective cannot train on the task's examples, and which can."""
         assert self.task is not None
         wanted = " or ".join(kind.__name__ for kind in self.kinds)

@@ -7,16 +7,16 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lightning_ft.errors import DataError, PluginError, UsageError, did_you_mean
+from lightning_ft.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lightning_ft.registry import Entry, Table
-    from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
 
 DETECTED_FROM = 200
-"""Rows whose columns decide the task."""
+"""Rows whose columns and contents decide the task."""
 
 
 def task_of(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], ...] = ()) -> Task:
@@ -46,7 +46,7 @@ def detect_task(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], .
     of instructions to an objective that knows no pairs.
 
     Args:
-        rows: rows of one file, of which the first `DETECTED_FROM` are looked at.
+        rows: rows as they were read, of which the first `DETECTED_FROM` are looked at.
         tasks: all registered tasks.
         kinds: example types that the objective trains on; empty: any.
 
@@ -58,6 +58,11 @@ def detect_task(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], .
     rows = rows[:DETECTED_FROM]
     source, columns = rows[0].source, columns_of(rows)
     matching = [entry for name in tasks if _matches(entry := tasks[name], columns, rows)]
+    if any(row.section for row in rows) and (lost := [e for e in matching if by_content(e.cls)]):
+        raise DataError(
+            f"{source}: expected raw text, got what task {lost[0].name} reads, in pieces that may be cut anywhere; put each"
+            " into a row of a .jsonl file, or name the task with --task to train all of the text."
+        )
     matching = [entry for entry in matching if issubclass(entry.cls.makes, kinds)] or matching
     found = ", ".join(sorted(columns)) or "none"
     if not matching:
@@ -77,13 +82,20 @@ def detect_task(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], .
     return first
 
 
+def by_content(cls: type[Task]) -> bool:
+    """Whether a task looks at what stands in a column, as it reads a layout within it."""
+    return any("recognizes" in vars(base) for base in cls.__mro__ if base is not Task)
+
+
 def _matches(entry: Entry, columns: frozenset[str], rows: Sequence[Row]) -> bool:
-    """Whether the columns are the task's, and at least half of the rows look like it."""
+    """Whether the columns are the task's, and at least half of the rows look like it where it looks at them."""
     try:
-        return bool(entry.cls.matches(columns)) and 2 * sum(entry.cls.recognises(row.values) for row in rows) >= len(rows)
+        if not entry.cls.matches(columns):
+            return False
+        return not by_content(entry.cls) or 2 * sum(bool(entry.cls.recognizes(row.values)) for row in rows) >= len(rows)
     except Exception as error:
         raise PluginError(
-            f"Expected task '{entry.name}' of plugin '{entry.plugin}' to say whether it reads the columns"
+            f"Expected task '{entry.name}' of plugin '{entry.plugin}' to say whether it reads rows with the columns"
             f" {', '.join(sorted(columns))}, got {type(error).__name__}: {error}; name the task with --task, or set"
             f" LIGHTNING_FT_DISABLE_PLUGINS={entry.plugin}."
         ) from error

@@ -105,7 +105,7 @@ def read_jsonl(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
                 bad.fatal(source, number, "expected an object per line, got JSON over several lines; rename the file to .json")
                 return
             try:
-                values = decoder.document(text.rstrip())  # a column behind the line's end is none
+                values = decoder.document(text.rstrip("\r\n"))  # so that an error at its end names a column of the line
                 problem = decoder.problem or (None if isinstance(values, dict) else _no_object(values))
             except json.JSONDecodeError as error:
                 problem = _OLD_ENDS if "\r" in text.strip() else _syntax(error)

@@ -235,14 +235,17 @@ def _own_code() -> str:
 
 
 def _code(cls: type[Any]) -> str:
-    """Hash of the modules that a task class and its bases stand in: an edited formatter is another cache entry."""
+    """Hash of the packages that a task class and its bases stand in: an edited formatter is another cache entry."""
     return hashlib.sha256(b"\0".join(_source(base) for base in cls.__mro__[:-1])).hexdigest()
 
 
 def _source(cls: type[Any]) -> bytes:
-    """The source of a class's module; of a class from a notebook, which has none, the compiled functions."""
+    """The source of a class's module and those beside it in its package; of a class from a notebook the compiled functions."""
+    module = inspect.getmodule(cls)
     try:
-        return inspect.getsource(inspect.getmodule(cls) or cls).encode()
+        if module is not None and module.__package__ and module.__file__:
+            return b"\0".join(path.read_bytes() for path in sorted(Path(module.__file__).parent.glob("*.py")))
+        return inspect.getsource(module or cls).encode()
     except (OSError, TypeError):
         functions = [getattr(member, "__func__", member) for member in vars(cls).values()]
         return b"\0".join(marshal.dumps(f.__code__, 2) for f in functions if hasattr(f, "__code__"))

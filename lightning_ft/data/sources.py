@@ -154,7 +154,7 @@ def sample_digest(path: Path) -> str:
 def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
     """The rows of one file; what cannot be read goes to `bad`, with its place and the reason.
 
-    `Row.line` is the line (the first of a record) in .jsonl, .csv, .tsv and of samples in .txt, else the record's number.
+    `Row.line` is the line (the first of a record) in .jsonl, .csv, .tsv and of samples in text, else the record's number.
 
     * .jsonl .ndjson: an object per line; blank lines are passed over.
     * .json: a list of objects; an object of id -> row (adds the column `id` where it is missing); an object of split ->
@@ -163,8 +163,8 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
     * .csv .tsv: a header, then as many fields as it has; all values are text.
     * .parquet, .arrow: with pyarrow.
     * .txt .md: raw text, a row `{"text": ...}` per section of at most 2048 bytes. Sections end between paragraphs
-      (blank lines), within a longer paragraph at the end of a line, within a longer line at a space. A file that begins
-      with an instruction of the text templates `alpaca` or `tags` has a row per instruction.
+      (blank lines), within a longer paragraph at the end of a line, within a longer line at a space. A file that was
+      written in one of the text templates `alpaca` and `tags` has a row per instruction.
 
     Text is UTF-8, strictly, with or without byte order mark, with any line ends. Damaged text (invalid UTF-8, NUL, half
     surrogate pairs), a key twice in one object and a record of more than 8 MiB are problems.

@@ -16,6 +16,9 @@ MOST_NESTED = 200
 """Lists and objects within one another that a row may have."""
 TO_UTF8 = "`iconv -f LATIN1 -t UTF-8` (or from whatever it was written in)"
 """What people type who have a file in another encoding."""
+START_OF_TEXT = r"<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<\|bos\|>|\[gMASK\]<sop>"
+END_OF_TEXT = r"</s>|<eos>|<\|(?:endoftext|end_of_text|im_end|eot_id|end|eos)\|>"
+"""What tokens at either end of a text are written as in files of rendered texts, as regular expressions."""
 BOM = b"\xef\xbb\xbf"
 _DAMAGED = re.compile(r"[\x00\ud800-\udfff]")
 
@@ -47,10 +50,7 @@ def decode(raw: bytes, offset: int) -> tuple[str, str | None]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"0x{raw[error.start]:02x} at byte {offset + error.start} of the file"
-        return (
-            "",
-            f"expected UTF-8, got the byte {where}; convert the file with {TO_UTF8}",
-        )
+        return "", f"expected UTF-8, got the byte {where}; convert the file with {TO_UTF8}"
     at = raw.find(b"\0")
     return ("", f"expected text, got a NUL at byte {offset + at} of the file") if at >= 0 else (text, None)
 

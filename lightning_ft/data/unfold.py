@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lightning_ft.data.detect import by_content
+
 if TYPE_CHECKING:
     from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
@@ -16,6 +18,8 @@ def examples_of(task: Task, row: Row) -> list[tuple[Row, Example]]:
     Raises:
         ValueError: the task refuses the row; see `Task.format`.
     """
+    if row.section and by_content(type(task)):
+        raise ValueError("expected a row for each of what the task reads, got a piece of a text that may be cut anywhere")
     parts = task.unfold(row.values)
     alone = len(parts) == 1
     return [

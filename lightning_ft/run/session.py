@@ -73,6 +73,10 @@ class Session:
         self.hash = folders.config_hash(config)
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
         check_strategy(config.strategy)
+        known = self.resume or config.output or "LIGHTNING_FT_RUN" in os.environ
+        if config.stream is not None and self.world.launched and not known:
+            # No process could tell the others which folder has the shards.
+            raise UsageError("Expected --output with --stream where processes are started from outside; got none.")
         if self.world.main and self.resume is not None:
             folders.check_free(self.resume.run)
         elif self.world.main:
@@ -205,9 +209,6 @@ class Session:
     def _open_folder(self) -> None:
         """The run folder; ranks beside the main one only need to know where it is."""
         where = os.environ.get("LIGHTNING_FT_RUN")
-        if self.config.stream is not None and self.world.launched and not (self.resume or where or self.config.output):
-            # No process could tell the others which folder has the shards.
-            raise UsageError("Expected --output with --stream where processes are started from outside; got none.")
         if not self.world.main:
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or self.config.output or "runs"))
             return
@@ -346,7 +347,7 @@ class Session:
                 if status:
                     self.folder.update(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
             self.folder.release()
-            os.environ.pop("LIGHTNING_FT_RUN", None)  # whatever this process starts next is of another run
+        os.environ.pop("LIGHTNING_FT_RUN", None)  # whatever this process starts next is of another run
 
     def loaded(self) -> Loaded:
         """The trained model, ready to answer."""

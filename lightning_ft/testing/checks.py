@@ -48,9 +48,15 @@ def task_options(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def task_columns(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
-    """It matches the columns of its rows, and not those of a row without any that it reads."""
+    """It matches the columns of its rows and recognizes what stands in them, and not a row without any that it reads."""
     for row in rows:
         require("columns", f"task {task.name}", task.matches(frozenset(row)), f"it does not match columns {sorted(row)}")
+        require("columns", f"task {task.name}", task.recognizes(row), f"it does not recognize its own row {dict(row)}")
+        for odd in ({}, dict.fromkeys(row), dict.fromkeys(row, 17)):
+            try:
+                task.recognizes(odd)
+            except Exception as error:
+                require("columns", f"task {task.name}", False, f"recognizes({odd}) raises {type(error).__name__}: {error}")
     foreign = frozenset({"zz_no_such_column"})
     require("columns", f"task {task.name}", not task.matches(foreign), f"it matches columns {sorted(foreign)}")
 

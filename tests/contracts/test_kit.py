@@ -190,9 +190,35 @@ class Writing(Messages):
         return super().format({"messages": row["messages"][:2]})
 
 
+@dataclass(frozen=True)
+class Blind(Messages):
+    """Does not know its own rows."""
+
+    @classmethod
+    def recognizes(cls, row: Mapping[str, Any]) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Trusting(Messages):
+    """Looks at rows that are not there."""
+
+    @classmethod
+    def recognizes(cls, row: Mapping[str, Any]) -> bool:
+        return len(row["messages"]) > 0
+
+
 @pytest.mark.parametrize(
     ("task", "clause"),
-    [(Greedy, "columns"), (Mute, "supervised"), (Crashing, "wrong rows"), (Careless, "wrong rows"), (Writing, "example")],
+    [
+        (Greedy, "columns"),
+        (Blind, "columns"),
+        (Trusting, "columns"),
+        (Mute, "supervised"),
+        (Crashing, "wrong rows"),
+        (Careless, "wrong rows"),
+        (Writing, "example"),
+    ],
 )
 def test_broken_task(task: type[Messages], clause: str) -> None:
     with pytest.raises(AssertionError, match=f"breaks the clause '{clause}'"):

@@ -55,7 +55,7 @@ def changed(model: Path, **files: str | bytes | None) -> Path:
         ({"model__safetensors": None}, ("Expected weights in 'model' (model.safetensors", "--from_scratch true")),
         ({"config__json": "{nope"}, ("model/config.json:1: expected JSON", "copy the folder again")),
         ({"config__json": '{\n"a": 1,\n}'}, ("model/config.json:3: expected JSON",)),
-        ({"config__json": "[]"}, ("model/config.json:1: expected a JSON object, got a list",)),
+        ({"config__json": "[]"}, ("model/config.json:1: expected a JSON object, got an empty list",)),
         ({"config__json": b"\xff\xfe"}, ("model/config.json: expected JSON in UTF-8, got the byte 0xff at byte 0",)),
         ({"config__json": "{}"}, ("Expected 'model/config.json' to name its 'model_type'",)),
         ({"config__json": '{"model_type": "no_such"}'}, ("'model'", "`no_such`", "--model")),

@@ -85,23 +85,29 @@ def test_two_ranks_are_one(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lightning_ft"]
+
+
 def test_two_ranks_of_torchrun_are_one(
     of_run: Any, at_once: dict[str, Path], plain_backbone: Path, uneven: Path, environment: Any, tmp_path: Path
 ) -> None:
     """Without --output only the first rank knows the folder; nobody else writes into it or beside it."""
+    assert "LIGHTNING_FT_RUN" not in os.environ, "the runs of this process would be taken for it"
     words: list[object] = ["--model", plain_backbone, "--data", uneven, "--packing", "off"]
     for name, value in (COMMON | {"batch_size": 4}).items():
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else value]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lightning_ft"]
-    done = typed([*launcher, "fit", *map(str, words)], tmp_path, environment)
+    done = typed([*TORCHRUN, "fit", *map(str, words)], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert_equal_runs(of_run, at_once["off"], run)
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert (record["status"], record["world_size"], record["method"]) == ("finished", 2, "full")
-    assert record["started"] <= record["finished"]
+    assert {"started", "versions", "config_hash", "finished"} <= record.keys(), "the first rank's record is whole"
 
-    streamed = typed([*launcher, "fit", *map(str, words), "--stream", "20", "--max_steps", "4"], tmp_path, environment)
-    assert streamed.returncode
-    assert "Expected --output with --stream where processes are started from outside; got none." in streamed.stderr
-    assert list((tmp_path / "runs").iterdir()) == [run]
+
+def test_a_stream_under_torchrun_needs_a_folder(plain_backbone: Path, uneven: Path, environment: Any, tmp_path: Path) -> None:
+    words = ["fit", "--model", str(plain_backbone), "--data", str(uneven), "--stream", "20", "--max_steps", "4"]
+    done = typed([*TORCHRUN, *words], tmp_path, environment)
+    assert done.returncode
+    assert "Expected --output with --stream where processes are started from outside; got none." in done.stderr
+    assert not (tmp_path / "runs").exists()

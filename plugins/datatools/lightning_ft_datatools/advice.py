@@ -32,7 +32,7 @@ def remarks(balance: Mapping[str, Mapping[str, int]], diversity: Mapping[str, fl
             )
     if diversity.get("nearest_similarity", 0) > 0.9:
         out.append("Most prompts have nearly a twin: more different ones would teach more than more rows.")
-    if lengths["supervised"] < 0.05 * lengths["tokens"]:
+    if 0 < lengths["supervised"] < 0.05 * lengths["tokens"]:
         out.append(f"Only {100 * lengths['supervised'] / lengths['tokens']:.1f} % of the tokens have a loss.")
     return out
 
@@ -54,7 +54,10 @@ def advice(rows: int, lengths: Mapping[str, Any], issues: Sequence[Finding], cap
     if not rows:
         return out
     if rows < _LEAST:
-        out.append(f"{rows:,} rows are few: below {_LEAST} the held-out part is too small to show a difference.")
+        are = "are" if rows > 1 else "is"
+        out.append(
+            f"{rows:,} row{'s' * (rows > 1)} {are} few: below {_LEAST} the held-out part is too small to show a difference."
+        )
     elif rows < _CURATED:
         out.append(f"{rows:,} rows teach a manner or a narrow task: LoRA of rank 8 to 16, several epochs; look at each row.")
     elif rows <= _MANY:

@@ -12,7 +12,7 @@ from lightning_ft.data.split import GROUP_COLUMNS, content_hash, split_name, spl
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft_datatools.progress import Progress
 from lightning_ft_datatools.prompts import Prompt
-from lightning_ft_datatools.reading import read
+from lightning_ft_datatools.reading import listed, read
 from lightning_ft_datatools.records import AUGMENTED, Record, bare, folded
 from lightning_ft_datatools.rephrasing import why_refused
 from lightning_ft_datatools.ways import Job, ways_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lightning_ft.types import Example, Row
-    from lightning_ft_datatools.reading import Reading
+    from lightning_ft_datatools.reading import Names, Reading
     from lightning_ft_datatools.ways import Way
 
 SHARE = 0.5
@@ -74,7 +74,7 @@ class _Source:
 
 
 def augment(
-    names: str | Sequence[str], *, rephrase: str | Sequence[str] = (), rephrase_model: str | None = None,
+    names: Names, *, rephrase: str | Sequence[str] = (), rephrase_model: str | None = None,
     noise: str | Sequence[str] = (), noise_rate: float | None = None, copies: int = 1, share: float = SHARE, seed: int = 0,
     max_new_tokens: int | None = None, temperature: float | None = None, task: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -112,7 +112,7 @@ def augment(
         raise UsageError(f"Expected --copies to be at least 1; got {copies}.")
     if not 0 <= share <= 1:
         raise UsageError(f"Expected --share to be from 0 to 1; got {share}.")
-    files = [names] if isinstance(names, str) else list(names)
+    files = listed(names)
     reading = read(files, task, columns or {})
     named = _splits_of_files(files)
     sources = _sources(reading, named)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.types import IGNORE_INDEX, Text
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lightning_ft.types import Encoded, Example
     from lightning_ft_datatools.sides import Side
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys or hides instead of showing them."""
 TAB = 4
 """Blanks in place of a tab, so that what is drawn below stands below."""
 
@@ -52,8 +55,8 @@ def draw(encoder: Encoder, whole: Encoder, tokenizer: Any, side: Side, row: str)
         DataError: the template refuses it.
     """
     example = side.example
-    cut = _encoded(encoder, side, row)
-    full = _encoded(whole, side, row)
+    cut = side.without_loss(encoder.encode([example], [row])[0])
+    full = side.without_loss(whole.encode([example], [row])[0])
     texts = _texts(encoder, tokenizer, example, list(full.input_ids))
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     kinds = [
@@ -65,14 +68,6 @@ def draw(encoder: Encoder, whole: Encoder, tokenizer: Any, side: Side, row: str)
     for kind, group in itertools.groupby(zip(kinds, texts, strict=True), key=lambda pair: pair[0]):
         pieces.append(Piece("".join(text for _, text in group), *kind))
     return Drawn(tuple(pieces), cut)
-
-
-def _encoded(encoder: Encoder, side: Side, row: str) -> Encoded:
-    encoded = encoder.encode([side.example], [row])[0]
-    if side.trains:
-        return encoded
-    roles = {role: (tokens, 0) for role, (tokens, _) in encoded.roles.items()}
-    return replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels), supervised_lost=0, roles=roles)
 
 
 def _texts(encoder: Encoder, tokenizer: Any, example: Example, ids: Sequence[int]) -> list[str]:
@@ -92,13 +87,18 @@ def _texts(encoder: Encoder, tokenizer: Any, example: Example, ids: Sequence[int
     return [*named[:before], *body, *named[before + len(body) :]]
 
 
+def visible(text: str) -> str:
+    """A text for a terminal, with what it would obey or hide as escapes."""
+    return _UNSEEN.sub(lambda mark: mark[0].encode("unicode_escape").decode(), text)
+
+
 def underlined(pieces: Sequence[Piece]) -> Iterator[str]:
     """Lines of plain text, each with a line of marks below it where something of it trains (`~`) or is cut (`x`)."""
     from rich.cells import cell_len
 
     text, marks = "", ""
     for piece in pieces:
-        for character in piece.text.expandtabs(TAB) if "\t" in piece.text else piece.text:
+        for character in visible(piece.text).expandtabs(TAB):
             if character == "\n":
                 yield from _lines(text, marks)
                 text, marks = "", ""

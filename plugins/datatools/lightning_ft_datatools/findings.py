@@ -63,6 +63,8 @@ class Finding:
     part: int = 0
     other: str | None = None
     """`file:line` of the row that it is compared with."""
+    raw: str | None = field(default=None, compare=False)
+    """Text of a line that cannot be read; not part of the report."""
 
     @property
     def row(self) -> str:
@@ -80,8 +82,8 @@ class Report:
     """What `data check` found out about files."""
 
     files: Sequence[str]
-    task: str
-    """Empty where no row could be read."""
+    task: str | None
+    """None where no row could be read."""
     model: str
     total_examples: int
     """Examples that could be read and formatted."""
@@ -108,6 +110,14 @@ class Report:
         return not any(KINDS[finding.kind].severity == "error" for finding in self.issues)
 
     @property
+    def summary(self) -> str:
+        """How many rows and examples there are, and of what."""
+        rows = f"{self.rows_read:,} row{'s' * (self.rows_read != 1)}"
+        if self.task is None:
+            return f"{rows}, none of which can be read"
+        return f"{rows}, {self.total_examples:,} example{'s' * (self.total_examples != 1)} of the task {self.task}"
+
+    @property
     def counts(self) -> dict[str, int]:
         """Findings by kind, the worst kind first."""
         found = Counter(finding.kind for finding in self.issues)
@@ -123,5 +133,6 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         out = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        out["issues"] = [dataclasses.asdict(finding) | {"row": finding.row} for finding in self.issues]
+        known = [{k: v for k, v in dataclasses.asdict(finding).items() if k != "raw"} for finding in self.issues]
+        out["issues"] = [entry | {"row": finding.row} for entry, finding in zip(known, self.issues, strict=True)]
         return {"is_valid": self.is_valid, "counts": self.counts, **out}

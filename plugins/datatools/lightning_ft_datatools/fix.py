@@ -7,12 +7,13 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.errors import DataError, UsageError
 from lightning_ft_datatools.findings import KINDS
 from lightning_ft_datatools.output import write_rows
 from lightning_ft_datatools.targets import check_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from lightning_ft.types import Row
@@ -56,17 +57,19 @@ class Cleaned:
     taken: list[dict[str, Any]]
     changes: list[dict[str, str]]
 
-    def take_out(self, place: str, reason: str, why: str, values: Mapping[str, Any] | None = None) -> None:
-        """Put a row into the quarantine; a line that cannot be read has no values."""
+    def take_out(
+        self, place: str, reason: str, why: str, values: Mapping[str, Any] | None = None, *, raw: str | None = None
+    ) -> None:
+        """Put a row into the quarantine: its values, or of a line that cannot be read the text (its first 2^20 characters)."""
         entry: dict[str, Any] = {"row": place, "reason": reason}
-        self.taken.append(entry if values is None else entry | {"values": dict(values)})
+        self.taken.append(entry | ({"raw": raw} if values is None else {"values": dict(values)}))
         self.changes.append({"row": place, "change": "removed", "why": why})
 
     def take_out_unreadable(self, report: Report) -> None:
         """Put all lines that cannot be read into the quarantine."""
         for finding in report.issues:
             if finding.kind == "unreadable":
-                self.take_out(finding.row, str(finding), finding.kind)
+                self.take_out(finding.row, str(finding), finding.kind, raw=finding.raw)
 
     def write(self, beside: Path) -> tuple[Path, Path]:
         """Write `*.quarantine.jsonl` and `*.changes.jsonl` beside a file."""
@@ -97,12 +100,21 @@ def fix(survey: Survey, report: Report, out: str, *, lower: bool = False) -> Fix
         lower: put all texts in lower case.
 
     Raises:
-        UsageError: `out` is no .jsonl file, it or a file beside it was read, or there is no folder for it.
+        UsageError: `out` is no .jsonl file, it or a file beside it was read, or there is no folder for it; or `lower` would
+            break the layout that the task reads within a text.
+        DataError: no row would be left.
     """
-    path = check_rows(out, [str(file) for file in survey.files], "--fix", (QUARANTINE, CHANGES))
+    path = fix_target(out, [str(file) for file in survey.files])
     cleaned = clean(survey, report, lower=lower)
+    if not cleaned.kept:
+        raise DataError(f"{survey.files[0]}: expected rows that are left after cleaning, got none; mend them first.")
     quarantine, record = cleaned.save(path)
     return Fixed(path, quarantine, record, len(cleaned.kept), cleaned.changed, len(cleaned.taken))
+
+
+def fix_target(out: str, names: Sequence[str]) -> Path:
+    """The file for the cleaned rows; errors as of `check_rows`."""
+    return check_rows(out, names, "--fix", (QUARANTINE, CHANGES))
 
 
 def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
@@ -120,6 +132,11 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
             cleaned.take_out(place, str(reasons[place]), reasons[place].kind, row.values)
             continue
         values, done = _clean(dict(row.values), lower)
+        if lower and survey.task is not None and survey.task.recognizes(row.values) > survey.task.recognizes(values):
+            raise UsageError(
+                f"Expected --lower for rows without a layout of their own, got {place} of task {survey.task.name}; convert the"
+                " rows first: lightning-ft data convert FILE --to messages --output OUT."
+            )
         cleaned.kept.append((row, values))
         cleaned.changes.extend({"row": place, "column": column, "change": what} for column, what in done)
     cleaned.take_out_unreadable(report)

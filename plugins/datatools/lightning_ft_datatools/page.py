@@ -8,7 +8,6 @@ from lightning_ft.charts import histogram
 from lightning_ft.page import figure, missing, section, table
 from lightning_ft.page import page as frame
 from lightning_ft_datatools.findings import KINDS
-from lightning_ft_datatools.terminal import summary
 
 if TYPE_CHECKING:
     from lightning_ft_datatools.findings import Report
@@ -21,7 +20,7 @@ def page(report: Report) -> str:
     """The page's text."""
     names = ", ".join(report.files)
     total = len(report.issues)
-    lead = f"{summary(report)}, " + (f"{total:,} issues of {len(report.counts)} kinds." if total else "no issues.")
+    lead = f"{report.summary}, " + (f"{total:,} issues of {len(report.counts)} kinds." if total else "no issues.")
     sections = [
         section("Issues", _summary(report)),
         section("Lengths", _lengths(report)),

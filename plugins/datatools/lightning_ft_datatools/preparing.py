@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.data.split import Split
     from lightning_ft_datatools.findings import Report
+    from lightning_ft_datatools.reading import Names
     from lightning_ft_datatools.splitting import Parts
 
 
@@ -32,7 +33,7 @@ class PreparedFiles:
 
 
 def prepare(
-    names: str | Sequence[str], output: str | Path, *, shares: Sequence[float] = (0.8, 0.2), seed: int = 0,
+    names: Names, output: str | Path, *, shares: Sequence[float] = (0.8, 0.2), seed: int = 0,
     stratify: str | None = None, group: Sequence[str] = (), task: str | None = None, model: str = "embedded",
     template: str = "auto", max_length: int | None = None, against: Sequence[str] = (), lower: bool = False,
     columns: Mapping[str, str] | None = None,
@@ -63,15 +64,16 @@ def prepare(
     """
     import json
 
-    from lightning_ft.errors import DataError
+    from lightning_ft.errors import DataError, UsageError
     from lightning_ft_datatools.fix import clean
     from lightning_ft_datatools.output import write, write_rows
     from lightning_ft_datatools.page import page
     from lightning_ft_datatools.progress import Progress
+    from lightning_ft_datatools.reading import listed
     from lightning_ft_datatools.splitting import split_records
     from lightning_ft_datatools.survey import STEPS, Options, records_of, survey
 
-    files = [names] if isinstance(names, str) else names
+    files = listed(names)
     options = Options(task, model, template, max_length, against, columns or {})
     with Progress(STEPS).running() as progress:
         report, found = survey(files, options, progress)
@@ -81,6 +83,8 @@ def prepare(
     rows = [dataclasses.replace(row, values=values) for row, values in cleaned.kept]
     parts = split_records(records_of(found, rows), shares, seed=seed, stratify=stratify, group=group)
     folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"Expected the name of a folder for what is prepared, got the file '{folder}'; name another one.")
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     counts: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.parser import choice_of
@@ -17,10 +18,12 @@ from lightning_ft.run.choices import instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
+
+    Names = str | Path | Sequence[str | Path]
+    """Files, globs and folders as a Python caller names them: one or several."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Reading:
                 raise DataError(f"{row.id}: {error}.") from error
 
 
-def read(names: str | Sequence[str], task: str | None, columns: Mapping[str, str]) -> Reading:
+def read(names: Names, task: str | None, columns: Mapping[str, str]) -> Reading:
     """The rows of files, globs and folders.
 
     Args:
@@ -57,13 +60,18 @@ def read(names: str | Sequence[str], task: str | None, columns: Mapping[str, str
         DataError: rows cannot be read, or belong to no task.
         UsageError: an unknown task or option.
     """
-    names = [names] if isinstance(names, str) else names
+    names = listed(names)
     bad = BadRows("fail", skip_by="`data check --fix OUT`")
     renaming = Renaming(columns)
     rows = [renaming(row) for path in expand(names) for row in whole_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
     renaming.check(names[0])
     return Reading(rows, chosen(task, rows))
+
+
+def listed(names: Names) -> list[str]:
+    """Files that a Python caller named, one or several, as the command line has them."""
+    return [str(names)] if isinstance(names, (str, Path)) else [str(name) for name in names]
 
 
 def whole_rows(path: Path, bad: BadRows) -> list[Row]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lightning_ft_datatools.reading import Names
     from lightning_ft_datatools.records import Record
 
 WAYS = ("diverse", "quality")
@@ -24,7 +25,7 @@ QUALITY = ("long_enough", "says_something", "own_words", "well_formed")
 
 
 def select(
-    names: str | Sequence[str], count: int, *, by: str = "diverse", balance: str | None = None, task: str | None = None,
+    names: Names, count: int, *, by: str = "diverse", balance: str | None = None, task: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The selected rows in the order of the files, as `data select` writes them; always the same ones.

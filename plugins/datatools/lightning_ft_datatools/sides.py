@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_ft.types import Classified, Conversation, Preference, Text, Unpaired
+from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Preference, Text, Unpaired
 
 if TYPE_CHECKING:
-    from lightning_ft.types import Example, Message
+    from lightning_ft.types import Encoded, Example, Message
 
 
 class Side(NamedTuple):
@@ -19,6 +19,13 @@ class Side(NamedTuple):
     example: Conversation | Text
     trains: bool = True
     """False where its tokens are read only, and what is learnt is a class."""
+
+    def without_loss(self, encoded: Encoded) -> Encoded:
+        """Its tokens as they train: without any loss where they are read only."""
+        if self.trains:
+            return encoded
+        roles = {role: (tokens, 0) for role, (tokens, _) in encoded.roles.items()}
+        return replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels), supervised_lost=0, roles=roles)
 
 
 def sides(example: Example) -> tuple[Side, ...]:

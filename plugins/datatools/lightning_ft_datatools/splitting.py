@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_ft.data.split import Split
+    from lightning_ft_datatools.reading import Names
     from lightning_ft_datatools.records import Record
 
 SHARES = (0.8, 0.2)
@@ -57,7 +58,7 @@ class Parts:
 
 
 def split(
-    names: str | Sequence[str], shares: Sequence[float] = SHARES, *, seed: int = 0, stratify: str | None = None,
+    names: Names, shares: Sequence[float] = SHARES, *, seed: int = 0, stratify: str | None = None,
     group: Sequence[str] = (), task: str | None = None, columns: Mapping[str, str] | None = None,
 ) -> Parts:  # fmt: skip
     """Split the rows of files as `data split` does.

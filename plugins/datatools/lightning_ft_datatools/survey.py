@@ -13,7 +13,7 @@ from lightning_ft.errors import DataError, RefusedRowError, UsageError
 from lightning_ft_datatools.checks import copies, labels, lengths, meaning, style, text
 from lightning_ft_datatools.findings import KINDS, Finding, Report
 from lightning_ft_datatools.progress import Progress
-from lightning_ft_datatools.reading import tokenizer_of
+from lightning_ft_datatools.reading import listed, tokenizer_of
 from lightning_ft_datatools.records import Record
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_ft.task import Task
     from lightning_ft.types import Row
     from lightning_ft_datatools.capacity import Capacity
+    from lightning_ft_datatools.reading import Names
 
 STEPS = 7
 """Steps of a survey, for the bar."""
@@ -85,10 +86,9 @@ def read(names: Sequence[str], options: Options) -> Survey:
     if not rows and not any(finding.line for finding in findings):
         place, said = findings[0].row, findings[0].detail
         raise DataError(f"{said}." if said.startswith(findings[0].source) else f"{place}: {said}.")
-    task = None
     if rows:
         renaming.check(str(files[0]))
-        task = chosen(options.task, rows)
+    task = chosen(options.task, rows) if rows or options.task not in (None, "auto") else None
     named = {str(path): split for path, split in splits_by_name(files).items()}
     survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)
     for row in rows:
@@ -113,7 +113,7 @@ def rows_of(path: Path) -> tuple[list[Row], list[Finding]]:
         rows.extend(whole_rows(path, bad))
     except DataError as error:
         findings.append(Finding("unreadable", str(path), 0, str(error).removeprefix(f"{path}: ").rstrip(".")))
-    return rows, [*(Finding("unreadable", p.source, p.line, p.reason) for p in bad.problems), *findings]
+    return rows, [*(Finding("unreadable", p.source, p.line, p.reason, raw=p.raw) for p in bad.problems), *findings]
 
 
 def records_of(survey: Survey, rows: Sequence[Row]) -> list[Record]:
@@ -183,7 +183,7 @@ def _unswept() -> Iterator[None]:
 
 
 def check(
-    names: str | Sequence[str], *, task: str | None = None, model: str = "embedded", template: str = "auto",
+    names: Names, *, task: str | None = None, model: str = "embedded", template: str = "auto",
     max_length: int | None = None, against: Sequence[str] = (), columns: Mapping[str, str] | None = None,
 ) -> Report:  # fmt: skip
     """What `lightning-ft data check` reports.
@@ -201,7 +201,7 @@ def check(
         DataError: a file is missing, or holds no rows at all.
         UsageError: an unknown task, model or option.
     """
-    files = [names] if isinstance(names, str) else names
+    files = listed(names)
     options = Options(task, model, template, max_length, against, columns or {})
     with Progress(STEPS).running() as progress:
         return survey(files, options, progress)[0]
@@ -246,7 +246,7 @@ def _report(
     known = Counter(language for language in spoken if language)
     counted = meaning.balance(records)
     count = max(1, len(records))
-    task = "" if survey.task is None else survey.task.name
+    task = None if survey.task is None else survey.task.name
     return Report(
         files=[str(path) for path in survey.files], task=task, model=options.model,
         total_examples=len(records), rows_read=survey.rows_read, issues=issues, lengths=tokens,

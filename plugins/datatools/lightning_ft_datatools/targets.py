@@ -31,6 +31,16 @@ def check_target(name: str | Path, names: Sequence[str], flag: str = "--output")
     return path
 
 
+def check_parent(path: Path) -> None:
+    """Say before any work is done that there is no folder for a file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"Expected a folder for '{path}', but there is none; type mkdir -p '{path.parent}'.")
+
+
 def check_rows(name: str, names: Sequence[str], flag: str = "--output", beside: Sequence[str] = ()) -> Path:
     """A .jsonl file to write, and others beside it.
 
@@ -53,8 +63,7 @@ def check_rows(name: str, names: Sequence[str], flag: str = "--output", beside: 
                 f"Expected {flag} to name a new file, got '{path}', beside which '{other}' is read and would be written; type"
                 " another name."
             )
-    if not path.parent.is_dir():  # said before any work is done
-        raise UsageError(f"Expected a folder for '{path}', but there is none; type mkdir -p '{path.parent}'.")
+    check_parent(path)
     return path
 
 

@@ -20,7 +20,7 @@ _CLASSES = 12  # of a balance that are listed
 
 def lines(report: Report, shown: int = SHOWN) -> Iterator[str]:
     """The report, the most important last, where the eye is when a command ends."""
-    yield f"{', '.join(report.files)}: {summary(report)}"
+    yield f"{', '.join(report.files)}: {report.summary}"
     yield from _lengths(report)
     for name, counts in report.balance.items():
         parts = [f"{key} {count:,}" for key, count in list(counts.items())[:_CLASSES]]
@@ -34,14 +34,6 @@ def lines(report: Report, shown: int = SHOWN) -> Iterator[str]:
     yield from _issues(report, shown)
     for text in (*report.remarks, *report.advice):
         yield f"- {text}"
-
-
-def summary(report: Report) -> str:
-    """How many rows and examples there are, and of what."""
-    rows = f"{report.rows_read:,} row{'s' * (report.rows_read != 1)}"
-    if not report.task:
-        return f"{rows}, none of which can be read"
-    return f"{rows}, {report.total_examples:,} example{'s' * (report.total_examples != 1)} of the task {report.task}"
 
 
 def _lengths(report: Report) -> Iterator[str]:

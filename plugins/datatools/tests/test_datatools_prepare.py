@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,20 @@ def test_the_python_door(tmp_path: Path) -> None:
     assert "No issues found." in report.quality_report
     with pytest.raises(AttributeError, match="nothing"):
         lightning_ft_datatools.nothing  # noqa: B018  # asking for it is what fails
+
+
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = [(f"What comes after the number {i * 7}?", f"After it comes {i * 7 + 1}.") for i in range(60)]
+    rows = [{"question": question, "answer": answer} for question, answer in pairs]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Path("raw.csv").write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in pairs), encoding="utf-8")
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "example"})
+    assert "{'train': 54, 'validation': 6} 0" in capsys.readouterr().out
+    assert len(read(Path("ready/train.jsonl"))) == 54

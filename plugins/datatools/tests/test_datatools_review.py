@@ -364,7 +364,11 @@ def test_in_a_terminal_with_an_editor_to_ctrl_c(scratch: Scratch, monkeypatch: p
     assert read("kept.jsonl") == [rows[0], EDITED, rows[2], rows[4], HOSTILE]
     assert read("kept.quarantine.jsonl") == [
         {"row": "rows.jsonl:4", "reason": "rejected in a review: vague_answer: 'N/A'", "values": ROWS[3]},
-        {"row": "rows.jsonl:7", "reason": 'unreadable: expected valid JSON, got "Invalid control character at" at column 19'},
+        {
+            "row": "rows.jsonl:7",
+            "reason": 'unreadable: expected valid JSON, got "Unterminated string starting at" at column 14',
+            "raw": '{"question": "half',
+        },
     ]
     assert read("kept.changes.jsonl") == [
         {"row": "rows.jsonl:2", "column": "answer", "change": "edited"},

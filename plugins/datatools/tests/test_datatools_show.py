@@ -134,6 +134,11 @@ def test_marks_stand_below_wide_characters() -> None:
     assert list(underlined(pieces)) == ["\u6771a  \u4eacb", "     ~~~", "cd", "~x"]
 
 
+def test_what_a_terminal_would_obey_is_shown() -> None:
+    pieces = [Piece("a\x1b[31mb\u202e", False, False, False), Piece("c\rd", True, False, False)]
+    assert list(underlined(pieces)) == ["a\\x1b[31mb\\u202ec\\rd", " " * 16 + "~~~~"]
+
+
 def test_columns_in_both_spellings() -> None:
     words, columns = split_columns(["f", "--columns.a", "b", "--rows", "3", "--columns.c=d|e"])
     assert words == ["f", "--rows", "3"]

@@ -88,8 +88,7 @@ def turns_of(value: Any, column: str) -> list[Message]:
         ValueError: no list, an empty one, or a wrong turn; says which.
     """
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else json_name(value)
-        raise ValueError(f"expected '{column}' to be a list of turns, got {found}")
+        raise ValueError(f"expected '{column}' to be a list of turns, got {json_name(value)}")
     return [turn_of(turn, column, number) for number, turn in enumerate(value, 1)]
 
 

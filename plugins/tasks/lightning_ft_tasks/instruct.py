@@ -14,7 +14,7 @@ from lightning_ft.types import Conversation, Message
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
-QUESTIONS = ("instruction", "prompt", "question", "query", "input", "text")
+QUESTIONS = ("instruction", "prompt", "question", "query", "input")
 """Columns that may hold what is asked, first match wins."""
 CONTEXTS = ("input", "context")
 """Columns that may hold what the question is about."""
@@ -43,13 +43,14 @@ class Instruct(Task):
         {"prompt": "Name the capital of France.", "completion": "Paris"},
         {"question": "What is the capital of France?", "answer": "Paris"},
         {"query": "capital of France", "answer": "Paris", "system": "Answer in one word."},
+        {"text": "The capital of France is", "answer": "Paris", "id": 1},
     )
     """Rows as the task reads them."""
 
     system: str | None = None
     """System turn put before every row that has no `system` column; None: none."""
     question_column: str | None = None
-    """Column that holds the question; None: the first of instruction, prompt, question, query, input, text."""
+    """Column that holds the question; None: the first of instruction, prompt, question, query, input, else text."""
     context_column: str | None = None
     """Column that holds what the question is about, may be empty; None: input or context where there is one."""
     answer_column: str | None = None
@@ -79,7 +80,7 @@ class Instruct(Task):
     @classmethod
     def matches(cls, columns: frozenset[str]) -> bool:
         """Rows with a question's and an answer's column and no conversation."""
-        return first_of(QUESTIONS, columns) is not None and first_of(ANSWERS, columns) is not None
+        return first_of((*QUESTIONS, "text"), columns) is not None and first_of(ANSWERS, columns) is not None
 
     def format(self, row: Mapping[str, Any]) -> Conversation:
         """The row as a conversation of (system,) (shots,) user and assistant."""
@@ -96,7 +97,10 @@ class Instruct(Task):
 
     def _pair(self, row: Mapping[str, Any]) -> tuple[Message, str, set[str]]:
         """The user turn, the answer, and the columns that were read."""
-        user, read = asked(row, self.question_column, self.context_column)
+        question = self.question_column
+        if question is None and "text" in row and first_of(QUESTIONS, row) is None:
+            question = "text"  # beside an answer it is what the answer is about
+        user, read = asked(row, question, self.context_column)
         column = self.answer_column or first_of(ANSWERS, row)
         if column is None:
             raise ValueError(f"expected a column '{ANSWERS[0]}' (or {', '.join(ANSWERS[1:])}), got {', '.join(row) or 'none'}")

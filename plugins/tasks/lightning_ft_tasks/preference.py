@@ -62,6 +62,8 @@ class PreferencePairs(Task):
                 (i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), min(len(better), len(worse))
             )
             prompt, better, worse = better[:common], better[common:], worse[common:]
+        if not prompt and len(better) > 1:
+            raise ValueError(f"expected '{columns[0]}' and '{columns[1]}' to begin with the same turns, got different ones")
         if not prompt:
             raise ValueError("expected a column with the prompt (instruction, prompt, question, conversations), got none")
         if not better or not worse:

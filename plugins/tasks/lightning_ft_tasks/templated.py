@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lightning_ft.errors import RefusedRowError
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Message
 from lightning_ft_tasks.instruct import text_of
@@ -40,7 +41,7 @@ class Templated(Task):
         return "text" in columns
 
     @classmethod
-    def recognises(cls, row: Mapping[str, Any]) -> bool:
+    def recognizes(cls, row: Mapping[str, Any]) -> bool:
         """A text with a user's and an assistant's part in one of the layouts."""
         return isinstance(text := row.get("text"), str) and layout_of(text) is not None
 
@@ -54,8 +55,12 @@ class Templated(Task):
                 f" and one of the assistant, got {text.strip()[:60]!r}; name --task text for raw text"
             )
         messages = tuple(_turns(parts_of(text, layout)))
-        if messages[0].role == "assistant":
+        if next(message.role for message in messages if message.role != "system") != "user":
             raise ValueError("expected a turn of the user before the first one of the assistant, got none")
+        empty = next((m.role for m in messages if m.role != "system" and not m.content.strip()), None)
+        if empty is not None:
+            kind: Literal["empty_prompt", "empty_answer"] = "empty_answer" if empty == "assistant" else "empty_prompt"
+            raise RefusedRowError(f"expected text in every turn, got none in one of the {empty}", kind)
         return Conversation(messages, meta={key: value for key, value in row.items() if key != "text"})
 
 
@@ -67,10 +72,10 @@ def _turns(parts: list[tuple[str, str]]) -> list[Message]:
             messages.append(Message("user", body, extra={"instruction": body, "input": ""}))
         elif role != "input":
             messages.append(Message(role, body))
-        elif messages and messages[-1].role == "user":
+        elif messages and messages[-1].role == "user" and not messages[-1].extra["input"]:
             question = str(messages[-1].extra["instruction"])
             content = f"{question}\n\n{body}" if body else question
             messages[-1] = Message("user", content, extra={"instruction": question, "input": body})
         else:
-            raise ValueError("expected an input below its instruction, got it first")
+            raise ValueError("expected one input below each instruction, got one without it or a second one")
     return messages

@@ -78,7 +78,7 @@ def test_named_columns() -> None:
             {"instruction": "Q", "label": 1},
             "expected a column 'output' (or response, completion, answer), got instruction, label",
         ),
-        ({"output": "A"}, "expected a column 'instruction' (or prompt, question, query, input, text), got output"),
+        ({"output": "A"}, "expected a column 'instruction' (or prompt, question, query, input), got output"),
         ({"instruction": "Q", "output": 3}, "expected 'output' to be text, got a number"),
         ({"instruction": "Q", "output": None}, "expected 'output' to be text, got null"),
         ({"instruction": "Q", "output": ""}, "expected 'output' to hold text, got an empty one"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,11 @@ class Size:
 def sizes(encoder: Encoder, records: Sequence[Record]) -> list[Size | str]:
     """The size of each record (of a pair that with the better answer), or why the template refuses it."""
     starts = range(0, len(records), CHUNK)
-    chunks = ([(sides(record.example)[0].example, record.id) for record in records[start : start + CHUNK]] for start in starts)
-    return [item if isinstance(item, str) else _size(item) for found in encoder.encode_chunks(chunks) for item in found]
+    first = [sides(record.example)[0] for record in records]
+    pairs = [(side.example, record.id) for side, record in zip(first, records, strict=True)]
+    chunks = (pairs[start : start + CHUNK] for start in starts)
+    found = itertools.chain.from_iterable(encoder.encode_chunks(chunks))
+    return [item if isinstance(item, str) else _size(side.without_loss(item)) for side, item in zip(first, found, strict=True)]
 
 
 def _size(item: Encoded) -> Size:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from lightning_ft.errors import UsageError
 from lightning_ft_datatools.commands.parser import add_survey, parsed, survey_options, tool
-from lightning_ft_datatools.targets import check_target
+from lightning_ft_datatools.fix import fix_target
+from lightning_ft_datatools.targets import check_parent, check_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TextIO
 
     from lightning_ft_datatools.findings import Report
     from lightning_ft_datatools.survey import Options
@@ -37,9 +40,11 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"Expected --shown to be at least 0; got {arguments.shown}.")
     if arguments.lower and not arguments.fix:
         raise UsageError("Expected --lower together with --fix FILE, which it changes; got it alone.")
+    if arguments.fix:
+        fix_target(arguments.fix, arguments.files)
     for flag in ("json", "output"):
         if (name := getattr(arguments, flag)) is not None and (flag, name) != ("json", "-"):
-            check_target(name, arguments.files, f"--{flag}")
+            check_parent(check_target(name, arguments.files, f"--{flag}"))
     return _run(arguments.files, survey_options(arguments), arguments)
 
 
@@ -54,8 +59,13 @@ def _run(names: Sequence[str], options: Options, arguments: object) -> int:
     if given["fix"]:
         from lightning_ft_datatools.fix import fix
 
-        print(fix(found, report, given["fix"], lower=given["lower"]).summary())
+        print(fix(found, report, given["fix"], lower=given["lower"]).summary(), file=_beside(given["json"]))
     return STRICT_EXIT if given["strict"] and _severe(report) else 0
+
+
+def _beside(json_file: str | None) -> TextIO:
+    """Where lines go that are no report: away from a report that somebody reads from standard output as JSON."""
+    return sys.stderr if json_file == "-" else sys.stdout
 
 
 def _severe(report: Report) -> bool:
@@ -79,4 +89,4 @@ def _write(report: Report, json_file: str | None, page: str | None, shown: int) 
         from lightning_ft_datatools.page import page as rendered
 
         write(page, rendered(report))
-        print(f"report: {page}")
+        print(f"report: {page}", file=_beside(json_file))

@@ -20,7 +20,8 @@ def tool(name: str, purpose: str, example: str) -> CommandParser:
     parser = command(f"data {name}", purpose, f"example: lightning-ft data {name} {example}")
     parser.add_argument("files", nargs="+", metavar="FILE", help="data files, globs or folders")
     parser.add_argument("--task", metavar="NAME", help="the task (default: by the columns)")
-    parser.epilog = f"{parser.epilog}\n--columns.NAME COLUMN gives a column the name that the task reads (a|b: the first that a row has), as in fit."
+    columns = "--columns.NAME COLUMN gives a column the name that the task reads (a|b: the first that a row has), as in fit."
+    parser.epilog = f"{parser.epilog}\n{columns}"
     return parser
 
 

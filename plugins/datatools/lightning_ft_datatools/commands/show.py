@@ -89,7 +89,7 @@ def _with_shots(reading: Any, rows: Sequence[Any]) -> list[Any]:
 def _print(console: Any, heading: str, drawn: Drawn) -> None:
     from rich.text import Text
 
-    from lightning_ft_datatools.drawing import TAB, underlined
+    from lightning_ft_datatools.drawing import TAB, underlined, visible
 
     encoded = drawn.encoded
     count = f"{len(encoded.input_ids):,} tokens, {encoded.supervised:,} of them train"
@@ -100,7 +100,7 @@ def _print(console: Any, heading: str, drawn: Drawn) -> None:
         text = Text()
         for piece in drawn.pieces:
             style = "strike red" if piece.cut else "bold green" if piece.trained else "cyan" if piece.special else ""
-            text.append(piece.text.expandtabs(TAB), style=style)
+            text.append(visible(piece.text).expandtabs(TAB), style=style)
         console.print(text)
     else:
         for line in underlined(drawn.pieces):
