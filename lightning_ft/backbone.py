@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +15,8 @@ from safetensors import SafetensorError
 from lightning_ft.errors import UsageError, json_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -184,6 +188,19 @@ def checkpoint_activations(model: Any) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:  # before transformers 5.23
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without those of peft's notices that users can do nothing about.
+
+    Its use of transformers' old names, kernels for a CUDA toolkit that is not there, norms that it trains all the same.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        for notice in ("Failed to load the CUDA ext", "Setting boft_n_butterfly", "Unsupported layer type '.*Norm'"):
+            warnings.filterwarnings("ignore", message=notice, category=UserWarning)
+        yield
 
 
 def _refused(what: str, source: str, error: Exception, mend: str = AGAIN) -> UsageError:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from lightning_ft.backbone import BackboneSpec, load_tokenizer, read_json
+from lightning_ft.backbone import BackboneSpec, load_tokenizer, quiet_peft, read_json
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,9 +125,7 @@ def load(
     if where.adapter is not None:
         from peft import PeftModel
 
-        with warnings.catch_warnings():
-            # peft asks transformers by an old name.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        with quiet_peft():
             try:
                 model = PeftModel.from_pretrained(model, str(where.adapter))
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:

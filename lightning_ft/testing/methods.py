@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
-from lightning_ft.backbone import checkpoint_activations
+from lightning_ft.backbone import checkpoint_activations, quiet_peft
 from lightning_ft.errors import NotMergeableError, UsageError
 from lightning_ft.testing.clauses import options_documented, require, run_clauses
 from lightning_ft.testing.models import FAMILIES, Family, tiny_model
@@ -155,14 +154,7 @@ def clause_reload(run: Trained) -> None:
     """Saved and loaded by peft (adapters) or transformers alone, the logits are equal."""
     from transformers import AutoModelForCausalLM
 
-    with tempfile.TemporaryDirectory() as base, tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # peft reads an attribute that transformers renamed, misses CUDA's compiler, and wonders at AdaLoRA's own pattern;
-        # the notices are theirs to settle.
-        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        warnings.filterwarnings(
-            "ignore", message="(Failed to load the CUDA ext|Setting boft_n_butterfly)", category=UserWarning
-        )
+    with tempfile.TemporaryDirectory() as base, tempfile.TemporaryDirectory() as folder, quiet_peft():
         fresh = tiny_model(run.family)
         fresh.save_pretrained(base)
         if adapter_of(run.model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +9,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft_methods.adapter import Adapter, check_positive, check_share, check_targets, check_whole, has_conv1d, targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from peft import AdaLoraConfig
     from torch import Tensor, nn
@@ -64,7 +63,7 @@ class AdaLoRA(Adapter):
             check_positive("alpha", self.alpha)
         if self.initial_rank <= self.rank:
             raise UsageError(
-                f"Expected --method.initial_rank above --method.rank, which it falls to; got {self.initial_rank} and {self.rank}."
+                f"Expected --method.initial_rank above --method.rank, to which it falls; got {self.initial_rank}, {self.rank}."
             )
         if not (self.warmup >= 0 and self.settle >= 0 and self.warmup + self.settle < 1):
             got = f"{self.warmup} and {self.settle}"
@@ -105,34 +104,22 @@ class AdaLoRA(Adapter):
 
     def on_step(self, model: nn.Module, step: int) -> None:
         """Judge the parameters by their gradients, and give the ranks to those that matter."""
-        _tuner(model).update_and_allocate(step)
-
-    def trainable_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The adapter in peft's names, with the values that are set to zero, which a saved adapter leaves out."""
-        with _whole(model):
-            return super().trainable_state(model)
-
-    def load_trainable_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Put back what `trainable_state` returned, or a saved adapter: where it has fewer values, the others are zero.
-
-        Raises:
-            ValueError: a name in `state` is not one of this adapter's, or the other way round.
-        """
-        own = self.trainable_state(model)
-        padded = {name: _padded(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
-        with _whole(model):
-            super().load_trainable_state(model, padded)
+        tuner = _tuner(model)
+        config = tuner.peft_config["default"]
+        # Only for the call: by this pattern peft would leave values out of the saved adapter, and whole layers with them.
+        config.rank_pattern = getattr(tuner, "kept", None)
+        tuner.update_and_allocate(step)
+        object.__setattr__(tuner, "kept", config.rank_pattern)
+        config.rank_pattern = None
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every value where it is, the statistics of the allocator, and which values it keeps."""
+        """The statistics of the allocator, and which values it keeps."""
         import torch
 
         tuner = _tuner(model)
-        state = {f"adapter/{name}": tensor for name, tensor in self.trainable_state(model).items()}
-        for kind in STATISTICS:
-            state |= {f"{kind}/{name}": tensor for name, tensor in getattr(tuner.rankallocator, kind).items()}
-        pattern = tuner.peft_config["default"].rank_pattern or {}
-        return state | {f"kept/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+        state = {f"{kind}/{name}": tensor for kind in STATISTICS for name, tensor in getattr(tuner.rankallocator, kind).items()}
+        kept = getattr(tuner, "kept", None) or {}
+        return state | {f"kept/{name}": torch.tensor(values) for name, values in kept.items()}
 
     def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Put back what `training_state` returned."""
@@ -141,33 +128,12 @@ class AdaLoRA(Adapter):
         for name, tensor in state.items():
             kind, _, own = name.partition("/")
             parts.setdefault(kind, {})[own] = tensor
-        self.load_trainable_state(model, parts["adapter"])
         device = next(model.parameters()).device
         for kind in STATISTICS:
             setattr(tuner.rankallocator, kind, {name: tensor.to(device) for name, tensor in parts.get(kind, {}).items()})
-        kept = {name: tensor.tolist() for name, tensor in parts.get("kept", {}).items()}
-        tuner.peft_config["default"].rank_pattern = kept or None
+        object.__setattr__(tuner, "kept", {name: tensor.tolist() for name, tensor in parts.get("kept", {}).items()} or None)
 
 
 def _tuner(model: nn.Module) -> Any:
     """Peft's `AdaLoraModel` within the adapted model."""
     return model.base_model
-
-
-@contextlib.contextmanager
-def _whole(model: nn.Module) -> Iterator[None]:
-    """Within it peft leaves nothing out by the pattern of the ranks."""
-    config = _tuner(model).peft_config["default"]
-    pattern, config.rank_pattern = config.rank_pattern, None
-    try:
-        yield
-    finally:
-        config.rank_pattern = pattern
-
-
-def _padded(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor of an adapter whose zero values were left out, with zeros in their place."""
-    from torch.nn import functional
-
-    missing = [wanted - got for got, wanted in zip(tensor.shape, like.shape, strict=True)]
-    return functional.pad(tensor, [edge for gap in reversed(missing) for edge in (0, gap)]) if any(missing) else tensor

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lightning_ft.backbone import quiet_peft
 from lightning_ft.errors import UsageError
 from lightning_ft.method import Method
 
@@ -46,13 +46,14 @@ class Adapter(Method):
 
         if not self.takes_conv1d and has_conv1d(model):
             raise UsageError(
-                f"Expected a model of linear layers for --method {self.name}, got one of Conv1D layers (GPT-2); type --method lora."
+                f"Expected a model of linear layers for --method {self.name}, got one of Conv1D layers as GPT-2; type --method"
+                " lora."
             )
         config = self.peft_config(model, total_steps)
         modules_to_save = copy.copy(getattr(config, "modules_to_save", None))
-        with quiet():
+        with quiet_peft():
             try:
-                adapted: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]  # a PreTrainedModel
+                adapted: nn.Module = get_peft_model(model, config)
             except ValueError as error:
                 if "not found in the base model" not in str(error):
                     raise
@@ -190,17 +191,6 @@ def linear_names(model: nn.Module) -> list[str]:
 
     linear = (nn.Linear, Conv1D)
     return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without notices that users can do nothing about: peft's use of transformers' old names, kernels for CUDA toolkits."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="(Failed to load the CUDA ext|Setting boft_n_butterfly)", category=UserWarning
-        )
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
-        yield
 
 
 def _widen(model: nn.Module) -> list[tuple[nn.Parameter, torch.dtype]]:

@@ -117,7 +117,7 @@ class LoRA(Adapter):
         return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.plus_ratio}]
 
     def peft_config(self, model: nn.Module, total_steps: int) -> LoraConfig:
-        """peft's `LoraConfig`."""
+        """Peft's `LoraConfig`."""
         from peft import LoraConfig
 
         config = getattr(model, "config", None)

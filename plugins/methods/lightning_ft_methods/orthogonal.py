@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from lightning_ft.backbone import quiet_peft
 from lightning_ft.errors import UsageError
-from lightning_ft_methods.adapter import Adapter, check_share, check_targets, check_whole, quiet, targets
+from lightning_ft_methods.adapter import Adapter, check_share, check_targets, check_whole, targets
 
 if TYPE_CHECKING:
     from peft import BOFTConfig, OFTConfig
@@ -61,8 +62,9 @@ class OFT(Adapter):
 class BOFT(Adapter):
     """Orthogonal fine-tuning with butterflies: a product of sparse rotations that together reach every input.
 
-    y = (R_m ... R_1 W) x, each R_i: (out_features, out_features) block-diagonal with orthogonal blocks of `block_size` after a
-    permutation (Liu et al. 2023, arXiv:2311.06243, eq. 4); all start at the identity. With one factor it is OFT.
+    y = s * (W R_m ... R_1 x), each R_i: (in_features, in_features) block-diagonal with orthogonal blocks of `block_size` after
+    a permutation (Liu et al. 2023, arXiv:2311.06243, eq. 4), all the identity at the start; s: (out_features), 1 at the start,
+    as peft has it. Merged: W' = diag(s) W R_m ... R_1.
     """
 
     name: ClassVar[str] = "boft"
@@ -92,10 +94,11 @@ class BOFT(Adapter):
         """
         from peft.tuners.boft.layer import get_fbd_cuda
 
-        with quiet():
-            if self.factors > 1 and get_fbd_cuda() is None:  # peft would go on with one
+        with quiet_peft():
+            # peft would go on with one
+            if self.factors > 1 and get_fbd_cuda() is None:  # type: ignore[no-untyped-call]
                 raise UsageError(
-                    f"Expected --method.factors 1 on a machine without a CUDA toolkit, as peft needs one for more; got {self.factors}."
+                    f"Expected --method.factors 1 on a machine without a CUDA toolkit, which more need; got {self.factors}."
                 )
         return super().attach(model, total_steps)
 

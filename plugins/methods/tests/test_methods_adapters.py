@@ -1,0 +1,208 @@
+"""Each adapter is the formula in its docstring, and starts at the pretrained function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import torch
+from lightning_ft_methods.adalora import AdaLoRA
+from lightning_ft_methods.freeze import Freeze
+from lightning_ft_methods.orthogonal import BOFT, OFT
+from lightning_ft_methods.products import LoHa, LoKr
+from lightning_ft_methods.selective import BitFit, NormTuning
+from lightning_ft_methods.vectors import IA3, VeRA
+
+from lightning_ft.errors import UsageError
+from lightning_ft.testing.methods import attach, check_method, inputs, logits, plain_loss, train
+from lightning_ft.testing.models import tiny_model
+
+if TYPE_CHECKING:
+    from lightning_ft.method import Method
+    from lightning_ft.testing.models import Family
+
+ADAPTERS: list[Method] = [AdaLoRA(), IA3(), VeRA(rank=8), OFT(), BOFT(), LoHa(), LoKr(), NormTuning()]
+VARIANTS: list[Method] = [
+    AdaLoRA(rank=2, initial_rank=6, every=2, orthogonality=0.0, dropout=0.1),
+    IA3(target_modules=["v_proj", "up_proj", "c_attn"], feedforward_modules=["up_proj"]),
+    VeRA(rank=4, target_modules=["q_proj", "c_attn"], d_initial=1.0, projection_seed=3),
+    OFT(block_size=8, terms=0),
+    LoHa(rank=2, alpha=3.0, target_modules=["q_proj"]),
+    LoKr(rank=2, factor=4),
+    Freeze(train_layers=1),
+    Freeze(train_modules=["mlp", "lm_head"]),
+]
+
+
+@pytest.mark.parametrize("method", VARIANTS, ids=repr)
+def test_a_variant_keeps_the_contract(method: Method) -> None:
+    check_method(method)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ADAPTERS, ids=lambda method: method.name)
+def test_it_starts_at_the_pretrained_function(method: Method, family: Family) -> None:
+    if family == "gpt2" and not getattr(method, "takes_conv1d", True):
+        with pytest.raises(
+            UsageError, match=f"Expected a model of linear layers for --method {method.name}, got one of Conv1D"
+        ):
+            attach(method, family)
+        return
+    gap = (logits(attach(method, family)) - logits(tiny_model(family))).abs().max()
+    assert gap < 1e-5
+
+
+def layer_of(method: Method, name: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """An adapted layer in float64 with random parameters, its frozen weight, and inputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = attach(method, "llama").double()
+        layer = cast("Any", model.get_submodule(f"base_model.model.model.layers.0.{name}"))
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.3)
+        weight = layer.base_layer.weight.detach()
+        return layer, weight, torch.randn(2, 7, weight.shape[1], dtype=torch.float64)
+
+
+def test_ia3_scales_outputs_of_values_and_inputs_of_the_feed_forward_part() -> None:
+    layer, weight, x = layer_of(IA3(), "self_attn.v_proj")
+    torch.testing.assert_close(layer(x), x @ weight.T * layer.ia3_l.default.flatten())
+    layer, weight, x = layer_of(IA3(), "mlp.down_proj")
+    torch.testing.assert_close(layer(x), (x * layer.ia3_l.default.flatten()) @ weight.T)
+
+
+def test_vera_scales_two_shared_random_matrices() -> None:
+    layer, weight, x = layer_of(VeRA(rank=4), "self_attn.q_proj")
+    a, b = layer.vera_A.default[:, :32], layer.vera_B.default[:32]
+    assert not a.requires_grad
+    expected = x @ weight.T + layer.vera_lambda_b.default * ((layer.vera_lambda_d.default * (x @ a.T)) @ b.T)
+    torch.testing.assert_close(layer(x), expected)
+    other = attach(VeRA(rank=4), "llama").get_submodule("base_model.model.model.layers.1.self_attn.q_proj")
+    torch.testing.assert_close(cast("Any", other).vera_A.default[:, :32].double(), a, rtol=0, atol=0)
+
+
+def test_oft_rotates_the_inputs_of_a_layer() -> None:
+    """By Cayley's transform itself: R R^T = I, so that lengths of rows, and angles between them, stay."""
+    layer, weight, x = layer_of(OFT(block_size=8, terms=0), "self_attn.q_proj")
+    turned = layer.get_delta_weight("default") if hasattr(layer, "get_delta_weight") else None
+    made = layer(torch.eye(32, dtype=torch.float64)).T
+    torch.testing.assert_close(made @ made.T, weight @ weight.T)
+    assert turned is None or turned.shape == (32, 32)
+    torch.testing.assert_close(layer(x), x @ made.T)
+    assert (made - weight).abs().max() > 0.01
+
+
+def test_boft_rotates_the_inputs_of_a_layer_and_scales_its_outputs() -> None:
+    layer, weight, _ = layer_of(BOFT(), "self_attn.q_proj")
+    scale = layer.boft_s.default.clone()
+    with torch.no_grad():
+        layer.boft_s.default.fill_(1.0)
+        made = layer(torch.eye(32, dtype=torch.float64)).T
+        layer.boft_s.default.copy_(scale)
+        torch.testing.assert_close(layer(torch.eye(32, dtype=torch.float64)).T, scale * made)
+    torch.testing.assert_close(made @ made.T, weight @ weight.T)
+    assert (made - weight).abs().max() > 0.01
+
+
+def test_several_butterflies_need_their_kernel() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("peft may build it here")
+    with pytest.raises(UsageError, match=r"Expected --method.factors 1 on a machine without a CUDA toolkit"):
+        attach(BOFT(factors=2), "llama")
+
+
+def test_loha_adds_an_elementwise_product() -> None:
+    layer, weight, x = layer_of(LoHa(rank=2, alpha=3.0), "mlp.up_proj")
+    first = layer.hada_w1_a.default @ layer.hada_w1_b.default
+    second = layer.hada_w2_a.default @ layer.hada_w2_b.default
+    torch.testing.assert_close(layer(x), x @ (weight + 1.5 * first * second).T)
+
+
+def test_lokr_adds_a_kronecker_product() -> None:
+    layer, weight, x = layer_of(LoKr(rank=2, alpha=3.0, factor=4), "mlp.up_proj")
+    second = layer.lokr_w2_a.default @ layer.lokr_w2_b.default
+    torch.testing.assert_close(layer(x), x @ (weight + 1.5 * torch.kron(layer.lokr_w1.default, second)).T)
+
+
+def test_adalora_is_a_singular_value_decomposition() -> None:
+    layer, weight, x = layer_of(AdaLoRA(initial_rank=6, rank=2, alpha=9.0), "self_attn.q_proj")
+    a, b, e = layer.lora_A.default, layer.lora_B.default, layer.lora_E.default
+    torch.testing.assert_close(layer(x), x @ weight.T + 1.5 * (x @ (a * e).T) @ b.T, atol=1e-5, rtol=1e-5)
+
+
+def test_the_budget_of_adalora_falls_to_its_rank() -> None:
+    """12 steps: 2 of warm-up, from the 7th on 2 values a layer on average, of 6 at first."""
+    run = train(AdaLoRA(initial_rank=6, rank=2, warmup=0.2, settle=0.5), "llama")
+    values = [p for name, p in run.model.named_parameters() if "lora_E" in name]
+    assert len(values) == 14
+    assert sum(int(p.count_nonzero()) for p in values) == 14 * 2
+    assert len({int(p.count_nonzero()) for p in values}) > 1, "some layers have more than others"
+
+
+def test_the_orthogonality_term_is_the_one_that_peft_adds_to_its_own_loss() -> None:
+    model = attach(AdaLoRA(), "llama")
+    ids = inputs()
+    with torch.no_grad():
+        whole = cast("Any", model)(input_ids=ids, labels=ids, use_cache=False).loss
+        plain = plain_loss(model, ids)
+    term = AdaLoRA().regularizer(model)
+    assert term is not None
+    torch.testing.assert_close(term.detach(), whole - plain, atol=1e-5, rtol=1e-5)
+    assert AdaLoRA(orthogonality=0.0).regularizer(model) is None
+
+
+def test_norms_alone_train() -> None:
+    for family, count in (("llama", 5 * 32), ("gpt2", 5 * 2 * 32)):
+        model = attach(NormTuning(), cast("Family", family))
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+def test_biases_alone_train() -> None:
+    model = attach(BitFit(), "gpt2")
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"bias"}
+    with pytest.raises(
+        UsageError, match="Expected a model with biases for --method bitfit; got llama, which has none: type --method"
+    ):
+        attach(BitFit(), "llama")
+
+
+def test_layers_from_the_top_and_modules_by_name_train() -> None:
+    def trained(method: Method) -> set[str]:
+        return {name for name, p in attach(method, "llama").named_parameters() if p.requires_grad}
+
+    assert trained(Freeze(train_layers=1)) == trained(Freeze(freeze_ratio=0.5))
+    assert trained(Freeze(train_layers=0)) == trained(Freeze(freeze_ratio=1.0)) == {"model.norm.weight", "lm_head.weight"}
+    assert {name.split(".")[3] for name in trained(Freeze(train_modules=["mlp"]))} == {"mlp"}
+    assert {name[:15] for name in trained(Freeze(train_modules=["layers.1"]))} == {"model.layers.1."}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdaLoRA(rank=8, initial_rank=8), "Expected --method.initial_rank above --method.rank"),
+        (lambda: AdaLoRA(warmup=0.5, settle=0.5), "together below 1; got 0.5 and 0.5"),
+        (lambda: AdaLoRA(orthogonality=-1.0), "Expected --method.orthogonality to be at least 0; got -1.0"),
+        (lambda: IA3(target_modules=["v_proj"]), "together, or neither; got target_modules alone"),
+        (lambda: IA3(target_modules=["v_proj"], feedforward_modules=["up"]), "among --method.target_modules; got up besides"),
+        (lambda: VeRA(rank=0), "Expected --method.rank to be a whole number of at least 1; got 0"),
+        (lambda: VeRA(d_initial=0.0), "Expected --method.d_initial to be above 0; got 0.0"),
+        (lambda: OFT(block_size=1), "Expected --method.block_size to be a whole number of at least 2; got 1"),
+        (lambda: BOFT(dropout=1.0), "Expected --method.dropout to be at least 0 and below 1; got 1.0"),
+        (lambda: LoHa(alpha=0.0), "Expected --method.alpha to be above 0; got 0.0"),
+        (lambda: LoKr(factor=1), "Expected --method.factor to be -1 or a whole number of at least 2; got 1"),
+        (lambda: LoKr(target_modules=[]), "Expected --method.target_modules to be all-linear or names"),
+        (lambda: Freeze(train_layers=1, freeze_ratio=0.2), "Expected one of --method.freeze_ratio, --method.train_layers"),
+        (lambda: attach(Freeze(train_layers=3), "llama"), "Expected --method.train_layers of at most 2, the model's; got 3"),
+        (lambda: attach(Freeze(train_modules=["mpl"]), "llama"), "to name modules of this model (down_proj, embed_tokens"),
+        (
+            lambda: attach(LoHa(target_modules=["nothing"]), "llama"),
+            "Expected --method.target_modules to name layers of this model (",
+        ),
+    ],
+)
+def test_wrong_options_are_one_sentence(make: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make()
+    assert message in str(caught.value)
