@@ -20,6 +20,8 @@ class NormTuning(Adapter):
 
     name: ClassVar[str] = "norm"
     learning_rate: ClassVar[float | None] = 1e-3
+    # In float32 the gains make the activations behind them float32, which bfloat16 layers would not take.
+    trains_base: ClassVar[bool] = True
 
     def peft_config(self, model: nn.Module, total_steps: int) -> LNTuningConfig:
         """Peft's `LNTuningConfig` with the names of the model's norms.

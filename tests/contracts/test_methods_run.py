@@ -1,0 +1,83 @@
+"""Every registered method in real runs: a run that goes on from its middle ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lightning_ft
+from lightning_ft.errors import UsageError
+from lightning_ft.registry import registry
+from lightning_ft.testing.models import tiny_backbone_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning_ft.testing.models import Family
+
+OPTIONS: dict[str, Any] = {
+    "max_steps": 8, "eval_every": 4, "batch_size": 4, "precision": "fp32", "verdict_rows": 0, "preflight": False, "keep_best": 5,
+    "log_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(n % 9 + 1)))} for n in range(40)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    folder = run / "final_model"
+    return load_file(
+        next(folder / name for name in ("adapter_model.safetensors", "model.safetensors") if (folder / name).is_file())
+    )
+
+
+@pytest.mark.parametrize("name", list(registry().methods))
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
+    name: str, family: Family, rows: Path, tmp_path: Path
+) -> None:
+    model = tiny_backbone_folder(tmp_path / "model", family)
+    try:
+        run = lightning_ft.fit(model=str(model), data=rows, method=name, output=str(tmp_path / "run"), **OPTIONS)
+    except UsageError as error:
+        assert f"--method {name}" in str(error)
+        pytest.skip(str(error))
+    losses = [line["loss"] for line in run.metrics if "loss" in line]
+    assert len(losses) == 8
+    other = tmp_path / "copy"
+    shutil.copytree(run.folder, other)
+    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
+        shutil.rmtree(other / later)
+    record = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    lightning_ft.fit(
+        model=str(model),
+        data=rows,
+        method=name,
+        output=str(tmp_path / "run"),
+        resume=str(other / "checkpoints/checkpoint-step-4"),
+        **OPTIONS,
+    )
+    mine, theirs = weights(run.folder), weights(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
+    assert [
+        line["loss"] for line in map(json.loads, (other / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ] == losses
