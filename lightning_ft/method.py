@@ -37,6 +37,8 @@ class Method(ABC):
     """False where documents of a packed row would see each other (prompt learning)."""
     can_checkpoint: ClassVar[bool] = True
     """False where activation checkpointing changes the result or fails (prefix tuning)."""
+    can_continue: ClassVar[bool] = True
+    """False where a saved adapter lacks what is needed to train it on in another run (an encoder of its vectors)."""
     trains_base: ClassVar[bool] = False
     """True where base weights themselves train, so that they are kept in float32 and saved whole."""
 

@@ -87,6 +87,11 @@ class FineTuner(L.LightningModule):
         if self.config.gradient_checkpointing:
             checkpoint_activations(model)
         self.model = self.method.attach(model, self.total_steps)
+        if self.start_from is not None and not self.method.can_continue:
+            raise UsageError(
+                f"Expected --model without an adapter for --method {self.method.name}, whose saved adapters cannot be trained on,"
+                f" got '{self.start_from}'; name its base model, or go on with its run by --resume."
+            )
         if self.start_from is not None:
             check_same_adapter(self.model, self.start_from, self.method.schedule)
             load_trained(self.model, self.method, self.start_from)

@@ -41,14 +41,15 @@ def logits(model: nn.Module, ids: Tensor | None = None) -> Tensor:
     training = model.training
     model.eval()
     with torch.no_grad():
-        out: Tensor = model(input_ids=inputs() if ids is None else ids, use_cache=False).logits.float()
+        ids = inputs() if ids is None else ids
+        out: Tensor = model(input_ids=ids, use_cache=False).logits.float()
     model.train(training)
-    return out
+    return out[:, -ids.shape[1] :]  # a soft prompt's own positions come first
 
 
 def plain_loss(model: nn.Module, ids: Tensor) -> Tensor:
     """Mean negative log-likelihood of every token but the first, from full logits."""
-    out = model(input_ids=ids, use_cache=False).logits
+    out = model(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :]
     return functional.cross_entropy(out[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 

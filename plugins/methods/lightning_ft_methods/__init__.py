@@ -20,7 +20,24 @@ def register_methods() -> Iterable[type[Method]]:
     from lightning_ft_methods.lora import LoRA
     from lightning_ft_methods.orthogonal import BOFT, OFT
     from lightning_ft_methods.products import LoHa, LoKr
+    from lightning_ft_methods.prompts import PrefixTuning, PromptTuning, PTuning, PTuningV2
     from lightning_ft_methods.selective import BitFit, NormTuning
     from lightning_ft_methods.vectors import IA3, VeRA
 
-    return [LoRA, AdaLoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, NormTuning, BitFit, Freeze]
+    return [
+        LoRA,
+        AdaLoRA,
+        IA3,
+        VeRA,
+        OFT,
+        BOFT,
+        LoHa,
+        LoKr,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+        PTuningV2,
+        NormTuning,
+        BitFit,
+        Freeze,
+    ]
