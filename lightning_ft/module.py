@@ -89,8 +89,8 @@ class FineTuner(L.LightningModule):
         self.model = self.method.attach(model, self.total_steps)
         if self.start_from is not None and not self.method.can_continue:
             raise UsageError(
-                f"Expected --model without an adapter for --method {self.method.name}, whose saved adapters cannot be trained on,"
-                f" got '{self.start_from}'; name its base model, or go on with its run by --resume."
+                f"Expected --model without an adapter for --method {self.method.name}, whose saved adapters cannot be trained"
+                f" on, got '{self.start_from}'; name its base model, or go on with its run by --resume."
             )
         if self.start_from is not None:
             check_same_adapter(self.model, self.start_from, self.method.schedule)

@@ -79,6 +79,40 @@ def family_table() -> str:
     return table("folder | brings", rows)
 
 
+def method_table() -> str:
+    """What each method does on the tiny models of both families; that it is so is in tests/contracts."""
+    from lightning_ft.errors import NotMergeableError, UsageError
+    from lightning_ft.registry import registry
+    from lightning_ft.testing.methods import attach
+    from lightning_ft.testing.models import FAMILIES
+
+    def attached(method: Any, family: Any) -> Any:
+        try:
+            return attach(method, family)
+        except UsageError:
+            return None
+
+    def merges(method: Any, model: Any) -> bool:
+        try:
+            return method.merge(model) is not None
+        except NotMergeableError:
+            return False
+
+    rows = []
+    for entry in registry().methods.values():
+        method = entry.cls()
+        models = [attached(method, family) for family in FAMILIES]
+        model = next(model for model in models if model is not None)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        facts = [
+            *(model is not None for model in models), method.can_pack, method.can_checkpoint, merges(method, model),
+            not method.trains_base, method.can_continue,
+        ]  # fmt: skip
+        rows.append((f"`{entry.name}`", f"{trained:,}", *("yes" if fact else "no" for fact in facts)))
+    heads = "method | trained numbers | Llama | GPT-2 | packing | recomputed activations | merges | frozen base"
+    return table(f"{heads} | goes on from an adapter", rows)
+
+
 def task_table() -> str:
     from lightning_ft.registry import registry
 
@@ -152,6 +186,7 @@ GENERATED: tuple[tuple[Path, str, Callable[[], str]], ...] = (
     (README, "options", option_table),
     (README, "files", file_tree),
     (GUIDE, "families", family_table),
+    (GUIDE, "methods", method_table),
 )
 
 
