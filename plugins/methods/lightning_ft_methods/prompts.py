@@ -150,7 +150,7 @@ class PrefixTuning(Encoded):
     and V are saved.
     """
 
-    name: ClassVar[str] = "prefix"
+    name: ClassVar[str] = "prefix_tuning"
     can_checkpoint: ClassVar[bool] = False
     learning_rate: ClassVar[float | None] = 1e-3
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class NormTuning(Adapter):
     """Train the gains (and shifts) of all normalisation layers, and nothing else (Zhao et al. 2023, arXiv:2312.11420)."""
 
-    name: ClassVar[str] = "norm"
+    name: ClassVar[str] = "norm_tuning"
     learning_rate: ClassVar[float | None] = 1e-3
     # In float32 the gains make the activations behind them float32, which bfloat16 layers would not take.
     trains_base: ClassVar[bool] = True
@@ -34,7 +34,7 @@ class NormTuning(Adapter):
         names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_norm(module)})
         if not names:
             raise UsageError(
-                f"Expected a model with normalisation layers for --method norm; got {type(model).__name__} without."
+                f"Expected a model with normalisation layers for --method norm_tuning; got {type(model).__name__} without."
             )
         return LNTuningConfig(task_type="CAUSAL_LM", target_modules=names)
 
@@ -61,7 +61,7 @@ class BitFit(Method):
         if not biases:
             kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise UsageError(
-                f"Expected a model with biases for --method bitfit; got {kind}, which has none: type --method norm."
+                f"Expected a model with biases for --method bitfit; got {kind}, which has none: type --method norm_tuning."
             )
         for bias in biases:
             bias.requires_grad_(True)

@@ -163,7 +163,8 @@ def test_biases_alone_train() -> None:
     model = attach(BitFit(), "gpt2")
     assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"bias"}
     with pytest.raises(
-        UsageError, match="Expected a model with biases for --method bitfit; got llama, which has none: type --method"
+        UsageError,
+        match="Expected a model with biases for --method bitfit; got llama, which has none: type --method norm_tuning",
     ):
         attach(BitFit(), "llama")
 
