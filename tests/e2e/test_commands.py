@@ -219,7 +219,7 @@ def test_plugins_and_doctor(cli: Cli) -> None:
     listed = cli("plugins", "list", "--check")
     assert listed.code == 0
     assert "lightning-ft-methods" in listed.out
-    assert "methods: freeze, lora" in listed.out
+    assert "methods: adalora, bitfit, boft, freeze, ia3" in listed.out
     found = cli("doctor", "--json")
     assert found.code == 0, found.out
     assert {"cpu", "bf16", "embedded model"} & {line["what"] for line in json.loads(found.out)}

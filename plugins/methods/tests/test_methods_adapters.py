@@ -14,8 +14,9 @@ from lightning_ft_methods.selective import BitFit, NormTuning
 from lightning_ft_methods.vectors import IA3, VeRA
 
 from lightning_ft.errors import UsageError
-from lightning_ft.testing.methods import attach, check_method, inputs, logits, plain_loss, train
-from lightning_ft.testing.models import tiny_model
+from lightning_ft.registry import registry
+from lightning_ft.testing.methods import attach, check_method, inputs, logits, plain_loss, train, trained
+from lightning_ft.testing.models import FAMILIES, tiny_model
 
 if TYPE_CHECKING:
     from lightning_ft.method import Method
@@ -207,3 +208,17 @@ def test_wrong_options_are_one_sentence(make: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_what_may_be_refused_is_refused_and_nothing_else() -> None:
+    methods = {name: entry.cls() for name, entry in registry().methods.items() if entry.plugin == "methods"}
+    refused = {
+        (name, family)
+        for name, method in methods.items()
+        for family in FAMILIES
+        if isinstance(trained(type(method), family), UsageError)
+    }
+    assert refused == {("bitfit", "llama"), *((name, "gpt2") for name in ("oft", "boft", "loha", "lokr"))}
+    soft = {"prefix_tuning", "prompt_tuning", "p_tuning", "p_tuning_v2"}
+    assert {name for name, method in methods.items() if not method.can_pack} == soft
+    assert {name for name, method in methods.items() if not method.can_checkpoint} == {"prefix_tuning", "p_tuning_v2"}
