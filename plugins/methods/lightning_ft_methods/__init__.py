@@ -22,22 +22,10 @@ def register_methods() -> Iterable[type[Method]]:
     from lightning_ft_methods.products import LoHa, LoKr
     from lightning_ft_methods.prompts import PrefixTuning, PromptTuning, PTuning, PTuningV2
     from lightning_ft_methods.selective import BitFit, NormTuning
+    from lightning_ft_methods.spectrum import Spectrum
     from lightning_ft_methods.vectors import IA3, VeRA
 
     return [
-        LoRA,
-        AdaLoRA,
-        IA3,
-        VeRA,
-        OFT,
-        BOFT,
-        LoHa,
-        LoKr,
-        PrefixTuning,
-        PromptTuning,
-        PTuning,
-        PTuningV2,
-        NormTuning,
-        BitFit,
-        Freeze,
-    ]
+        LoRA, AdaLoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, PrefixTuning, PromptTuning, PTuning, PTuningV2, NormTuning, BitFit,
+        Freeze, Spectrum,
+    ]  # fmt: skip

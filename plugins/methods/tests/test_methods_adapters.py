@@ -11,6 +11,7 @@ from lightning_ft_methods.freeze import Freeze
 from lightning_ft_methods.orthogonal import BOFT, OFT
 from lightning_ft_methods.products import LoHa, LoKr
 from lightning_ft_methods.selective import BitFit, NormTuning
+from lightning_ft_methods.spectrum import Spectrum, signal_to_noise
 from lightning_ft_methods.vectors import IA3, VeRA
 
 from lightning_ft.errors import UsageError
@@ -32,6 +33,7 @@ VARIANTS: list[Method] = [
     LoKr(rank=2, factor=4),
     Freeze(train_layers=1),
     Freeze(train_modules=["mlp", "lm_head"]),
+    Spectrum(share=1.0),
 ]
 
 
@@ -194,6 +196,7 @@ def test_layers_from_the_top_and_modules_by_name_train() -> None:
         (lambda: BOFT(dropout=1.0), "Expected --method.dropout to be at least 0 and below 1; got 1.0"),
         (lambda: LoHa(alpha=0.0), "Expected --method.alpha to be above 0; got 0.0"),
         (lambda: LoKr(factor=1), "Expected --method.factor to be -1 or a whole number of at least 2; got 1"),
+        (lambda: Spectrum(share=0.0), "Expected --method.share to be above 0 and at most 1; got 0.0"),
         (lambda: LoKr(target_modules=[]), "Expected --method.target_modules to be all-linear or names"),
         (lambda: Freeze(train_layers=1, freeze_ratio=0.2), "Expected one of --method.freeze_ratio, --method.train_layers"),
         (lambda: attach(Freeze(train_layers=3), "llama"), "Expected --method.train_layers of at most 2, the model's; got 3"),
@@ -222,3 +225,27 @@ def test_what_may_be_refused_is_refused_and_nothing_else() -> None:
     soft = {"prefix_tuning", "prompt_tuning", "p_tuning", "p_tuning_v2"}
     assert {name for name, method in methods.items() if not method.can_pack} == soft
     assert {name for name, method in methods.items() if not method.can_checkpoint} == {"prefix_tuning", "p_tuning_v2"}
+
+
+def test_spectrum_trains_the_matrices_with_the_most_signal() -> None:
+    """Half of two layers: of each of the seven kinds the better one, whichever layer it is in."""
+    model = cast("Any", tiny_model("llama"))
+    kinds = [name for name, p in model.model.layers[0].named_parameters() if p.ndim == 2]
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for name in kinds:
+                torch.nn.init.normal_(layer.get_parameter(name), generator=draw)
+    best = {
+        f"model.layers.{max((0, 1), key=lambda n: signal_to_noise(model.model.layers[n].get_parameter(name).detach()))}.{name}"
+        for name in kinds
+    }
+    trained = {name for name, p in Spectrum(share=0.5).attach(model, 1).named_parameters() if p.requires_grad}
+    assert trained == best
+    assert len({name.split(".")[2] for name in best}) == 2, "of both layers"
+
+
+def test_the_edge_is_that_of_a_random_matrix() -> None:
+    """By hand for the diagonal 4, 3, 2, 1: quartiles 1.75 and 3.25, sigma = 1.5 / 1.349, edge 2 sigma = 2.22."""
+    assert signal_to_noise(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))) == pytest.approx(7 / 3 / 4)
+    assert signal_to_noise(torch.eye(4)) == float("inf")
