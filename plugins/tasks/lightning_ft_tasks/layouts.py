@@ -95,8 +95,9 @@ def _open_parts(text: str, opening: re.Pattern[str]) -> list[tuple[str, str]]:
     if before := _PREAMBLE.sub("", text[: marks[0].start()]).strip():
         parts.insert(0, ("system", before))
     roles = [role for role, _ in parts if role != "input"]
-    if any(one == other for one, other in itertools.pairwise(roles)):
-        raise ValueError(f"expected turns of user and assistant in alternation, got {', '.join(roles)}")
+    if "" in roles or any(one == other for one, other in itertools.pairwise(roles)):
+        named = ", ".join(role or "text between them" for role in roles)
+        raise ValueError(f"expected turns of user and assistant in alternation, got {named}")
     for _, body in parts:
         if mark := _ENDS_WITHIN.search(body):
             raise ValueError(f"expected the next part behind {mark[0]}, got {body[mark.end() :].strip()[:60]!r}")
@@ -109,7 +110,7 @@ def _closed_parts(text: str, opening: re.Pattern[str], closing: str) -> Iterator
         between = text[at : mark.start()]
         _nothing(_without_end(between) if "NAME" in closing else between)
         close = re.compile(closing.replace("NAME", mark[1])).search(text, mark.end())
-        body = text[mark.end() : close.start()] if close else text[mark.end() :]
+        body = text[mark.end() : close.start()] if close else _without_end(text[mark.end() :])
         # A word such as <input> may well stand in an answer.
         if any(_role(inner[1]) != "input" for inner in opening.finditer(body)):
             raise ValueError(f"expected the part {mark[0].strip()!r} to be closed, got the next one")

@@ -108,6 +108,7 @@ def test_other_texts_are_no_layout(text: str) -> None:
             "expected turns of user and assistant in alternation, got user",
         ),
         ("### Instruction:\nA\n### Response:\nB</s>\n\nAnd more.", "expected the next part behind </s>, got 'And more.'"),
+        ("[SYSTEM_PROMPT]S[/SYSTEM_PROMPT] lost</s>[INST]A[/INST]B", "got system, text between them, user, assistant"),
         ("[INST] [/INST] Hello", "expected text in every turn, got none in one of the user"),
         (
             "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n<|im_end|>",
@@ -135,6 +136,9 @@ def test_what_would_be_lost_or_misread_is_refused(text: str, message: str) -> No
 
 def test_an_answer_that_is_not_closed_goes_to_the_end() -> None:
     assert turns_of("<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB") == [("user", "A"), ("assistant", "B")]
+    llama = "<|start_header_id|>{}<|end_header_id|>\n\n{}"
+    text = llama.format("user", "A<|eot_id|>") + llama.format("assistant", "B<|end_of_text|>")
+    assert turns_of(text) == [("user", "A"), ("assistant", "B")]
 
 
 def test_words_before_the_first_turn_are_the_systems() -> None:
