@@ -138,10 +138,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def clear_leftovers(folder: Path, of: str = "*") -> None:
-    """Remove what killed processes left half written; call it under the run's lock only.
+    """Remove what killed processes left half written; call it under a lock that its writers hold.
 
     Args:
-        folder: The run folder.
+        folder: A run folder, or where folders of encoded rows stand.
         of: A pattern of the names that were being written.
     """
     for path in (*folder.glob(f"{TEMPORARY}{of}"), *(folder / "checkpoints").glob(f"{TEMPORARY}{of}")):
@@ -153,12 +153,18 @@ def clear_leftovers(folder: Path, of: str = "*") -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Within it no other process is in a block of the same lock file; the lock ends with the process."""
+def one_at_a_time(lock: Path) -> Iterator[bool]:
+    """Within it no other process is in a block of the same lock file; the lock ends with the process.
+
+    Yields:
+        Whether it is so: some network file systems have no locks.
+    """
     with lock.open("a") as file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
+        held = False
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            held = True
+        yield held
 
 
 def sync(path: Path) -> None:

@@ -134,6 +134,18 @@ def test_a_shard_that_is_not_whole_begins_the_build_anew(monkeypatch: pytest.Mon
     assert blocks[0] == 99 + 23
 
 
+def test_what_a_killed_process_left_half_written_is_removed() -> None:
+    """Of the same rows: what is being written for others is left alone."""
+    name = write("a.jsonl", ROWS)
+    entry = prepare(name).folder
+    left, others = (entry.with_name(f".tmp-{key}-99999") for key in (entry.name, "0" * len(entry.name)))
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "train.arrow").write_bytes(b"half")
+    prepare(name)
+    assert (left.exists(), others.exists()) == (False, True)
+
+
 def test_a_file_that_changes_while_it_is_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "KEPT_BYTES", 0)
     name = write("a.jsonl", ROWS)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import broken, one_at_a_time, whole_folder
+from lightning_ft.atomic import broken, clear_leftovers, one_at_a_time, whole_folder
 from lightning_ft.data.alike import finders
 from lightning_ft.data.build import Build, Place
 from lightning_ft.data.cache import cache_root
@@ -177,7 +177,8 @@ class Pipeline:
                 entry.parent.mkdir(parents=True, exist_ok=True)
                 # Ranks start together: one does the work, the others wait for it. The lock's file must stay: deleted, it
                 # could be locked by one process while another locks a new one.
-                stack.enter_context(one_at_a_time(entry.with_suffix(".lock")))
+                if stack.enter_context(one_at_a_time(entry.with_suffix(".lock"))):
+                    clear_leftovers(entry.parent, f"{entry.name}-*")
             except OSError as error:
                 if broken(entry) is not None:
                     self.say(f"data: the cache folder cannot be written ({error}); encoded data will not be kept")
