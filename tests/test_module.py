@@ -156,6 +156,15 @@ def test_the_learning_rate_follows_from_what_trains(
     assert module_of(data_of(tmp_path), Some(), learning_rate=given).learning_rate == rate
 
 
+def test_a_method_may_have_a_usual_rate_of_its_own(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Quick(Full):
+        learning_rate: ClassVar[float | None] = 7e-3
+
+    assert module_of(data_of(tmp_path), Quick(), learning_rate=None).learning_rate == 7e-3
+    assert module_of(data_of(tmp_path), Quick(), learning_rate=1e-5).learning_rate == 1e-5
+
+
 @dataclass(frozen=True)
 class Pulled(Full):
     """Full training with a penalty, which notes what `on_step` sees."""

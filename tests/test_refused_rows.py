@@ -11,6 +11,7 @@ import pytest
 from lightning_ft import plugins
 from lightning_ft.builtin import RawText
 from lightning_ft.config import TrainingConfig
+from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.cache import cache_root
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
@@ -93,3 +94,14 @@ def test_examples_that_the_objective_cannot_train_on(
     with pytest.raises(UsageError) as caught:
         pipeline(tmp_path / "a.jsonl", [{"text": f"row {i}"} for i in range(9)], task=task, kinds=kinds).prepare()
     assert str(caught.value) == f"Task text makes {message}"
+
+
+def test_bad_rows_are_listed_in_the_order_of_files_and_lines() -> None:
+    """What the task refuses is found after what could not be read further down."""
+    bad = BadRows("fail")
+    for source, line in (("b.jsonl", 9), ("b.jsonl", 3), ("a.jsonl", 1), ("b.jsonl", 5)):
+        bad.refuse(source, line, "expected text, got none")
+    with pytest.raises(DataError) as caught:
+        bad.finish(20)
+    places = [said.strip().partition(": ")[0] for said in str(caught.value).splitlines()[1:]]
+    assert places == ["b.jsonl:3", "b.jsonl:5", "b.jsonl:9", "a.jsonl:1"]

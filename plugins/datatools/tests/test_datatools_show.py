@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning_ft_datatools import check
 from lightning_ft_datatools.command import main
 from lightning_ft_datatools.commands.parser import split_columns
 from lightning_ft_datatools.drawing import Piece, draw, underlined
@@ -14,7 +15,7 @@ from lightning_ft_datatools.sides import sides
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.testing.models import tiny_tokenizer
+from lightning_ft.testing.models import tiny_backbone_folder, tiny_tokenizer
 from lightning_ft.types import IGNORE_INDEX, Conversation, Message, Text
 
 ROWS = [{"Frage": f"Wo ist Paket {i}?", "answer": f"In der Stadt {i}."} for i in range(5)]
@@ -173,3 +174,20 @@ def test_wrong_words_get_one_sentence(rows: str, words: list[str], error: type[E
 def test_help_names_the_tools(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "show" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "trained"),
+    [({"messages": [HI, HO, HI], "chosen": HO, "rejected": HI | {"role": "assistant"}}, "Ho</response><|eos|>"),
+     ({"text": "Hi", "label": "greeting"}, "")],
+    ids=["preference", "class"],
+)  # fmt: skip
+def test_the_check_counts_what_is_drawn(rows: str, row: dict[str, Any], trained: str) -> None:
+    """Of a pair that of the better answer alone, without answers in its prompt; of a class nothing."""
+    from transformers import AutoTokenizer
+
+    Path(rows).write_text((json.dumps(row) + "\n") * 2)
+    model = str(tiny_backbone_folder(Path("model")))
+    ids = AutoTokenizer.from_pretrained(model)(trained.replace("<|eos|>", ""), add_special_tokens=False)["input_ids"]
+    report = check(rows, model=model, template="tags")
+    assert report.lengths["supervised"] == 2 * (len(ids) + bool(trained))

@@ -96,7 +96,7 @@ class BOFT(Adapter):
 
         with quiet_peft():
             # peft would go on with one
-            if self.factors > 1 and get_fbd_cuda() is None:  # type: ignore[no-untyped-call]
+            if self.factors > 1 and get_fbd_cuda() is None:  # type: ignore[no-untyped-call]  # of peft
                 raise UsageError(
                     f"Expected --method.factors 1 on a machine without a CUDA toolkit, which more need; got {self.factors}."
                 )

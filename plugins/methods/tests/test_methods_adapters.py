@@ -14,12 +14,15 @@ from lightning_ft_methods.selective import BitFit, NormTuning
 from lightning_ft_methods.spectrum import Spectrum, signal_to_noise
 from lightning_ft_methods.vectors import IA3, VeRA
 
+import lightning_ft
 from lightning_ft.errors import UsageError
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import attach, check_method, inputs, logits, plain_loss, train, trained
-from lightning_ft.testing.models import FAMILIES, tiny_model
+from lightning_ft.testing.models import FAMILIES, tiny_backbone_folder, tiny_model
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning_ft.method import Method
     from lightning_ft.testing.models import Family
 
@@ -249,3 +252,16 @@ def test_the_edge_is_that_of_a_random_matrix() -> None:
     """By hand for the diagonal 4, 3, 2, 1: quartiles 1.75 and 3.25, sigma = 1.5 / 1.349, edge 2 sigma = 2.22."""
     assert signal_to_noise(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))) == pytest.approx(7 / 3 / 4)
     assert signal_to_noise(torch.eye(4)) == float("inf")
+
+
+def test_an_adapter_is_trained_on_for_another_number_of_steps(tmp_path: Path) -> None:
+    """The budget's schedule belongs to the run; another rank would be another adapter."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "output": "b"}\n' * 12)
+    given: dict[str, Any] = {"precision": "fp32", "verdict_rows": 0, "preflight": False, "split": [1.0, 0.0], "data": rows}
+    model = str(tiny_backbone_folder(tmp_path / "model"))
+    run = lightning_ft.fit(model=model, method=AdaLoRA(), max_steps=2, output=str(tmp_path / "one"), **given)
+    other = lightning_ft.fit(model=str(run.folder), method=AdaLoRA(), epochs=6.0, output=str(tmp_path / "two"), **given)
+    assert other.record["status"] == "finished"
+    with pytest.raises(UsageError, match="but lora_alpha is 24 there and 32 here"):
+        lightning_ft.fit(model=str(run.folder), method=AdaLoRA(initial_rank=16), output=str(tmp_path / "three"), **given)
