@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lightning_ft.quantization import Quantization
+
 
 AGAIN = "copy the folder again from where the model came from"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -37,6 +39,10 @@ class BackboneSpec:
     trust_remote_code: bool = False
     from_scratch: bool = False
     """Random weights from the model's config."""
+    quantization: Quantization | None = None
+    """How its linear layers are stored in few bits; None: as they are."""
+    device: torch.device | None = None
+    """Where the model will compute, for loaders that have to know."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +143,12 @@ def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_cod
     return tokenizer
 
 
-def load_causal_lm(spec: BackboneSpec) -> Backbone:
+def load_causal_lm(spec: BackboneSpec, **loading: Any) -> Backbone:
     """A causal language model with `AutoModelForCausalLM`, in evaluation mode.
+
+    Args:
+        spec: Which one.
+        loading: Further arguments of `from_pretrained`.
 
     Raises:
         UsageError: the folder is incomplete or damaged, weights are missing in it, or the hub cannot be reached.
@@ -158,7 +168,7 @@ def load_causal_lm(spec: BackboneSpec) -> Backbone:
             model = auto.from_config(config, trust_remote_code=spec.trust_remote_code).to(spec.dtype)
         else:
             model, info = auto.from_pretrained(
-                spec.model, dtype=spec.dtype or "auto", use_safetensors=True, output_loading_info=True, **hub
+                spec.model, dtype=spec.dtype or "auto", use_safetensors=True, output_loading_info=True, **loading, **hub
             )
             lost = set(info["missing_keys"])
     except ValueError as error:

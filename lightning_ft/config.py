@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.quantization import ComputeType, Format, wanted
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OnError = Literal["fail", "skip"]
@@ -25,7 +26,6 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "warmup", "weight_decay", "max_grad_norm", "save_every", "keep_best", "workers", "max_lost", "verdict_rows", "seed",
 )  # fmt: skip
-CHOICES = {"precision": Precision, "on_error": OnError, "packing": Packing, "lr_scheduler": Schedule}
 WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
 """Types of options as messages name them."""
 NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
@@ -111,6 +111,13 @@ class TrainingConfig:
     """Validations without improvement after which training stops; None: never."""
     precision: Precision = "auto"
     """auto: bf16 where the hardware computes it fast, else fp32."""
+    quantize: Format | None = None
+    """Keep the frozen base in few bits (QLoRA): nf4, fp4 or int8; None: as `precision` says, or as the adapter that is
+    trained on was."""
+    double_quant: bool = False
+    """Quantise the scales of 4-bit blocks too: 0.37 bits a weight less."""
+    compute_dtype: ComputeType | None = None
+    """What 4-bit weights are turned back into for a product; None: as `precision`."""
     strategy: str = "auto"
     """auto, ddp, or any strategy name that Lightning knows."""
     devices: int | str = "auto"
@@ -154,7 +161,7 @@ class TrainingConfig:
             setattr(self, f.name, _normal(f.name, getattr(self, f.name)))
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            _check_choice(f.name, getattr(self, f.name))
+            _check_choice(f.name, getattr(self, f.name), hints[f.name])
             _check_type(f.name, getattr(self, f.name), hints[f.name])
         for name in (*FILES, *NAMES):
             if not all(getattr(self, name) or ["-"]):
@@ -174,6 +181,7 @@ class TrainingConfig:
             raise UsageError("Expected either --mix or --mix_temperature, got both.")
         if self.stream is not None:
             self._check_stream()
+        wanted(self)
         if not self.data:
             raise UsageError("Expected --data to name at least one file; got none.")
         if self.seed > MOST_SEED:
@@ -260,18 +268,23 @@ def _normal(name: str, value: Any) -> Any:
     return value
 
 
-def _check_choice(name: str, value: Any) -> None:
-    choices = get_args(CHOICES.get(name))
-    if choices and value not in choices:
+def _check_choice(name: str, value: Any, hint: Any) -> None:
+    choices = next((get_args(kind) for kind in _kinds(hint) if typing.get_origin(kind) is Literal), ())
+    if choices and value not in choices and not (value is None and type(None) in _kinds(hint)):
         hint = did_you_mean(str(value), choices)
         raise UsageError(f"Expected --{name} to be one of {', '.join(choices)}; got '{value}'.{hint}")
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
-    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = _kinds(hint)
     if not any(_is_a(value, kind) for kind in kinds):
         words = [_words(kind) for kind in kinds if kind is not type(None)]
         raise UsageError(f"Expected --{name} to be {' or '.join(words)}; got {value!r}.")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of which an option may be; None beside a choice of words makes another kind of union than beside a type."""
+    return get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _is_a(value: Any, kind: Any) -> bool:

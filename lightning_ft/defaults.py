@@ -62,5 +62,11 @@ def register_optimizers() -> Iterable[type[Optimizer]]:
 def load_backbone(spec: BackboneSpec) -> Backbone | None:
     """Any causal language model that transformers loads."""
     from lightning_ft.backbone import load_causal_lm
+    from lightning_ft.errors import UsageError
 
+    if spec.quantization is not None:
+        raise UsageError(
+            f"Expected an installed plugin that loads weights as --quantize {spec.quantization.quantize}, found none; install "
+            "one (`lightning-ft plugins list` shows what is there), or leave --quantize out."
+        )
     return load_causal_lm(spec)

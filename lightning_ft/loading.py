@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from lightning_ft.backbone import BackboneSpec, load_tokenizer, quiet_peft, read_json
 from lightning_ft.errors import UsageError
+from lightning_ft.quantization import NOTE, Quantization, keep_types
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,8 @@ class Location:
     base: str
     """Folder or hub id of the plain model."""
     adapter: Path | None = None
+    quantization: Quantization | None = None
+    """How the base was stored when the adapter was trained."""
     revision: str | None = None
 
     @property
@@ -67,7 +70,7 @@ def locate(name: str, *, revision: str | None = None) -> Location:
     if (folder / "run.json").is_file():
         return locate(str(_best_of_run(folder)))
     if (folder / ADAPTER).is_file():
-        return replace(locate(_base_of(folder)), kind="adapter", adapter=folder)
+        return replace(locate(_base_of(folder)), kind="adapter", adapter=folder, quantization=noted(folder))
     if (folder / "config.json").is_file():
         return Location("plain", str(folder))
     raise UsageError(f"Expected '{name}' to hold config.json, {ADAPTER} or run.json; it holds none, so it is no model folder.")
@@ -100,6 +103,22 @@ def _best_of_run(folder: Path) -> Path:
     return checkpoint
 
 
+def noted(folder: Path) -> Quantization | None:
+    """What the note in an adapter's folder says; None where there is none.
+
+    Raises:
+        UsageError: the note cannot be read.
+    """
+    path = folder / NOTE
+    if not path.is_file():
+        return None
+    try:
+        return Quantization(**read_json(path))
+    except TypeError as error:
+        names = ", ".join(field.name for field in fields(Quantization))
+        raise UsageError(f"Expected '{path}' to hold {names}, got other keys; copy the adapter's folder again.") from error
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model that is ready to answer."""
@@ -120,7 +139,8 @@ def load(
     from lightning_ft.registry import registry
 
     where = locate(name, revision=hub.get("revision"))
-    spec = BackboneSpec(model=where.base, dtype=dtype, **hub)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    spec = BackboneSpec(model=where.base, dtype=dtype, quantization=where.quantization, device=target, **hub)
     model: Any = registry().manager.hook.load_backbone(spec=spec).model
     if where.adapter is not None:
         from peft import PeftModel
@@ -133,7 +153,9 @@ def load(
                     f"Expected an adapter of '{where.base}' in '{where.adapter}', got: {' '.join(str(error).split())[:200]}; "
                     "name a whole one with --model."
                 ) from error
+        if where.quantization is not None:
+            keep_types(model)
     tokenizer = load_tokenizer(where.tokenizer, revision=where.revision)
     chosen = Template.resolve(template, tokenizer)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    model.to(target).eval()
     return Loaded(model, tokenizer, chosen, chosen.stop_tokens(tokenizer))

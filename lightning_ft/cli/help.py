@@ -31,7 +31,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "metrics", "eval_every", "save_every", "log_every", "keep_best", "monitor", "early_stopping", "verdict_rows",
         "max_new_tokens", "preflight",
     ),
-    "Machine": ("precision", "strategy", "devices", "workers", "gradient_checkpointing", "trainer"),
+    "Machine": (
+        "precision", "quantize", "double_quant", "compute_dtype", "strategy", "devices", "workers",
+        "gradient_checkpointing", "trainer",
+    ),
     "Run": ("name", "output", "resume", "seed"),
 }  # fmt: skip
 """Every everyday option, once."""

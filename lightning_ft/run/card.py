@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.render import Template
+    from lightning_ft.quantization import Quantization
 
 
 class ModelWriter:
@@ -24,12 +25,15 @@ class ModelWriter:
         template: Saved as the tokenizer's chat template.
         config: For the card.
         facts: Further lines of the card.
+        quantization: How the base is stored.
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, template: Template, config: TrainingConfig, facts: dict[str, str]
-    ) -> None:
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, template: Template, config: TrainingConfig, facts: dict[str, str],
+        quantization: Quantization | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.template, self.config, self.facts = model, tokenizer, template, config, facts
+        self.quantization = quantization
 
     def __call__(self, folder: Path) -> None:
         """Write everything into `folder`."""
@@ -37,17 +41,27 @@ class ModelWriter:
         model.save_pretrained(str(folder))
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").write_text(self._card(adapter=(folder / "adapter_config.json").is_file()), encoding="utf-8")
+        if self.quantization is not None:
+            self.quantization.write(folder)
+        base = getattr(model, "config", None)
+        card = self._card(getattr(base, "quantization_config", None), adapter=(folder / "adapter_config.json").is_file())
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def _card(self, *, adapter: bool) -> str:
+    def _card(self, stored: Any, *, adapter: bool) -> str:
+        """The text; `stored` is transformers' description of a quantised base."""
         kind, loader = ("adapter", "peft") if adapter else ("model", "transformers")
         cls = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
         head = {"base_model": self.config.model, "library_name": loader, "pipeline_tag": "text-generation"}
         front = yaml.safe_dump({**head, "tags": ["lightning-ft"]}, sort_keys=False, allow_unicode=True)
         lines = "\n".join(f"| {key} | {value} |" for key, value in self.facts.items())
+        first, more = f"from {loader} import {cls}", ""
+        if stored is not None:
+            kept = {key: value for key, value in stored.to_diff_dict().items() if key != "quant_method"}
+            name = type(stored).__name__
+            first, more = f"{first}\nfrom transformers import {name}", f", quantization_config={name}(**{kept})"
         return (
             f"---\n{front}---\n\n"
             f"# Fine-tuned {kind} of {self.config.model}\n\n"
             f"| | |\n|---|---|\n{lines}\n\nThe chat template it was trained with is in the tokenizer's files.\n\n"
-            f"```python\nfrom {loader} import {cls}\n\nmodel = {cls}.from_pretrained('PATH_OF_THIS_FOLDER')\n```\n"
+            f"```python\n{first}\n\nmodel = {cls}.from_pretrained('PATH_OF_THIS_FOLDER'{more})\n```\n"
         )

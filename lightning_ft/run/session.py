@@ -17,6 +17,7 @@ from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError
 from lightning_ft.loading import Loaded, Location, locate
+from lightning_ft.quantization import settle
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
 from lightning_ft.run.card import ModelWriter
@@ -83,7 +84,8 @@ class Session:
             folders.check_target(config)
         self.location: Location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, **hub)
+        stored = settle(config, self.location.quantization, self.choices.method)
+        self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, quantization=stored, **hub)
         if Path(self.spec.model).is_dir():
             check_folder(Path(self.spec.model), self.spec)
         self.positions = getattr(load_config(self.spec).get_text_config(), "max_position_embeddings", None) or 2048
@@ -144,8 +146,8 @@ class Session:
             )
         chosen = formats(self.config.precision, trains_base=method.trains_base)
         self.say(chosen.sentence)
-        self.spec = spec = replace(self.spec, dtype=chosen.weights)
         device = self.world.device
+        self.spec = spec = replace(self.spec, dtype=chosen.weights, device=device)
         if device.type == "cpu":
             keep_heap()
         torch.manual_seed(self.config.seed)  # decides new weights, of --from_scratch
@@ -248,7 +250,9 @@ class Session:
             callbacks.insert(0, EarlyStopping(config.monitor, patience=config.early_stopping, mode="min"))
         if bar:
             callbacks.append(RichProgressBar())
-        self.writer = ModelWriter(lambda: self.module.model, self.tokenizer, self.template, config, self._facts())
+        self.writer = ModelWriter(
+            lambda: self.module.model, self.tokenizer, self.template, config, self._facts(), self.spec.quantization
+        )
         options: dict[str, Any] = {
             "accelerator": "gpu" if torch.cuda.is_available() else "cpu",
             "devices": self.world.devices, "strategy": self._strategy(), "precision": precision,

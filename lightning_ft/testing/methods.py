@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from lightning_ft.backbone import checkpoint_activations, quiet_peft
@@ -19,9 +21,7 @@ from lightning_ft.testing.clauses import options_documented, require, run_clause
 from lightning_ft.testing.models import FAMILIES, Family, tiny_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lightning_ft.method import Method
 
@@ -29,6 +29,10 @@ STEPS = 12
 LEARNING_RATE = 1e-2
 TOLERANCE = 1e-5
 """Between two float32 ways to the same logits, which are of size 1 to 10."""
+
+
+Base = Callable[[Family], nn.Module]
+"""Makes a tiny model of a family: `tiny_model`, or one whose weights are stored in another way."""
 
 
 def inputs() -> Tensor:
@@ -68,6 +72,8 @@ class Trained:
     """Trainable parameters without a finite gradient in one of the first two steps."""
     frozen: dict[str, tuple[Tensor, Tensor]]
     """Frozen tensors: as they were after `attach`, and after training."""
+    base: Base
+    """Makes the model that the method was attached to."""
 
     @property
     def subject(self) -> str:
@@ -75,17 +81,17 @@ class Trained:
         return f"method {self.method.name} on {self.family}"
 
 
-def attach(method: Method, family: Family, *, total_steps: int = STEPS) -> nn.Module:
+def attach(method: Method, family: Family, *, total_steps: int = STEPS, base: Base = tiny_model) -> nn.Module:
     """The method on a fresh tiny model, new weights drawn from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return method.attach(tiny_model(family), total_steps)
+        return method.attach(base(family), total_steps)
 
 
-def train(method: Method, family: Family) -> Trained:
+def train(method: Method, family: Family, base: Base = tiny_model) -> Trained:
     """Train for a few steps of AdamW on one batch; the global generator is left as it was."""
-    base_logits = logits(tiny_model(family))
-    model = attach(method, family).train()
+    base_logits = logits(base(family))
+    model = attach(method, family, base=base).train()
     frozen = {n: t for n, t in [*model.named_parameters(), *model.named_buffers()] if not t.requires_grad}
     trains = any(p.requires_grad for p in model.parameters())
     require("gradients", f"method {method.name} on {family}", trains, "no parameter requires a gradient after attach")
@@ -112,7 +118,7 @@ def train(method: Method, family: Family) -> Trained:
             method.on_step(model, step)
     return Trained(
         method, family, model.eval(), base_logits, losses, moved, lacking,
-        {name: (before[name], tensor.detach()) for name, tensor in frozen.items() if not tensor.requires_grad},
+        {name: (before[name], tensor.detach()) for name, tensor in frozen.items() if not tensor.requires_grad}, base,
     )  # fmt: skip
 
 
@@ -156,7 +162,7 @@ def clause_reload(run: Trained) -> None:
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as base, tempfile.TemporaryDirectory() as folder, quiet_peft():
-        fresh = tiny_model(run.family)
+        fresh: Any = run.base(run.family)
         fresh.save_pretrained(base)
         if adapter_of(run.model):
             from peft import AutoPeftModelForCausalLM
@@ -166,7 +172,7 @@ def clause_reload(run: Trained) -> None:
             run.model.save_pretrained(folder)  # type: ignore[operator]  # PeftModel's
             loaded: nn.Module = AutoPeftModelForCausalLM.from_pretrained(folder)
         else:
-            merged = run.method.merge(train(run.method, run.family).model)  # merging may use up the model
+            merged = run.method.merge(train(run.method, run.family, run.base).model)  # merging may use up the model
             merged.save_pretrained(folder)  # type: ignore[operator]  # PreTrainedModel's
             loaded = AutoModelForCausalLM.from_pretrained(folder)
         gap = (logits(loaded) - logits(run.model)).abs().max().item()
@@ -177,7 +183,7 @@ def clause_state(run: Trained) -> None:
     """`trainable_state` goes into a fresh model bit for bit, and a foreign name is refused."""
     state = {name: tensor.clone() for name, tensor in run.method.trainable_state(run.model).items()}
     require("state", run.subject, bool(state), "trainable_state is empty")
-    fresh = attach(run.method, run.family)
+    fresh = attach(run.method, run.family, base=run.base)
     run.method.load_trainable_state(fresh, state)
     run.method.load_training_state(fresh, {n: t.clone() for n, t in run.method.training_state(run.model).items()})
     back = run.method.trainable_state(fresh)
@@ -211,14 +217,14 @@ def clause_merge(run: Trained) -> None:
     """The merged model is plain and gives the same logits, or `NotMergeableError` says that there is none."""
     from transformers import PreTrainedModel
 
-    other = train(run.method, run.family).model  # merging may use up the model
+    other = train(run.method, run.family, run.base).model  # merging may use up the model
     tuned = logits(other)
     try:
         merged = run.method.merge(other)
     except NotMergeableError:
         return
     require("merge", run.subject, isinstance(merged, PreTrainedModel), f"merge returned a {type(merged).__name__}")
-    plain = tiny_model(run.family).state_dict().keys()
+    plain = run.base(run.family).state_dict().keys()
     odd = sorted(merged.state_dict().keys() ^ plain)
     require("merge", run.subject, not odd, f"parameters of the merged model are not the base's: {odd[:3]}")
     gap = (logits(merged) - tuned).abs().max().item()
@@ -231,7 +237,7 @@ def clause_checkpointing(run: Trained) -> None:
         return
     gradients: list[dict[str, Tensor]] = []
     for on in (False, True):
-        model = attach(run.method, run.family).train()
+        model = attach(run.method, run.family, base=run.base).train()
         run.method.load_trainable_state(model, run.method.trainable_state(run.model))
         if on:
             checkpoint_activations(model)
@@ -262,7 +268,7 @@ def clause_packing(run: Trained) -> None:
 
 def clause_precision(run: Trained) -> None:
     """On a bfloat16 base a step works under autocast, and what trains beside the base is float32."""
-    model = run.method.attach(tiny_model(run.family).to(torch.bfloat16), STEPS).train()  # type: ignore[arg-type]  # transformers' to()
+    model = run.method.attach(run.base(run.family).to(torch.bfloat16), STEPS).train()
     if not run.method.trains_base:
         low = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
         require("precision", run.subject, not low, f"on a bfloat16 base these do not train in float32: {low[:3]}")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.backbone import quiet_peft
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import NotMergeableError, UsageError
 from lightning_ft.method import Method
+from lightning_ft.quantization import is_quantized, keep_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,10 +27,15 @@ class Adapter(Method):
 
     takes_conv1d: ClassVar[bool] = True
     """False where peft has no version of it for the Conv1D layers of GPT-2."""
+    takes_4bit: ClassVar[bool] = True
+    """False where peft's version reads the shape of packed weights."""
 
     @abstractmethod
     def peft_config(self, model: nn.Module, total_steps: int) -> PeftConfig:
         """The adapter as peft describes it."""
+
+    def start(self, model: nn.Module) -> None:
+        """Give the adapter a start of its own."""
 
     @property
     def changes_base(self) -> bool:
@@ -43,6 +49,12 @@ class Adapter(Method):
             UsageError: `target_modules` names no layer of the model, or the model has layers that the method does not take.
         """
         from peft import get_peft_model
+
+        if not self.takes_4bit and is_quantized(model, bits=4):
+            raise UsageError(
+                f"Expected a base of 8 or more bits for --method {self.name}, got one of 4; type --quantize int8 or --method"
+                " lora."
+            )
 
         if not self.takes_conv1d and has_conv1d(model):
             raise UsageError(
@@ -64,6 +76,9 @@ class Adapter(Method):
         for kept in adapted.peft_config.values():  # type: ignore[operator]  # a PeftModel's dict
             # peft puts the tied module's name here and, loading the saved adapter, would not find its twin.
             kept.modules_to_save = modules_to_save
+        if is_quantized(model):
+            keep_types(adapted)
+        self.start(adapted)
         # Past nn.Module's own __setattr__, which is declared for tensors and modules: these are notes for `merge` and
         # `reference`, no part of the model's state.
         object.__setattr__(adapted, "widened", _widen(adapted))
@@ -96,8 +111,14 @@ class Adapter(Method):
         """The base model with the learned change in its weights.
 
         Raises:
+            NotMergeableError: the base is quantised.
             ValueError: a merged weight is not finite; the model is left as it was.
         """
+        if is_quantized(model):
+            raise NotMergeableError(
+                "Expected a base of full precision to merge into, got a quantised one, in which rounding would undo most of"
+                " what was learned; type `lightning-ft merge --model RUN --output FOLDER`, which turns the base back first."
+            )
         widened: list[tuple[nn.Parameter, torch.dtype]] = getattr(model, "widened", [])
         merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # a PeftModel, by `attach`
         for parameter, dtype in widened:

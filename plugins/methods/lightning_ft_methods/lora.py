@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from lightning_ft.errors import UsageError
+from lightning_ft.quantization import is_quantized
 from lightning_ft_methods.adapter import (
     Adapter,
     check_choice,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Bias = Literal["none", "all", "lora_only"]
-Init = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
+Init = Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"]
 TIED = frozenset({"lm_head", "embed_tokens"})
 """Names by which peft knows the output head and the embedding, which may share one matrix."""
 
@@ -69,7 +70,8 @@ class LoRA(Adapter):
     """Start of A and B. default: A Kaiming-uniform, B zero. gaussian: A normal, B zero. orthogonal: random with B A = 0.
     pissa: the leading singular vectors of W, the rest of W frozen (Meng et al. 2024, arXiv:2404.02948, eq. 2-4).
     olora: the QR factors of W (Bueyuekakyuez 2024, arXiv:2406.01775), not for GPT-2's Conv1D layers.
-    pissa and olora are computed again from the base weights whenever the adapter is loaded."""
+    pissa and olora are computed again from the base weights whenever the adapter is loaded. loftq, on a quantised base:
+    the leading singular vectors of what quantisation took from W (Li et al. 2023, arXiv:2310.08659, algorithm 1, T = 1)."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, stable at high ranks (Kalajdzievski 2023, arXiv:2312.03732)."""
     use_dora: bool = False
@@ -91,21 +93,34 @@ class LoRA(Adapter):
     @property
     def changes_base(self) -> bool:
         """Whether base weights differ from the pretrained ones once the adapter is there."""
-        return self.init in ("pissa", "olora") or self.bias != "none"
+        return self.init in ("pissa", "olora", "loftq") or self.bias != "none"
 
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """The model as a `PeftModel` with A and B in float32 beside every target, everything else frozen.
 
         Raises:
-            UsageError: no layer has one of the names in `target_modules`, or `init=olora` meets a Conv1D layer.
+            UsageError: no layer has one of the names in `target_modules`, or `init` does not go with the layers.
         """
         from lightning_ft_methods.fused import fuse
 
+        if (self.init == "loftq") != is_quantized(model) and self.init in ("pissa", "olora", "loftq"):
+            stored = "a quantised base" if self.init == "loftq" else "a base that is not quantised"
+            raise UsageError(
+                f"Expected {stored} for --method.init {self.init}, got {'none' if self.init == 'loftq' else 'one'}; "
+                f"{'add --quantize nf4' if self.init == 'loftq' else 'type --method.init loftq'}, or leave --method.init out."
+            )
         if self.init == "olora" and has_conv1d(model):
             raise UsageError("Expected --method.init default, gaussian, orthogonal or pissa for Conv1D layers; got olora.")
         adapted = super().attach(model, total_steps)
         fuse(adapted)
         return adapted
+
+    def start(self, model: nn.Module) -> None:
+        """LoftQ's, where it is asked for."""
+        if self.init == "loftq":
+            from lightning_ft_methods.loftq import start_from_residual
+
+            start_from_residual(model)
 
     def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]] | None:
         """With `plus_ratio`, B in a group of its own at `plus_ratio * learning_rate`; else None."""
@@ -131,7 +146,8 @@ class LoRA(Adapter):
             bias=self.bias,
             # A copy: peft rewrites the lists that it is given.
             modules_to_save=copy.copy(self.modules_to_save),
-            init_lora_weights=True if self.init == "default" else self.init,
+            # LoftQ's start is ours: peft's own needs a GPU and forgets the scale.
+            init_lora_weights=True if self.init in ("default", "loftq") else self.init,  # type: ignore[arg-type]  # the others
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
             fan_in_fan_out=has_conv1d(model),

@@ -130,7 +130,10 @@ def test_dropout_is_for_training_only() -> None:
         ({"alpha": 0.0}, "Expected --method.alpha to be above 0; got 0.0."),
         ({"dropout": 1.0}, "Expected --method.dropout to be at least 0 and below 1; got 1.0."),
         ({"bias": "some"}, "Expected --method.bias to be one of none, all, lora_only; got 'some'."),
-        ({"init": "zero"}, "Expected --method.init to be one of default, gaussian, orthogonal, pissa, olora; got 'zero'."),
+        (
+            {"init": "zero"},
+            "Expected --method.init to be one of default, gaussian, orthogonal, pissa, olora, loftq; got 'no'.",
+        ),
         ({"plus_ratio": -1.0}, "Expected --method.plus_ratio to be above 0; got -1.0."),
         ({"target_modules": []}, "Expected --method.target_modules to be all-linear or names as [q_proj,v_proj]; got none."),
     ],

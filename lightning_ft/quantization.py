@@ -1,0 +1,113 @@
+"""Frozen base weights in few bits: what a run asks for, and the note of it beside an adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.method import Method
+
+Format = Literal["nf4", "fp4", "int8"]
+ComputeType = Literal["fp32", "bf16", "fp16"]
+NOTE = "quantization.json"
+"""Beside an adapter that was trained on a quantised base: what it takes to load that base again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How the linear layers of a frozen base are stored."""
+
+    quantize: Format
+    """nf4 and fp4: 4 bits in blocks with a scale each (Dettmers et al. 2023, arXiv:2305.14314); int8: 8 bits by rows."""
+    double_quant: bool = False
+    """Whether the scales of 4-bit blocks are quantised too (section 3 there): 0.37 bits a weight less."""
+    compute_dtype: ComputeType | None = None
+    """What weights are turned back into for a product; None: the type of the weights that are not quantised."""
+
+    def __post_init__(self) -> None:
+        if self.quantize not in get_args(Format):
+            raise UsageError(f"Expected --quantize to be one of {', '.join(get_args(Format))}; got '{self.quantize}'.")
+        if self.quantize == "int8" and (self.double_quant or self.compute_dtype):
+            option = "double_quant" if self.double_quant else "compute_dtype"
+            raise UsageError(f"Expected --{option} with --quantize nf4 or fp4, got int8, which has none; leave it out.")
+
+    def write(self, folder: Path) -> None:
+        """Leave the note in a model's folder."""
+        (folder / NOTE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def wanted(config: TrainingConfig) -> Quantization | None:
+    """What a run's options ask for.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    if config.quantize is None:
+        for option in ("double_quant", "compute_dtype"):
+            if getattr(config, option):
+                raise UsageError(f"Expected --quantize nf4 or fp4 with --{option}, which is about 4-bit weights; got none.")
+        return None
+    if config.from_scratch:
+        raise UsageError("Expected --quantize without --from_scratch, as new weights have nothing to keep frozen; got both.")
+    return Quantization(quantize=config.quantize, double_quant=config.double_quant, compute_dtype=config.compute_dtype)
+
+
+def settle(config: TrainingConfig, before: Quantization | None, method: Method) -> Quantization | None:
+    """How a run's base is stored, written back into its options, so that the record is complete.
+
+    Args:
+        config: The run's options.
+        before: How it was stored when the adapter that the run goes on with was trained.
+        method: What will train.
+
+    Raises:
+        UsageError: the adapter was trained on a base of another format, or the method trains the base itself.
+    """
+    asked = wanted(config)
+    if before is not None:
+        if asked is not None and asked.quantize != before.quantize:
+            raise UsageError(
+                f"Expected to go on with the adapter '{config.model}' on the base that it was trained on "
+                f"({before.quantize}), got --quantize {asked.quantize}; leave it out."
+            )
+        asked = asked or before
+        config.quantize, config.double_quant, config.compute_dtype = asked.quantize, asked.double_quant, asked.compute_dtype
+    if asked is not None and method.trains_base:
+        raise UsageError(
+            f"Expected --method of an adapter with --quantize {asked.quantize}, got {method.name}, which trains the base "
+            "weights themselves; `lightning-ft plugins list` names the adapters."
+        )
+    return asked
+
+
+def is_quantized(model: nn.Module, *, bits: int | None = None) -> bool:
+    """Whether transformers loaded the model, or the base of the adapted model, in few bits (in so many, if they are named)."""
+    names = {None: "is_quantized", 4: "is_loaded_in_4bit", 8: "is_loaded_in_8bit"}
+    base = getattr(model, "get_base_model", lambda: model)()
+    return bool(getattr(base, names[bits], False))
+
+
+def keep_types(model: nn.Module) -> None:
+    """Let adapted layers of a quantised base return the type that went in.
+
+    Some of peft's return float32 beside bfloat16, with which attention does not multiply.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.register_forward_hook(_as_it_came)
+
+
+def _as_it_came(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    return output.to(args[0].dtype) if args and args[0].is_floating_point() else output  # token ids go into embeddings

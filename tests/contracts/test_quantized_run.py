@@ -1,0 +1,148 @@
+"""Runs on a quantised base: what is left, going on, loading in a new process, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lightning_ft
+from lightning_ft.cli import main
+from lightning_ft.errors import UsageError
+from lightning_ft.loading import load, locate
+from lightning_ft.quantization import NOTE, Quantization
+from lightning_ft.testing.methods import logits
+from lightning_ft.testing.models import tiny_backbone_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPTIONS: dict[str, Any] = {
+    "max_steps": 8,
+    "eval_every": 4,
+    "batch_size": 4,
+    "verdict_rows": 0,
+    "preflight": True,
+    "keep_best": 5,
+    "log_every": 1,
+    "quantize": "nf4",
+    "precision": "fp32",
+}  # fmt: skippytest.importorskip("lightning_ft_quantize")
+NEW_PROCESS = """
+import sys, torch
+from lightning_ft.loading import load
+from lightning_ft.testing.methods import logits
+torch.save(logits(load(sys.argv[1]).model), sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(n % 9 + 1)))} for n in range(40)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_backbone_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def run(model: str, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return lightning_ft.fit(model=model, data=rows, output=str(folder), double_quant=True, **OPTIONS)
+
+
+def test_the_folder_says_how_the_base_was_stored(run: Any) -> None:
+    for name in ("final_model", "best_model", "checkpoints/checkpoint-step-4"):
+        assert json.loads((run.folder / name / NOTE).read_text()) == {
+            "quantize": "nf4", "double_quant": True, "compute_dtype": None,
+        }  # fmt: skip
+    card = (run.folder / "final_model" / "README.md").read_text()
+    assert "quantization_config=BitsAndBytesConfig(" in card
+    assert "'bnb_4bit_use_double_quant': True" in card
+    assert locate(str(run.folder)).quantization == Quantization(quantize="nf4", double_quant=True)
+
+
+def test_a_new_process_has_the_same_logits(run: Any, tmp_path: Path) -> None:
+    here = load(str(run.folder)).model
+    assert here.get_base_model().is_loaded_in_4bit
+    subprocess.run([sys.executable, "-c", NEW_PROCESS, str(run.folder), str(tmp_path / "logits.pt")], check=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(here))
+
+
+def test_the_loss_of_the_run_is_that_of_the_loaded_model(run: Any, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model that trained and the one that is loaded later are one function, evaluations in between or not."""
+    last = [line["val_loss"] for line in run.metrics if "val_loss" in line][-1]
+    assert main(["validate", "--model", str(run.folder), "--output", str(run.folder.parent / "validated")]) == 0
+    found = json.loads((run.folder.parent / "validated" / "results.json").read_text())
+    assert found["metrics"]["loss"] == pytest.approx(last, rel=1e-4)
+
+
+def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(run: Any, model: str, rows: Path, tmp_path: Path) -> None:
+    other = tmp_path / "copy"
+    shutil.copytree(run.folder, other)
+    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
+        shutil.rmtree(other / later)
+    record = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    resume = str(other / "checkpoints/checkpoint-step-4")
+    lightning_ft.fit(model=model, data=rows, output=str(run.folder), double_quant=True, resume=resume, **OPTIONS)
+    mine, theirs = (load_file(f / "final_model" / "adapter_model.safetensors") for f in (run.folder, other))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
+
+
+def test_an_adapter_is_trained_on_upon_the_base_that_it_knows(run: Any, rows: Path, tmp_path: Path) -> None:
+    options = {name: value for name, value in OPTIONS.items() if name != "quantize"}
+    further = lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "further"), **options)
+    assert locate(str(further.folder)).quantization == Quantization(quantize="nf4", double_quant=True)
+    assert "quantize: nf4" in (further.folder / "config.yaml").read_text()
+    first = next(line["val_loss"] for line in further.metrics if "val_loss" in line)
+    assert first < next(line["val_loss"] for line in run.metrics if "val_loss" in line)
+    with pytest.raises(UsageError, match=r"on the base that it was trained on \(nf4\), got --quantize int8"):
+        lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "other"), quantize="int8", **options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--quantize", "nf4", "--method", "full"], "Expected --method of an adapter with --quantize nf4, got full"),
+        (["--quantize", "nf3"], "Expected --quantize to be one of nf4, fp4, int8 or none; got 'nf3'."),
+        (["--double_quant", "true"], "Expected --quantize nf4 or fp4 with --double_quant"),
+        (["--quantize", "int8", "--double_quant", "true"], "Expected --double_quant with --quantize nf4 or fp4, got int8"),
+        (["--compute_dtype", "bf16"], "Expected --quantize nf4 or fp4 with --compute_dtype"),
+        (["--quantize", "nf4", "--from_scratch", "true"], "Expected --quantize without --from_scratch"),
+        (["--quantize", "nf4", "--method", "loha"], "Expected a base of 8 or more bits for --method loha, got one of 4"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    flags: list[str], said: str, model: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--model", model, "--data", str(rows), "--output", str(tmp_path / "run"), *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_a_plugin_that_quantises_it_is_said(model: str, rows: Path, tmp_path: Path) -> None:
+    arguments = ["fit", "--model", model, "--data", str(rows), "--output", str(tmp_path / "run"), "--quantize", "nf4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_ft", *arguments], capture_output=True, text=True, check=False,
+        env={"PATH": "", "LIGHTNING_FT_DISABLE_PLUGINS": "quantize", "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Expected an installed plugin that loads weights as --quantize nf4, found none" in done.stderr
