@@ -18,6 +18,7 @@ from lightning_ft_methods.adapter import (
     has_conv1d,
     targets,
 )
+from lightning_ft_methods.tokens import token_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +67,9 @@ class LoRA(Adapter):
     """Biases of the pretrained model that train too: none, all, or lora_only (those of the adapted layers)."""
     modules_to_save: list[str] | None = None
     """Modules that train whole beside the adapter, as [lm_head, embed_tokens] after new tokens; None: none."""
+    trainable_tokens: list[int | str] | None = None
+    """Tokens, as ids or as the tokenizer writes them, whose rows of the embedding (and of an output head of its own) train
+    too, as [<tool>, 6143]: for new words, at a fraction of what `modules_to_save` takes; None: none."""
     init: Init = "default"
     """Start of A and B. default: A Kaiming-uniform, B zero. gaussian: A normal, B zero. orthogonal: random with B A = 0.
     pissa: the leading singular vectors of W, the rest of W frozen (Meng et al. 2024, arXiv:2404.02948, eq. 2-4).
@@ -146,6 +150,7 @@ class LoRA(Adapter):
             bias=self.bias,
             # A copy: peft rewrites the lists that it is given.
             modules_to_save=copy.copy(self.modules_to_save),
+            trainable_token_indices=None if self.trainable_tokens is None else token_rows(model, self.trainable_tokens),
             # LoftQ's start is ours: peft's own needs a GPU and forgets the scale.
             init_lora_weights=True if self.init in ("default", "loftq") else self.init,  # type: ignore[arg-type]  # the others
             use_rslora=self.use_rslora,
