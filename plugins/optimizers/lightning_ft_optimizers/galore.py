@@ -105,7 +105,7 @@ def _basis(grad: Tensor, left: bool, state: dict[str, Any], group: Group) -> Ten
         state: Has or gets `projector` and `projector_age`, its steps.
         group: Has `rank` and `update_proj_gap`.
     """
-    age: int = state.setdefault("projector_age", group["update_proj_gap"])
+    age: int = state["projector_age"] if state else group["update_proj_gap"]
     if age >= group["update_proj_gap"]:
         some = bool(grad.any())
         # Of zeros there is an arbitrary basis, which must not stay: the first gradient of LoRA's A is zero, and so are those of
