@@ -28,9 +28,9 @@ class Adafactor(torch.optim.Adafactor):
     Whatever is no matrix has one moment per number. The learning rate is relative: 1e-3 changes the weights by a thousandth
     of their root mean square.
 
-    torch's own default for eps[0] is the precision of the dtype, 1.2e-7 of float32 and 8e-3 of bfloat16. As torch compares
-    it with squares of gradients, that switches the adaptation off where gradients are below 3e-4, as they are in language
-    models; the paper's 1e-30 has no square in float32, and torch makes NaN of a gradient of zeros.
+    torch's own default for eps[0] is the precision of the dtype, 1.2e-7 of float32 and 8e-3 of bfloat16. As it is compared
+    with squares of gradients, steps then follow the size of gradients from 3e-4 downwards and are not adapted at all below
+    6e-6, where many are in language models; the paper's 1e-30 has no square in float32, and torch makes NaN of zeros.
 
     Args:
         params: Parameters or groups of them.

@@ -49,8 +49,8 @@ class APOLLO(Parts):
         scale_type: What shares one factor: a channel, or (APOLLO-Mini) the whole tensor.
         norm_growth: Largest growth of the norm of a matrix's step from one step to the next; None: no limit.
         seed: Of the random projections.
-        betas: Adam's and AdamW's.
-        eps: Adam's and AdamW's.
+        betas: Shares of the old first and second moment, each in [0, 1).
+        eps: Added to the root of the second moment, above 0.
         weight_decay: For groups that do not say their own.
 
     Raises:

@@ -46,8 +46,8 @@ class GaLore(Parts):
         scale: Factor on the steps of projected matrices.
         proj_type: Which side of a matrix is projected: std the smaller, reverse_std the larger, left the rows, right the
             columns.
-        betas: Adam's and AdamW's.
-        eps: Adam's and AdamW's.
+        betas: Shares of the old first and second moment, each in [0, 1).
+        eps: Added to the root of the second moment, above 0.
         weight_decay: For groups that do not say their own.
 
     Raises:
