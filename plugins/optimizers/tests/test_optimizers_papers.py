@@ -13,7 +13,8 @@ from lightning_ft_optimizers.lion import Lion
 from torch import Tensor, nn
 
 STEPS, GAP, LR = 14, 4, 1e-2
-B1, B2, EPS = 0.8, 0.95, 1e-6
+B1, B2, EPS = 0.8, 0.95, 1e-2
+"""eps is large, as without it Adam would not notice a gradient of another size."""
 GROUPS: tuple[dict[str, Any], ...] = (
     {"shapes": [(9, 4), (4, 9), (6, 6)], "weight_decay": 0.3},
     {"shapes": [(5, 8), (5, 1)], "weight_decay": 0.0, "lr": 3 * LR},
