@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning_ft.errors import NotMergeableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -41,6 +41,9 @@ class Method(ABC):
     """False where a saved adapter lacks what is needed to train it on in another run (an encoder of its vectors)."""
     trains_base: ClassVar[bool] = False
     """True where base weights themselves train, so that they are kept in float32 and saved whole."""
+
+    trains_in_turns: ClassVar[bool] = False
+    """True where `before_step` lets other parameters train than before; between ranks that takes looking for them."""
 
     @abstractmethod
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
@@ -95,6 +98,13 @@ class Method(ABC):
     def regularizer(self, model: nn.Module) -> Tensor | None:
         """A scalar added to the loss once per optimiser step, or None."""
         return None
+
+    def before_step(self, model: nn.Module, step: int) -> Collection[nn.Parameter]:
+        """Called before the first forward pass of optimiser step `step` (0-based); must depend on nothing else.
+
+        Returns parameters whose optimiser state is to be dropped.
+        """
+        return ()
 
     def on_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - optional: nothing by default
         """Called after optimiser step `step` (0-based), while the gradients still exist."""

@@ -120,6 +120,9 @@ class FineTuner(L.LightningModule):
             )
         torch.manual_seed(self._dropout_seed(step.number))
         self.zero_grad(set_to_none=True)
+        for resting in self.method.before_step(self.model, step.number):
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.pop(resting, None)
 
     def _dropout_seed(self, step: int) -> int:
         """A function of (seed, step, rank), so that no random state has to be stored."""

@@ -251,6 +251,7 @@ def test_presets_and_options_of_plugins(eggs: Path) -> None:
     other = fit("--config", "brunch", "--method", "full", "--print_config").stdout
     assert "eggs" not in other
     assert "--method.eggs" in fit("--method", "omelette", "--help").stdout
+    assert "--optimizer.momentum" in fit("--optimizer", "sgd", "--help").stdout
     wrong = fit("--method", "omelette", "--method.egs", "2")
     assert wrong.stderr == (
         "lightning-ft: Expected --method.egs to be an option of method omelette (eggs, spices); got 'egs'. "

@@ -44,6 +44,8 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
         # A broken plugin must not keep anybody from reading how to switch it off.
         registry = Registry(*plugins.load(tolerant=True))
         request = resolve(arguments, stage=stage, complete=False) if _names_something(arguments) else Request({}, frozenset())
+        if "optimizer" in request.given:
+            check_torch_names(request)  # an optimiser's options are read from a class that needs torch
         print(fit_help(stage, request, registry, everything=arguments.switches["help"] == "all"))
         return 0
     request = resolve(arguments, stage=stage)

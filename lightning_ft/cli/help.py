@@ -53,7 +53,7 @@ def fit_help(stage: str, request: Request, registry: Registry, *, everything: bo
 
     Args:
         stage: the command.
-        request: what was given beside `--help`; its method, task and objective show their options.
+        request: what was given beside `--help`; its method, task, objective and optimiser show their options.
         registry: everything installed.
         everything: also list optimisers, metrics and Lightning's own arguments, for which torch is imported.
     """
@@ -71,7 +71,7 @@ def fit_help(stage: str, request: Request, registry: Registry, *, everything: bo
     lines += ["", "Installed:"]
     for kind in kinds:
         lines += _wrap(f"{kind}s:", ", ".join(_names(registry[kind])))
-    for kind in kinds:
+    for kind in KINDS:
         entry = _chosen(kind, request, registry)
         if entry is not None:
             lines += _class_help(kind, entry)

@@ -149,6 +149,7 @@ class Preflight(L.Callback):
         """One whole optimiser step that changes nothing: gradients of zero at a learning rate of zero."""
         step = step.to(module.device)
         module.zero_grad(set_to_none=True)
+        module.method.before_step(module.model, 0)
         torch.manual_seed(0)
         loss: Any = trainer.strategy.training_step(step, 0)
         trainer.strategy.backward(loss, None)

@@ -161,8 +161,6 @@ class Session:
         streams = self.config.stream is not None
         self.total_steps = total = (self.config.max_steps or 0) if streams else self.schedule.total_steps
         self.eval_every = self.config.eval_every or max(math.ceil(total / VALIDATIONS), min(total, LEAST_APART))
-        self._open_folder()
-        stream = planner.stream(self.pipeline, self.prepared, self.schedule, self.folder, self.say) if streams else None
         holder = [model]
         del model  # the list holds the only reference, so that configure_model can take it over
         self.module = FineTuner(
@@ -172,7 +170,10 @@ class Session:
         self.module.start_from = self.location.adapter
         self.module.sources = self._validated_sources()
         self.module.configure_model()
+        self.module.configure_optimizers()  # to refuse its options before anything is written
+        self._open_folder()
         self.say(self.module.parameter_line())
+        stream = planner.stream(self.pipeline, self.prepared, self.schedule, self.folder, self.say) if streams else None
         self.data = FineTuneData(
             self.prepared.tables, self.schedule, self.tokenizer.pad_token_id or 0,
             workers=self.config.workers, eval_every=self.eval_every, stream=stream,
@@ -275,7 +276,9 @@ class Session:
             self.folder.update(preflight=vars(estimate))
 
     def _strategy(self) -> Any:
-        return "ddp" if self.config.strategy == "auto" and self.world.size > 1 else self.config.strategy
+        name = "ddp" if self.config.strategy == "auto" and self.world.size > 1 else self.config.strategy
+        turns = name == "ddp" and self.choices.method.trains_in_turns
+        return "ddp_find_unused_parameters_true" if turns else name
 
     def _facts(self) -> dict[str, str]:
         """For the model card."""

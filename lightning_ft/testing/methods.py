@@ -105,6 +105,8 @@ def train(method: Method, family: Family, base: Base = tiny_model) -> Trained:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         for step in range(STEPS):
+            for resting in method.before_step(model, step):
+                optimizer.state.pop(resting, None)
             loss = plain_loss(model, inputs())
             losses.append(loss.item())
             extra = method.regularizer(model)

@@ -17,6 +17,7 @@ def register_methods() -> Iterable[type[Method]]:
     """Adapters, and ways to train a part of the model."""
     from lightning_ft_methods.adalora import AdaLoRA
     from lightning_ft_methods.freeze import Freeze
+    from lightning_ft_methods.lisa import LISA
     from lightning_ft_methods.lora import LoRA
     from lightning_ft_methods.orthogonal import BOFT, OFT
     from lightning_ft_methods.products import LoHa, LoKr
@@ -27,5 +28,5 @@ def register_methods() -> Iterable[type[Method]]:
 
     return [
         LoRA, AdaLoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, PrefixTuning, PromptTuning, PTuning, PTuningV2, NormTuning, BitFit,
-        Freeze, Spectrum,
+        Freeze, Spectrum, LISA,
     ]  # fmt: skip

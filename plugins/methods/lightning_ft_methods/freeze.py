@@ -62,7 +62,7 @@ class Freeze(Method):
         model.requires_grad_(True)
         if self.freeze_ratio == 0:
             return model
-        layers = decoder_layers(model)
+        layers = decoder_layers(model, self.name)
         # 1e-9: a third of 3 layers is one layer, though 3 * (1 / 3) may fall a rounding error short.
         frozen = int(self.freeze_ratio * len(layers) + 1e-9) if self.train_layers is None else len(layers) - self.train_layers
         if frozen < 0:
@@ -97,8 +97,8 @@ class Freeze(Method):
         return model
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The model's decoder layers, bottom first.
+def decoder_layers(model: nn.Module, method: str) -> nn.ModuleList:
+    """The model's decoder layers, bottom first; `method` asks for them.
 
     Raises:
         UsageError: there is not exactly one list of `config.num_hidden_layers` layers.
@@ -110,6 +110,6 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
         found = getattr(config, "model_type", type(model).__name__)
-        raise UsageError(f"Expected a model with a list of decoder layers for --method freeze; got {found} without one.")
+        raise UsageError(f"Expected a model with a list of decoder layers for --method {method}; got {found} without one.")
     # Lists inside a layer (experts) may have the same length by chance; the outermost comes first.
     return lists[0]

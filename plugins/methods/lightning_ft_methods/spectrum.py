@@ -46,7 +46,7 @@ class Spectrum(Method):
         """
         model.requires_grad_(False)
         kinds: dict[str, list[nn.Parameter]] = {}
-        for layer in decoder_layers(model):
+        for layer in decoder_layers(model, self.name):
             for name, parameter in layer.named_parameters():
                 if parameter.ndim == 2:
                     kinds.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(parameter)

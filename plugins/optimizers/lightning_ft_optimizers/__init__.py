@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_optimizers() -> Iterable[type[Optimizer]]:
-    """Muon."""
+    """Adafactor, APOLLO, GaLore, Lion and Muon."""
+    from lightning_ft_optimizers.adafactor import Adafactor
+    from lightning_ft_optimizers.apollo import APOLLO
+    from lightning_ft_optimizers.galore import GaLore
+    from lightning_ft_optimizers.lion import Lion
     from lightning_ft_optimizers.muon import Muon
 
-    return [Muon]
+    return [Adafactor, APOLLO, GaLore, Lion, Muon]

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from lightning_ft.errors import UsageError
+from lightning_ft.testing import check_method
+from lightning_ft.testing.methods import inputs, plain_loss
+from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model
+from lightning_ft_methods.lora import LoRA
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SEEN = [int(i) for i in inputs().flatten().unique()[:5]]
+"""Tokens that the contract's batch has, so that their rows get a gradient."""
+
+
+def test_contract() -> None:
+    check_method(LoRA(trainable_tokens=SEEN))  # type: ignore[arg-type]  # a list of int is no list of int | str to mypy
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_named_rows_move_and_a_head_of_its_own_has_them_too(family: Family) -> None:
+    method = LoRA(trainable_tokens=list(SEEN))
+    model: Any = method.attach(tiny_model(family), 1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        plain_loss(model, inputs()).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+    merged: Any = method.merge(model)
+    base: Any = tiny_model(family)
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        rows = (getattr(merged, name)().weight != getattr(base, name)().weight).any(1).nonzero()[:, 0].tolist()
+        assert rows == SEEN
+    tied = merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert tied == (family == "gpt2")
+
+
+def test_tokens_may_be_named_as_the_tokenizer_writes_them(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_backbone_folder(tmp_path))
+    adapted: Any = LoRA(trainable_tokens=["<|start|>", 40]).attach(model, 1)
+    assert adapted.peft_config["default"].trainable_token_indices == {"embed_tokens": [258, 40], "lm_head": [258, 40]}
+    for wrong, said in ((["<tool>"], "got '<tool>'"), ([260], "got 260"), ([-1], "got -1"), ([40, 40], "once; got 40 again")):
+        with pytest.raises(UsageError, match=said):
+            LoRA(trainable_tokens=wrong).attach(AutoModelForCausalLM.from_pretrained(tmp_path), 1)  # type: ignore[arg-type]
