@@ -77,12 +77,17 @@ def check_same_adapter(model: nn.Module, folder: Path, schedule: Collection[str]
         schedule: Numbers that may differ.
 
     Raises:
-        UsageError: the first number in which the adapter's config and the attached method differ.
+        UsageError: the first number in which the adapter's config and the attached method differ, or another adapter lies
+            beneath.
     """
     configs: Any = getattr(model, "peft_config", None)
     path = folder / "adapter_config.json"
     if configs is None or not path.is_file():
         return
+    beneath = sorted(config.parent.name for config in folder.glob("*/adapter_config.json"))
+    if beneath != sorted(configs)[: len(configs) - 1]:
+        there = f"the adapter beneath it; type --method.{beneath[0]} {folder / beneath[0]}" if beneath else "none beneath it"
+        raise UsageError(f"Expected to go on training the adapter '{folder}' with {there}.")
     stored = json.loads(path.read_text(encoding="utf-8"))
     for name, now in next(iter(configs.values())).to_dict().items():
         before = stored.get(name, now)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 """The name of the small model that is shipped with the package."""
 ADAPTER = "adapter_config.json"
+BENEATH = "beneath"
+"""Folder, and peft's name, of an adapter that takes part beneath the one in whose folder it lies."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -148,6 +150,9 @@ def load(
         with quiet_peft():
             try:
                 model = PeftModel.from_pretrained(model, str(where.adapter))
+                if (where.adapter / BENEATH / ADAPTER).is_file():
+                    model.load_adapter(str(where.adapter / BENEATH), adapter_name=BENEATH)
+                    model.base_model.set_adapter([BENEATH, model.active_adapter])
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise UsageError(
                     f"Expected an adapter of '{where.base}' in '{where.adapter}', got: {' '.join(str(error).split())[:200]}; "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LISA(Method):
-    """Train embeddings, final norm and head at every step, and `active_layers` decoder layers drawn anew every `interval` steps.
+    """Train embeddings, final norm and head at every step, and `active_layers` decoder layers drawn every `interval` steps.
 
     All layers are drawn with the same probability (Pan et al. 2024, arXiv:2403.17919, algorithm 1 and section 3.2).
     Gradients and optimiser state exist for what is active alone: the state of a layer goes when its turn is over, and starts

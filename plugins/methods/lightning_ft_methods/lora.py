@@ -76,6 +76,9 @@ class LoRA(Adapter):
     olora: the QR factors of W (Bueyuekakyuez 2024, arXiv:2406.01775), not for GPT-2's Conv1D layers.
     pissa and olora are computed again from the base weights whenever the adapter is loaded. loftq, on a quantised base:
     the leading singular vectors of what quantisation took from W (Li et al. 2023, arXiv:2310.08659, algorithm 1, T = 1)."""
+    beneath: str | None = None
+    """A LoRA adapter (or its run folder) of the same model that stays as it is beneath the new one: both take part, the new
+    one learns what the first lacks. Saved with it, in a folder of that name; None: the base model alone."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, stable at high ranks (Kalajdzievski 2023, arXiv:2312.03732)."""
     use_dora: bool = False
@@ -97,7 +100,7 @@ class LoRA(Adapter):
     @property
     def changes_base(self) -> bool:
         """Whether base weights differ from the pretrained ones once the adapter is there."""
-        return self.init in ("pissa", "olora", "loftq") or self.bias != "none"
+        return self.init in ("pissa", "olora", "loftq") or self.bias != "none" or self.beneath is not None
 
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """The model as a `PeftModel` with A and B in float32 beside every target, everything else frozen.
@@ -120,11 +123,16 @@ class LoRA(Adapter):
         return adapted
 
     def start(self, model: nn.Module) -> None:
-        """LoftQ's, where it is asked for."""
+        """LoftQ's, and upon the adapter beneath, where they are asked for."""
         if self.init == "loftq":
             from lightning_ft_methods.loftq import start_from_residual
 
             start_from_residual(model)
+        if self.beneath is not None:
+            from lightning_ft_methods.beneath import lay_beneath
+            from lightning_ft_methods.stored import stored_lora
+
+            lay_beneath(model, stored_lora(self.beneath, "--method.beneath").folder)
 
     def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]] | None:
         """With `plus_ratio`, B in a group of its own at `plus_ratio * learning_rate`; else None."""

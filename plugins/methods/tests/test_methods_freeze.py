@@ -55,7 +55,9 @@ def test_a_third_of_three_layers_is_one() -> None:
 def test_backward_ends_at_the_lowest_trained_layer(tiny_llama: PreTrainedModel) -> None:
     model = Freeze(0.5).attach(tiny_llama, 1)
     seen: list[bool] = []
-    decoder_layers(model, "freeze")[0].register_forward_hook(lambda _m, _i, out: seen.append(torch.as_tensor(out).requires_grad))
+    decoder_layers(model, "freeze")[0].register_forward_hook(
+        lambda _m, _i, out: seen.append(torch.as_tensor(out).requires_grad)
+    )
     model(input_ids=torch.arange(5)[None] + 40, use_cache=False)
     assert seen == [False]
 

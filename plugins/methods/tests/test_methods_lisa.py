@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from lightning_ft_methods.freeze import decoder_layers
+from lightning_ft_methods.lisa import LISA
 from safetensors.torch import load_file
 
 import lightning_ft
 from lightning_ft.errors import UsageError
 from lightning_ft.testing.models import tiny_backbone_folder, tiny_llama
-from lightning_ft_methods.freeze import decoder_layers
-from lightning_ft_methods.lisa import LISA
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"instruction": f"Count to {n}.", "output": "1 2 3"[: n % 5 + 1]}) + "\n" for n in range(40)))
+    path.write_text(
+        "".join(json.dumps({"instruction": f"Count to {n}.", "output": "1 2 3"[: n % 5 + 1]}) + "\n" for n in range(40))
+    )
     return path
 
 
@@ -84,7 +86,9 @@ def test_a_run_goes_on_in_the_middle_of_a_turn_with_the_same_bits(rows: Path, tm
         drawn = set().union(*(TURNS.drawn(2, step) for step in range(first, last)))
         before = weights(tmp_path / "model", "") if not first else weights(run.folder, f"checkpoints/checkpoint-step-{first}")
         after = weights(run.folder, f"checkpoints/checkpoint-step-{last}")
-        moved = {layer for layer in (0, 1) if any(not torch.equal(before[n], after[n]) for n in after if f".layers.{layer}." in n)}
+        moved = {
+            layer for layer in (0, 1) if any(not torch.equal(before[n], after[n]) for n in after if f".layers.{layer}." in n)
+        }
         assert moved == drawn
     other = tmp_path / "copy"
     shutil.copytree(run.folder, other)
@@ -101,10 +105,10 @@ def test_two_ranks_train_what_one_trains(rows: Path, tmp_path: Path) -> None:
     losses = []
     for ranks, batch in ((1, 4), (2, 2)):
         words = [
-            sys.executable, "-m", "lightning_ft", "fit", "--model", model, "--data", str(rows), "--output", str(tmp_path / str(ranks)),
-            "--devices", str(ranks), "--batch_size", str(batch), "--method", "lisa", "--method.active_layers", "1",
-            "--method.interval", "2", "--method.layer_seed", "1", "--max_steps", "8", "--precision", "fp32", "--verdict_rows", "0",
-            "--log_every", "1", "--learning_rate", "1e-3",
+            sys.executable, "-m", "lightning_ft", "fit", "--model", model, "--data", str(rows), "--devices", str(ranks),
+            "--output", str(tmp_path / str(ranks)), "--batch_size", str(batch), "--method", "lisa",
+            "--method.active_layers", "1", "--method.interval", "2", "--method.layer_seed", "1", "--max_steps", "8", "--precision", "fp32",
+            "--verdict_rows", "0", "--log_every", "1", "--learning_rate", "1e-3",
         ]  # fmt: skip
         subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         lines = map(json.loads, (tmp_path / str(ranks) / "metrics.jsonl").read_text().splitlines())

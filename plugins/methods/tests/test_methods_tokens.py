@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from lightning_ft_methods.lora import LoRA
 
 from lightning_ft.errors import UsageError
 from lightning_ft.testing import check_method
 from lightning_ft.testing.methods import inputs, plain_loss
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model
-from lightning_ft_methods.lora import LoRA
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SEEN = [int(i) for i in inputs().flatten().unique()[:5]]
+SEEN = sorted(set(inputs().flatten().tolist()))[:5]
 """Tokens that the contract's batch has, so that their rows get a gradient."""
 
 
