@@ -145,22 +145,32 @@ def load(
     spec = BackboneSpec(model=where.base, dtype=dtype, quantization=where.quantization, device=target, **hub)
     model: Any = registry().manager.hook.load_backbone(spec=spec).model
     if where.adapter is not None:
-        from peft import PeftModel
-
-        with quiet_peft():
-            try:
-                model = PeftModel.from_pretrained(model, str(where.adapter))
-                if (where.adapter / BENEATH / ADAPTER).is_file():
-                    model.load_adapter(str(where.adapter / BENEATH), adapter_name=BENEATH)
-                    model.base_model.set_adapter([BENEATH, model.active_adapter])
-            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-                raise UsageError(
-                    f"Expected an adapter of '{where.base}' in '{where.adapter}', got: {' '.join(str(error).split())[:200]}; "
-                    "name a whole one with --model."
-                ) from error
+        model = with_adapter(model, where.adapter)
         if where.quantization is not None:
             keep_types(model)
     tokenizer = load_tokenizer(where.tokenizer, revision=where.revision)
     chosen = Template.resolve(template, tokenizer)
     model.to(target).eval()
     return Loaded(model, tokenizer, chosen, chosen.stop_tokens(tokenizer))
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """A model with the adapter of a folder, and the one beneath it if there is any, both taking part.
+
+    Raises:
+        UsageError: the adapter is not whole, or of another model.
+    """
+    from peft import PeftModel
+
+    with quiet_peft():
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder))
+            if (folder / BENEATH / ADAPTER).is_file():
+                adapted.load_adapter(str(folder / BENEATH), adapter_name=BENEATH)
+                adapted.base_model.set_adapter([BENEATH, adapted.active_adapter])
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UsageError(
+                f"Expected an adapter of '{model.name_or_path}' in '{folder}', got: {' '.join(str(error).split())[:200]}; "
+                "name a whole one with --model."
+            ) from error
+    return adapted

@@ -107,7 +107,8 @@ def test_two_ranks_train_what_one_trains(rows: Path, tmp_path: Path) -> None:
         words = [
             sys.executable, "-m", "lightning_ft", "fit", "--model", model, "--data", str(rows), "--devices", str(ranks),
             "--output", str(tmp_path / str(ranks)), "--batch_size", str(batch), "--method", "lisa",
-            "--method.active_layers", "1", "--method.interval", "2", "--method.layer_seed", "1", "--max_steps", "8", "--precision", "fp32",
+            "--method.active_layers", "1", "--method.interval", "2", "--method.layer_seed", "1",
+            "--max_steps", "8", "--precision", "fp32",
             "--verdict_rows", "0", "--log_every", "1", "--learning_rate", "1e-3",
         ]  # fmt: skip
         subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

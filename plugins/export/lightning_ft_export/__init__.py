@@ -1,0 +1,1 @@
+"""Whole models out of adapters. Commands only: the entry points name them."""

@@ -1,0 +1,186 @@
+"""`lightning-ft merge`: an adapter folded into its base model, and how far the merged model is from what was trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lightning_ft.backbone import quiet_peft
+from lightning_ft.cli.parser import add_model, command, given_once
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor, nn
+
+    from lightning_ft.loading import Loaded, Location
+
+Base = Literal["dequantized", "original"]
+TEXTS, LONGEST = 16, 256
+"""Sample texts on which the distance is measured, and their longest in tokens."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the logits of the merged model are from those of base and adapter, over all positions of the sample texts."""
+
+    mean: float
+    """Mean absolute difference."""
+    most: float
+    spread: float
+    """Standard deviation of the logits, to compare with."""
+    same_choice: float
+    """Share of positions with the same most likely token."""
+
+    def sentence(self) -> str:
+        """For the terminal."""
+        return (
+            f"logit distance to base and adapter: mean {self.mean:.2g}, largest {self.most:.2g} (the logits' spread is "
+            f"{self.spread:.2g}); the same most likely token at {self.same_choice:.2%} of the positions"
+        )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the merged model and print the distance."""
+    parser = command(
+        "merge",
+        "Fold an adapter into its base model: a plain model that needs no peft. An adapter that was trained on a quantised base\n"
+        "is never merged into few bits, where rounding would undo what was learned; --base says into which weights instead:\n"
+        "  dequantized  the quantised weights turned back: what was trained, nearly exactly (the default)\n"
+        "  original     the weights before quantisation: the adapter meets a base that it was not trained on",
+        "example: lightning-ft merge runs/support_1 --output support",
+    )
+    add_model(parser)
+    parser.add_argument("--output", metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--base", choices=get_args(Base), help="for adapters of a quantised base; see above")
+    parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], help="of the merged weights; default: that of the base")
+    given = parser.parse_args(argv)
+    model = given_once(given, "model", "lightning-ft merge --model RUN --output FOLDER")
+    if not given.output:
+        raise UsageError("Expected --output, got nothing; type the folder to write after --output.")
+    distance = merge(model, given.output, base=given.base, dtype=given.dtype)
+    print(distance.sentence())
+    print(f"merged: {given.output}")
+    return 0
+
+
+def merge(model: str, output: str | Path, *, base: Base | None = None, dtype: str | None = None) -> Distance:
+    """Write a plain model that does what the adapter does on its base.
+
+    Args:
+        model: An adapter, or the run folder of one.
+        output: A folder that does not exist or is empty.
+        base: Into which weights an adapter of a quantised base goes; None: dequantized.
+        dtype: `fp32`, `bf16` or `fp16`; None: that of the base's weights.
+
+    Raises:
+        UsageError: the model is no adapter, its method cannot be merged, `base` does not apply, or the folder is taken.
+    """
+    import torch
+
+    from lightning_ft.atomic import whole_folder
+    from lightning_ft.loading import load, locate
+
+    where = locate(model)
+    target = Path(output)
+    _check(where, model, target, base)
+    before = load(model)
+    ids = _sample(before)
+    trained = [_logits(before.model, one) for one in ids]
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
+    merged = _merged(before, where, base or "dequantized", named[dtype])
+    distance = _distance(trained, [_logits(merged, one) for one in ids])
+    with whole_folder(target) as folder:
+        merged.save_pretrained(str(folder))
+        before.template.install(before.tokenizer)
+        before.tokenizer.save_pretrained(str(folder))
+        card = f"# {where.base} with the adapter {model} merged into it\n\n{distance.sentence()}.\n"
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return distance
+
+
+def _check(where: Location, model: str, target: Path, base: Base | None) -> None:
+    from lightning_ft.backbone import read_json
+    from lightning_ft.loading import ADAPTER
+
+    if where.adapter is None:
+        raise UsageError(f"Expected --model to be an adapter or the run folder of one; '{model}' is a whole model already.")
+    config = read_json(where.adapter / ADAPTER)
+    kind = str(config.get("peft_type"))
+    if kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"):
+        raise UsageError(
+            f"Expected an adapter that changes weights, got one of type {kind}, which adds inputs; serve the adapter as it is."
+        )
+    if base is not None and where.quantization is None:
+        raise UsageError(f"Expected --base for an adapter of a quantised base, got '{model}' without one; leave --base out.")
+    if where.quantization is not None and base != "original" and config.get("init_lora_weights") in ("pissa", "olora"):
+        raise UsageError(f"Expected an adapter that leaves its base as it is, got one of {config['init_lora_weights']}.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"Expected --output to be a new folder, got '{target}', which is there already; name another.")
+
+
+def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | None) -> Any:
+    """The plain model: adapter and base as loaded, or the adapter upon a base of full precision."""
+    from lightning_ft.loading import load, with_adapter
+
+    adapted = before.model
+    if where.quantization is not None:
+        assert where.adapter is not None
+        plain = load(where.base).model
+        if base == "dequantized":
+            _turn_back(adapted.unload(), plain)
+        adapted = with_adapter(plain, where.adapter)
+    if dtype is not None:
+        adapted.to(dtype)
+    with quiet_peft():
+        return adapted.merge_and_unload(safe_merge=True)
+
+
+def _turn_back(quantised: nn.Module, plain: nn.Module) -> None:
+    """Give the plain model the weights that the quantised one computes with."""
+    from peft.utils.integrations import dequantize_bnb_weight
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in quantised.named_modules():
+        if not hasattr(getattr(module, "weight", None), "quant_state") and type(module).__name__ != "Linear8bitLt":
+            continue
+        stored: Any = module
+        weight = dequantize_bnb_weight(stored.weight, state=getattr(stored, "state", None))
+        twin = plain.get_submodule(name)
+        own = plain.get_parameter(f"{name}.weight")
+        own.data.copy_(weight.t() if isinstance(twin, Conv1D) else weight)
+
+
+def _sample(loaded: Loaded) -> list[Tensor]:
+    """(1, T) token ids of the texts that are shipped with the package."""
+    import torch
+
+    from lightning_ft.loading import embedded_folder
+
+    rows = (embedded_folder().parent / "data" / "chat.jsonl").read_text(encoding="utf-8").splitlines()[:TEXTS]
+    texts = [" ".join(message["content"] for message in json.loads(row)["messages"]) for row in rows]
+    longest = min(LONGEST, getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST)
+    return [torch.tensor([loaded.tokenizer(text)["input_ids"][:longest]], device=loaded.model.device) for text in texts]
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    """(T, V) float32."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
+    return found
+
+
+def _distance(trained: list[Tensor], merged: list[Tensor]) -> Distance:
+    import torch
+
+    one, other = torch.cat(trained), torch.cat(merged)
+    apart = (one - other).abs()
+    same = (one.argmax(-1) == other.argmax(-1)).double().mean()
+    return Distance(float(apart.mean()), float(apart.max()), float(one.std()), float(same))
