@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 AGAIN = "copy the folder again from where the model came from"
+DROPOUT = re.compile(r"(?!classifier|layer).*(dropout|pdrop)")
+"""Names under which layers keep the probability of a dropout."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -188,6 +192,30 @@ def checkpoint_activations(model: Any) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:  # before transformers 5.23
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give every dropout of the model this probability: its `nn.Dropout` modules, and what layers keep as a number.
+
+    The config, which is saved with the model, is left as it is: whoever trains the result on decides anew. Whole layers that
+    are dropped, and heads of classifiers, are left alone too.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    from torch import nn
+
+    found = 0
+    for module in model.modules():
+        kept = ["p"] if isinstance(module, nn.Dropout) else []
+        kept += [name for name, value in vars(module).items() if type(value) in (int, float) and DROPOUT.fullmatch(name)]
+        for name in kept:
+            setattr(module, name, probability)
+        found += len(kept)
+    if not found:
+        raise UsageError(
+            f"Expected a model with dropouts for --dropout, got {type(model).__name__}, which has none; leave --dropout out."
+        )
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ class Objective(ABC):
     """Whether this objective is taken when none is named."""
     examples: ClassVar[tuple[type[Example], ...]] = (Conversation, Text)
     """The example types that it can train on."""
+    smooths: ClassVar[bool] = False
+    """Whether its call takes the keyword `label_smoothing`; where it does not, `--label_smoothing` is refused."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
