@@ -44,7 +44,6 @@ class SFT(Objective):
 
     name: ClassVar[str] = "sft"
     default: ClassVar[bool] = True
-    smooths: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossOutput:
         """One term, counted in supervised tokens."""

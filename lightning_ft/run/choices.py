@@ -44,7 +44,7 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
     """
     method = instance("method", config.method, registry)
     objective = instance("objective", config.objective, registry)
-    if config.label_smoothing and not objective.smooths:
+    if config.label_smoothing and not objective.smooths():
         raise UsageError(
             f"Expected --objective to be one that smooths labels with --label_smoothing, got {objective.name}, which has none; "
             "leave --label_smoothing out."
