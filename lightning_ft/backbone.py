@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 import json
 import re
 import sys
@@ -197,8 +199,8 @@ def checkpoint_activations(model: Any) -> None:
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Give every dropout of the model this probability: its `nn.Dropout` modules, and what layers keep as a number.
 
-    The config, which is saved with the model, is left as it is: whoever trains the result on decides anew. Whole layers that
-    are dropped, and heads of classifiers, are left alone too.
+    The config, which is saved with the model, is left as it is: whoever trains the result on decides anew. Layers that ask it
+    at every pass (as Falcon's do) get a copy of their own. Layer drop and the heads of classifiers are no dropout here.
 
     Raises:
         UsageError: the model has none.
@@ -211,11 +213,25 @@ def set_dropout(model: nn.Module, probability: float) -> None:
         kept += [name for name, value in vars(module).items() if type(value) in (int, float) and DROPOUT.fullmatch(name)]
         for name in kept:
             setattr(module, name, probability)
-        found += len(kept)
+        asked = _asked_of_config(module)
+        if asked:
+            module.config = copy.copy(module.config)
+            vars(module.config).update(dict.fromkeys(asked, probability))
+        found += len(kept) + len(asked)
     if not found:
         raise UsageError(
             f"Expected a model with dropouts for --dropout, got {type(model).__name__}, which has none; leave --dropout out."
         )
+
+
+def _asked_of_config(module: nn.Module) -> list[str]:
+    """Names of the dropouts that a layer's forward reads from its config."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if code is None or "config" not in code.co_names or not hasattr(module, "config"):
+        return []
+    return [
+        name for name in code.co_names if DROPOUT.fullmatch(name) and type(getattr(module.config, name, None)) in (int, float)
+    ]
 
 
 @contextlib.contextmanager
