@@ -60,7 +60,7 @@ def stopped_at(values: Sequence[float], mode: str, patience: int, threshold: flo
     ],
 )
 def test_early_stopping_and_the_best_model_by_a_measurement_of_ones_own(
-    tiny_fit: TinyFit, values: list[float], mode: str, patience: int, threshold: float, stop: int, best: int
+    tiny_fit: TinyFit, capsys: Any, values: list[float], mode: str, patience: int, threshold: float, stop: int, best: int
 ) -> None:
     assert stopped_at(values, mode, patience, threshold) == stop, "by hand and by the rule"
     seen = tiny_fit(
@@ -68,6 +68,8 @@ def test_early_stopping_and_the_best_model_by_a_measurement_of_ones_own(
         early_stopping_threshold=threshold, trainer={"callbacks": [Scripted(values)]},
     )  # fmt: skip
     assert seen.run.record["steps"] == stop
+    said = f"did not improve in the last {patience} records. Best score: "
+    assert (said in capsys.readouterr().err) == (stop < len(values))
     assert seen.run.record["best_step"] == best
     assert sorted(map(step_of, checkpoints(seen.run.folder))) == sorted({best, stop})
     assert (seen.run.folder / "best_model").is_dir()
@@ -130,6 +132,7 @@ def test_how_often_what_is_done(tiny_fit: TinyFit) -> None:
     for line in seen.run.metrics:
         if "loss" in line:
             since = {4: 0, 8: 4, 10: 8}[line["step"]]
+            assert line["learning_rate"] == seen.rates[line["step"] - 1], "of this step, not of the next"
             assert line["loss"] == pytest.approx(sum(seen.losses[since : line["step"]]) / (line["step"] - since), rel=1e-5)
 
 

@@ -170,11 +170,26 @@ class Saver(L.Callback):
                 trainer.strategy.remove_checkpoint(folder)
 
 
-def early_stopping(config: TrainingConfig, patience: int) -> EarlyStopping:
-    """Stops after `patience` validations none of which was better than the best before by more than the threshold."""
-    monitor = Monitor.of(config.monitor, config.monitor_mode)
-    # Not strict: the Saver says in one sentence what is missing.
-    return EarlyStopping(monitor.name, config.early_stopping_threshold, patience, mode=monitor.mode, strict=False)
+class Patience(EarlyStopping):
+    """Stops after so many validations none of which was better than the best before by more than the threshold.
+
+    Args:
+        config: The run's options.
+        patience: So many.
+        say: Prints the line that tells why the run ends.
+    """
+
+    def __init__(self, config: TrainingConfig, patience: int, say: Callable[[str], None]) -> None:
+        monitor = Monitor.of(config.monitor, config.monitor_mode)
+        # Not strict: the Saver says in one sentence what is missing.
+        super().__init__(monitor.name, config.early_stopping_threshold, patience, mode=monitor.mode, strict=False)
+        self.say = say
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so."""
+        if self.stopping_reason_message:
+            why = self.stopping_reason_message.replace("Signaling Trainer to stop", f"Stopped after step {trainer.global_step}")
+            self.say(f"early stopping: {why}")
 
 
 class Recorder(L.Callback):
@@ -195,7 +210,7 @@ class Recorder(L.Callback):
         self.path = path
         self.say = say
         self._reset()
-        self._began = 0.0
+        self._began = self._rate = 0.0
         self._first = 0
 
     def _reset(self) -> None:
@@ -227,8 +242,9 @@ class Recorder(L.Callback):
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Step, batch_idx: int) -> None:
-        """Start the step's clock."""
+        """Start the step's clock, and note its learning rate."""
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # after the step it is that of the next
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
@@ -271,7 +287,7 @@ class Recorder(L.Callback):
             "step": step,
             "epoch": round(self.schedule.epoch_of(step), 4),
             "loss": float(_reduce(trainer, self._loss)) / self._steps,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._rate,
             "grad_norm": float(module.grad_norm),
             "tokens_per_second": round(tokens / self._seconds, 1),
             "supervised_tokens_per_second": round(self._supervised / self._seconds, 1),

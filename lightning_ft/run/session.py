@@ -231,7 +231,7 @@ class Session:
         from lightning.pytorch.callbacks import Callback, RichProgressBar
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        from lightning_ft.run.callbacks import Recorder, Saver, early_stopping
+        from lightning_ft.run.callbacks import Patience, Recorder, Saver
         from lightning_ft.run.checkpoint import FolderCheckpoint
         from lightning_ft.run.preflight import Preflight
         from lightning_ft.run.trainer_arguments import trainer_arguments
@@ -247,7 +247,7 @@ class Session:
             callbacks.insert(0, Preflight(self.data, path, config.save_every, self._estimated))
         if config.early_stopping:
             # Before the Saver, so that its decision is in the checkpoint of the same step.
-            callbacks.insert(0, early_stopping(config, config.early_stopping))
+            callbacks.insert(0, Patience(config, config.early_stopping, self.say))
         if bar:
             callbacks.append(RichProgressBar())
         self.writer = ModelWriter(lambda: self.module.model, self.tokenizer, self.template, config, self._facts())
