@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 import json
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,12 +21,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lightning_ft.quantization import Quantization
 
 
 AGAIN = "copy the folder again from where the model came from"
+DROPOUT = re.compile(r"(?!classifier|layer).*(dropout|pdrop)")
+"""Names under which layers keep the probability of a dropout."""
+NOTICES = (
+    "Failed to load the CUDA ext", "Setting boft_n_butterfly", "Unsupported layer type '.*Norm'",
+    "fan_in_fan_out is set to False but",
+)  # fmt: skip
+"""Beginnings of peft's warnings that users can do nothing about."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -200,6 +211,44 @@ def checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give every dropout of the model this probability: its `nn.Dropout` modules, and what layers keep as a number.
+
+    The config, which is saved with the model, is left as it is: whoever trains the result on decides anew. Layers that ask it
+    at every pass (as Falcon's do) get a copy of their own. Layer drop and the heads of classifiers are no dropout here.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    from torch import nn
+
+    found = 0
+    for module in model.modules():
+        kept = ["p"] if isinstance(module, nn.Dropout) else []
+        kept += [name for name, value in vars(module).items() if type(value) in (int, float) and DROPOUT.fullmatch(name)]
+        for name in kept:
+            setattr(module, name, probability)
+        asked = _asked_of_config(module)
+        if asked:
+            module.config = copy.copy(module.config)
+            vars(module.config).update(dict.fromkeys(asked, probability))
+        found += len(kept) + len(asked)
+    if not found:
+        raise UsageError(
+            f"Expected a model with dropouts for --dropout, got {type(model).__name__}, which has none; leave --dropout out."
+        )
+
+
+def _asked_of_config(module: nn.Module) -> list[str]:
+    """Names of the dropouts that a layer's forward reads from its config."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if code is None or "config" not in code.co_names or not hasattr(module, "config"):
+        return []
+    return [
+        name for name in code.co_names if DROPOUT.fullmatch(name) and type(getattr(module.config, name, None)) in (int, float)
+    ]
+
+
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
     """Without those of peft's notices that users can do nothing about.
@@ -208,7 +257,12 @@ def quiet_peft() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
-        for notice in ("Failed to load the CUDA ext", "Setting boft_n_butterfly", "Unsupported layer type '.*Norm'"):
+        for notice in (
+            "Failed to load the CUDA ext",
+            "Setting boft_n_butterfly",
+            "Unsupported layer type '.*Norm'",
+            "fan_in_fan_out is",
+        ):
             warnings.filterwarnings("ignore", message=notice, category=UserWarning)
         yield
 

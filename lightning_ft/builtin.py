@@ -45,11 +45,11 @@ class SFT(Objective):
     name: ClassVar[str] = "sft"
     default: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
+    def __call__(self, model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossOutput:
         """One term, counted in supervised tokens."""
         from lightning_ft.engine.loss import token_loss
 
-        total, count = token_loss(model, batch)
+        total, count = token_loss(model, batch, label_smoothing)
         return LossOutput({"nll": LossTerm(total, count)})
 
 

@@ -13,19 +13,31 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.monitor import Mode, check_monitor
 from lightning_ft.quantization import ComputeType, Format, wanted
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OnError = Literal["fail", "skip"]
 Packing = Literal["auto", "on", "off"]
-Schedule = Literal["linear", "cosine", "constant"]
+Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "inverse_sqrt", "wsd"]
+DecayShape = Literal["linear", "cosine", "1-sqrt"]
 POSITIVE = (
     "epochs", "accumulate", "log_every", "max_new_tokens", "batch_size", "batch_tokens", "max_steps", "max_length",
-    "learning_rate", "eval_every", "early_stopping", "mix_temperature", "stream",
+    "learning_rate", "eval_every", "early_stopping", "mix_temperature", "stream", "eval_batch_size", "lr_cycles", "lr_decay",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "warmup", "weight_decay", "max_grad_norm", "save_every", "keep_best", "workers", "max_lost", "verdict_rows", "seed",
+    "early_stopping_threshold", "neftune_noise_alpha", "label_smoothing", "dropout", "lr_min",
 )  # fmt: skip
+SHARES = ("label_smoothing", "dropout", "lr_min")
+"""Options that stay below 1."""
+READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "lr_cycles": ("lr_scheduler", ("cosine_with_restarts",)),
+    "lr_decay": ("lr_scheduler", ("wsd",)),
+    "lr_decay_shape": ("lr_scheduler", ("wsd",)),
+    "lr_min": ("lr_scheduler", ("linear", "cosine", "cosine_with_restarts", "wsd")),
+}
+"""Options that only some values of another option read."""
 WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
 """Types of options as messages name them."""
 NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
@@ -83,16 +95,32 @@ class TrainingConfig:
     """Most tokens (padding included) of a micro-batch; with `batch_size` None this also sets the rows per step."""
     accumulate: int = 1
     """Micro-batches per rank and optimiser step."""
+    eval_batch_size: int | None = None
+    """Rows of a validation batch, which change nothing but memory and time; None: as many as have 8192 tokens."""
     learning_rate: float | None = None
     """Peak learning rate; None: 2e-4 where adapters train, 2e-5 where base weights do."""
     lr_scheduler: Schedule = "cosine"
-    """Decay after the warm-up, to zero for linear and cosine."""
+    """What follows the warm-up: constant, linear, cosine, cosine_with_restarts, inverse_sqrt, or wsd (stable, then decay)."""
     warmup: float = 0.03
     """Warm-up: a share of all steps if below 1, else a number of steps."""
+    lr_cycles: int = 2
+    """Cosines of cosine_with_restarts, each beginning at the peak."""
+    lr_decay: float = 0.2
+    """Decay of wsd, at the end of the run: a share of all steps if below 1, else a number of steps."""
+    lr_decay_shape: DecayShape = "1-sqrt"
+    """Shape of the decay of wsd: linear, cosine or 1-sqrt."""
+    lr_min: float = 0.0
+    """Where a decay ends, as a share of the peak."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; norms and biases have none."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0: never."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over the vocabulary, in training; validation and verdict have none."""
+    neftune_noise_alpha: float | None = None
+    """Noise on the embeddings in training: uniform in +-alpha / sqrt(tokens of the document * width); None: none."""
+    dropout: float | None = None
+    """Probability of the model's own dropouts (attention, residual, embedding); None: as its config says."""
     max_length: int | None = None
     """Longest row in tokens; None: the model's context, at most 2048."""
     packing: Packing = "auto"
@@ -106,9 +134,14 @@ class TrainingConfig:
     keep_best: int = 1
     """How many checkpoints are kept beside the newest, best first."""
     monitor: str = "val_loss"
-    """What `keep_best`, `best_model` and `early_stopping` look at (lower is better)."""
+    """What `keep_best`, `best_model` and `early_stopping` look at: val_loss, val_token_accuracy, val_loss/FILE with several
+    files, or what a callback of yours logs."""
+    monitor_mode: Mode = "auto"
+    """Which way `monitor` is better, min or max; auto: known of what validation measures."""
     early_stopping: int | None = None
     """Validations without improvement after which training stops; None: never."""
+    early_stopping_threshold: float = 0.0
+    """An improvement counts for `early_stopping` where it is larger than this."""
     precision: Precision = "auto"
     """auto: bf16 where the hardware computes it fast, else fp32."""
     quantize: Format | None = None
@@ -170,6 +203,8 @@ class TrainingConfig:
             _check_number(name, getattr(self, name), above=0)
         for name in NOT_NEGATIVE:
             _check_number(name, getattr(self, name), least=0)
+        for name in SHARES:
+            _check_number(name, getattr(self, name), below=1)
         for name, column in self.columns.items():
             if not (isinstance(name, str) and isinstance(column, str) and name and column):
                 raise UsageError(f"Expected --columns to be names with columns, as {{prompt: question}}; got {self.columns!r}.")
@@ -190,12 +225,23 @@ class TrainingConfig:
             raise UsageError(
                 f"Expected --name to be the name of a folder under runs/; got '{self.name}': use --output for a path."
             )
-        if self.monitor != "val_loss" and not self.trainer.get("callbacks"):
-            raise UsageError(f"Expected --monitor to be val_loss, which every validation measures; got '{self.monitor}'.")
+        self._check_readers()
+        check_monitor(self)
         if len(self.split) not in (2, 3) or min(self.split) < 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
             raise UsageError(f"Expected --split to be 2 or 3 shares that add up to 1, as [0.8,0.1,0.1]; got {self.split}.")
         if self.trust_remote_code and not self.revision:
             raise UsageError("Expected --revision with --trust_remote_code, to pin the code that runs; got none.")
+
+    def _check_readers(self) -> None:
+        """Refuse an option that nothing would read."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name, (other, values) in READ_WITH.items():
+            if getattr(self, name) != defaults[name] and (got := getattr(self, other)) not in values:
+                raise UsageError(
+                    f"Expected --{other} {' or '.join(values)} with --{name}, which nothing else reads; got {got}."
+                )
+        if self.early_stopping_threshold and self.early_stopping is None:
+            raise UsageError("Expected --early_stopping with --early_stopping_threshold, which nothing else reads; got none.")
 
     def _check_stream(self) -> None:
         if self.max_steps is None:
@@ -305,10 +351,14 @@ def _words(kind: Any) -> str:
     return f"a list, each {WORDS[get_args(kind)[0]]}" if origin is list else WORDS[origin]
 
 
-def _check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
+def _check_number(
+    name: str, value: Any, *, above: float | None = None, least: float | None = None, below: float | None = None
+) -> None:
     if value is None:
         return
     if above is not None and value <= above:
         raise UsageError(f"Expected --{name} to be above {above}; got {value}.")
     if least is not None and value < least:
         raise UsageError(f"Expected --{name} to be at least {least}; got {value}.")
+    if below is not None and value >= below:
+        raise UsageError(f"Expected --{name} to be below {below}; got {value}.")

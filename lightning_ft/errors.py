@@ -66,9 +66,13 @@ class RunInterruptedError(LightningFTError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` (with a leading space) for the nearest known name, or an empty string."""
+    """` Did you mean 'x'?` (with a leading space) for the nearest known name, or an empty string.
+
+    Nearest are names that begin so, as `learn` is rather half of `learning_rate` than a slip of `lr_min`.
+    """
     options = {option.lower(): option for option in known}
-    close = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.6)
+    begun = [option for option in options if len(name) > 3 and option.startswith(name.lower())]
+    close = difflib.get_close_matches(name.lower(), begun or options, n=1, cutoff=0.0 if begun else 0.6)
     return f" Did you mean '{options[close[0]]}'?" if close else ""
 
 

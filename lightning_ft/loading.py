@@ -164,7 +164,7 @@ def with_adapter(model: Any, folder: Path) -> Any:
 
     with quiet_peft():
         try:
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
             if (folder / BENEATH / ADAPTER).is_file():
                 adapted.load_adapter(str(folder / BENEATH), adapter_name=BENEATH)
                 adapted.base_model.set_adapter([BENEATH, adapted.active_adapter])

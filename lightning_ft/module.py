@@ -7,6 +7,7 @@ pass, each micro-batch adds `sum / total`, and nothing is ever half done when a 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ from torch.distributed.tensor import DTensor
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
+from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
 from lightning_ft.errors import TrainingError, UsageError
+from lightning_ft.monitor import LOSS, TOKEN_ACCURACY, of_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -70,6 +73,7 @@ class FineTuner(L.LightningModule):
         """Folder of an adapter to go on training from."""
         usual = method.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
         self.learning_rate = config.learning_rate or usual
+        self.noise: EmbeddingNoise | None = None
         self.grad_norm = torch.zeros(())
         self.step_loss = torch.zeros(())
         self.counted: dict[str, Tensor] = {}
@@ -96,6 +100,8 @@ class FineTuner(L.LightningModule):
             check_same_adapter(self.model, self.start_from, self.method.schedule)
             load_trained(self.model, self.method, self.start_from)
         fuse_norms(self.model)
+        if self.config.neftune_noise_alpha:
+            self.noise = EmbeddingNoise(self.model, self.config.neftune_noise_alpha)
         self.model.train()
         self._ready = True
 
@@ -146,7 +152,9 @@ class FineTuner(L.LightningModule):
     def _micro_loss(self, batch: Batch, step: Step) -> Tensor:
         """This micro-batch's part of the step's loss, times the number of ranks because DDP averages gradients."""
         batch = self.objective.prepare(self.model, batch)
-        output = self.objective(self.model, batch)
+        smoothing = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}
+        with contextlib.nullcontext() if self.noise is None else self.noise.on(batch):
+            output = self.objective(self.model, batch, **smoothing)
         loss = torch.zeros((), device=self.device)
         for term in output.terms.values():
             loss = loss + term.weight * term.sum / step.totals[term.per]
@@ -229,20 +237,18 @@ class FineTuner(L.LightningModule):
         assert isinstance(sums, Tensor)
         (nll, tokens, correct), *of_sources = sums.tolist()
         # Not to the loggers: Lightning would write it one step early; the Recorder writes it.
-        self.log("val_loss", nll / max(1.0, tokens), prog_bar=True, logger=False, rank_zero_only=False)
-        self.log("val_token_accuracy", correct / max(1.0, tokens), logger=False)
+        self.log(LOSS, nll / max(1.0, tokens), prog_bar=True, logger=False, rank_zero_only=False)
+        self.log(TOKEN_ACCURACY, correct / max(1.0, tokens), logger=False)
         for name, (nll, tokens, _) in zip(self.sources, of_sources, strict=True):
-            self.log(f"val_loss/{name}", nll / max(1.0, tokens), logger=False)
+            self.log(of_source(name), nll / max(1.0, tokens), logger=False)
 
     # ---- optimiser ----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the method's groups, and a schedule over steps that we counted ourselves."""
-        groups = self.method.param_groups(self.model, self.learning_rate)
-        if groups is None:
-            groups = optim.param_groups(self.model, self.config.weight_decay)
-        for group in groups:
-            group.setdefault("weight_decay", self.config.weight_decay)
+        own = self.method.param_groups(self.model, self.learning_rate)
+        decay = self.config.weight_decay
+        groups = optim.param_groups(self.model, decay) if own is None else optim.decayed(own, decay)
         options = dict(self.optimizer_options)
         if "fused" in inspect.signature(self.optimizer_class).parameters:
             options.setdefault("fused", True)
@@ -250,7 +256,11 @@ class FineTuner(L.LightningModule):
             optimizer = self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
         except (TypeError, ValueError) as error:
             raise UsageError(f"Optimiser {self.optimizer_class.__name__} refused its options: {error}.") from error
-        factor = optim.multiplier(self.config.lr_scheduler, self.total_steps, self.config.warmup)
+        c = self.config
+        factor = optim.multiplier(
+            c.lr_scheduler, self.total_steps, c.warmup, cycles=c.lr_cycles, decay=c.lr_decay, shape=c.lr_decay_shape,
+            least=c.lr_min,
+        )  # fmt: skip
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

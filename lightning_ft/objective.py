@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -31,7 +32,15 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
-        """The loss terms of one micro-batch."""
+        """The loss terms of one micro-batch.
+
+        One that can smooth labels takes the keyword `label_smoothing: float = 0.0`, too.
+        """
+
+    @classmethod
+    def smooths(cls) -> bool:
+        """Whether its call takes that keyword; where it does not, `--label_smoothing` is refused."""
+        return "label_smoothing" in inspect.signature(cls.__call__).parameters
 
     def prepare(self, model: nn.Module, batch: Batch) -> Batch:
         """Add to the batch what must be computed without gradient first (reference log-probabilities, rollouts)."""

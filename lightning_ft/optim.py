@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_ft.config import Schedule
+    from lightning_ft.config import DecayShape, Schedule
+
+TIMESCALE = 10_000
+"""Steps in which `inverse_sqrt` falls by a factor of sqrt(2) where no warm-up says how many."""
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+    "1-sqrt": lambda x: 1 - math.sqrt(x),
+}
+"""From 1 at the beginning to 0 at the end of a decay, by the share of it that is done."""
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -35,27 +44,81 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def decayed(groups: Iterable[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """A method's own groups, of which those that say nothing of weight decay are parted into matrices and vectors."""
+    out = []
+    for group in groups:
+        if "weight_decay" in group:
+            out.append(group)
+            continue
+        for vectors, decay in ((False, weight_decay), (True, 0.0)):
+            params = [p for p in group["params"] if (p.ndim < 2) == vectors]
+            out += [group | {"params": params, "weight_decay": decay}] if params else []
+    return out
+
+
 def warmup_steps(warmup: float, total: int) -> int:
     """`warmup` is a share of all steps if below 1, else a number of steps; never all of them."""
-    steps = math.ceil(warmup * total) if warmup < 1 else int(warmup)
-    return min(steps, max(0, total - 1))
+    return min(_steps(warmup, total), max(0, total - 1))
 
 
-def multiplier(schedule: Schedule, total: int, warmup: float) -> Callable[[int], float]:
-    """The factor on the learning rate at each step: linear warm-up, then the decay, zero after the last step.
+def _steps(given: float, total: int) -> int:
+    """A share of all steps if below 1, else a number of steps."""
+    return math.ceil(given * total) if given < 1 else int(given)
 
-    With w warm-up steps and T steps in all: (s + 1) / (w + 1) for s < w; then, with x = (s - w) / (T - w), 1 - x
-    (linear), (1 + cos(pi x)) / 2 (cosine; Loshchilov and Hutter 2017, eq. 5 without restarts) or 1 (constant).
+
+def multiplier(
+    schedule: Schedule, total: int, warmup: float, *, cycles: int = 2, decay: float = 0.2, shape: DecayShape = "1-sqrt",
+    least: float = 0.0,
+) -> Callable[[int], float]:  # fmt: skip
+    """The factor on the learning rate at each step: linear warm-up, then what the schedule says, up to a floor.
+
+    With w warm-up steps and T steps in all, step s = 0, 1 ... has (s + 1) / (w + 1) for s < w. Then, with the share
+    x = (s - w) / (T - w) of the steps after the warm-up, f is
+
+    - `constant`: 1
+    - `linear`: 1 - x
+    - `cosine`: (1 + cos(pi x)) / 2 (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5 without restarts)
+    - `cosine_with_restarts`: (1 + cos(pi (c x mod 1))) / 2 in c cycles of one length (the same, with T_mult = 1)
+    - `inverse_sqrt`: sqrt(t / (s - w + t)) with t = w, or 10,000 without a warm-up (Vaswani et al. 2017,
+      arXiv:1706.03762, eq. 3, over its peak)
+    - `wsd`: 1 until the last d steps, then 1 - y, (1 + cos(pi y)) / 2 or 1 - sqrt(y) of their share y = (s - T + d) / d
+      (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395, section 4; the last shape and d = T / 5: Haegele et al.
+      2024, arXiv:2405.18392, section 3)
+
+    and the factor `least` + (1 - `least`) f: after the last step it is `least` wherever something decays to an end. After the
+    warm-up these are transformers' schedules of the same names.
+
+    Args:
+        schedule: one of these names.
+        total: T.
+        warmup: as for `warmup_steps`.
+        cycles: c.
+        decay: d as a share of all steps if below 1, else as a number of steps; at most all after the warm-up.
+        shape: of the decay of `wsd`.
+        least: the floor, as a share of the peak.
     """
     warm = warmup_steps(warmup, total)
+    rest = max(1, total - warm)
+    falling = max(1, min(rest, _steps(decay, total)))
 
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        x = min(1.0, (step - warm) / max(1, total - warm))
-        return {"linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2, "constant": 1.0}[schedule]
+    def after_warmup(step: int) -> float:
+        """f, at so many steps after the warm-up."""
+        if schedule == "constant":
+            return 1.0
+        if schedule == "inverse_sqrt":
+            scale = warm or TIMESCALE
+            return math.sqrt(scale / (step + scale))
+        if step >= rest:
+            return 0.0
+        if schedule == "wsd":
+            return DECAYS[shape](max(0, step - rest + falling) / falling)
+        if schedule == "cosine_with_restarts":
+            # In whole numbers: c x in floating point may stop short of a restart, which then has the end of a cycle.
+            return DECAYS["cosine"](cycles * step % rest / rest)
+        return DECAYS[schedule](step / rest)
 
-    return factor
+    return lambda step: (step + 1) / (warm + 1) if step < warm else least + (1 - least) * after_warmup(step - warm)
 
 
 def _buckets(grads: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -12,6 +12,8 @@ from lightning_ft.errors import did_you_mean
         ("zzz", ["LoRA", "prefix"], ""),
         ("lora", [], ""),
         ("epoch", iter(["epochs", "eval_every"]), " Did you mean 'epochs'?"),
+        ("learn", ["lr_min", "learning_rate", "learning_rate_of_heads"], " Did you mean 'learning_rate'?"),
+        ("lr", ["lr_min", "learning_rate"], ""),
     ],
 )
 def test_did_you_mean(name: str, known: list[str], expected: str) -> None:

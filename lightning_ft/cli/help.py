@@ -24,12 +24,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "packing", "stream", "on_error", "max_lost",
     ),
     "What trains, and how": (
-        "method", "objective", "optimizer", "learning_rate", "lr_scheduler", "warmup", "weight_decay", "max_grad_norm",
+        "method", "objective", "optimizer", "learning_rate", "lr_scheduler", "warmup", "lr_cycles", "lr_decay",
+        "lr_decay_shape", "lr_min", "weight_decay", "max_grad_norm", "label_smoothing", "neftune_noise_alpha", "dropout",
     ),
-    "How long, and how much at once": ("epochs", "max_steps", "batch_size", "batch_tokens", "accumulate"),
+    "How long, and how much at once": ("epochs", "max_steps", "batch_size", "batch_tokens", "accumulate", "eval_batch_size"),
     "Checks and records": (
-        "metrics", "eval_every", "save_every", "log_every", "keep_best", "monitor", "early_stopping", "verdict_rows",
-        "max_new_tokens", "preflight",
+        "metrics", "eval_every", "save_every", "log_every", "keep_best", "monitor", "monitor_mode", "early_stopping",
+        "early_stopping_threshold", "verdict_rows", "max_new_tokens", "preflight",
     ),
     "Machine": (
         "precision", "quantize", "double_quant", "compute_dtype", "strategy", "devices", "workers",

@@ -66,11 +66,12 @@ class FineTuneData(L.LightningDataModule):
         workers: Processes that collate in the background.
         eval_every: Steps between validations.
         stream: Where the steps after the first shard come from.
+        eval_rows: Most rows of an evaluation batch; None: as many as have `VALIDATION_TOKENS`.
     """
 
     def __init__(
         self, tables: Mapping[Split, EncodedTable], schedule: Schedule, pad_id: int, *, workers: int = 0, eval_every: int = 1,
-        stream: Stream | None = None,
+        stream: Stream | None = None, eval_rows: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.stream = stream
@@ -80,6 +81,7 @@ class FineTuneData(L.LightningDataModule):
         self.pad_id = pad_id
         self.workers = workers
         self.eval_every = eval_every
+        self.eval_rows = eval_rows
 
     @property
     def has_validation(self) -> bool:
@@ -137,12 +139,12 @@ class FineTuneData(L.LightningDataModule):
         )
 
     def validation_plan(self, split: Split = "validation", rank: int = 0, world_size: int = 1) -> list[tuple[int, ...]]:
-        """Row indices of each evaluation batch of a rank: like lengths together, bounded in tokens."""
+        """Row indices of each evaluation batch of a rank: like lengths together, bounded in rows or in tokens."""
         lengths = self.tables[split].lengths
         order = np.argsort(-lengths, kind="stable").tolist()
         batches: list[list[int]] = []
         for i in order:
-            if batches and (len(batches[-1]) + 1) * int(lengths[batches[-1][0]]) <= VALIDATION_TOKENS:
+            if batches and len(batches[-1]) < (self.eval_rows or VALIDATION_TOKENS // int(lengths[batches[-1][0]])):
                 batches[-1].append(i)
             else:
                 batches.append([i])

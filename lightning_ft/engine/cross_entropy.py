@@ -6,7 +6,12 @@ For hidden states `h` (N, D), weight `W` (V, D), bias `b` (V,) and targets `y` (
     nll_i = log sum_v exp(z_iv) - z_{i, y_i}
     d nll_i / d z_iv = softmax(z_i)_v - [v = y_i]
 
-so that the gradient of a chunk is known as soon as its logits are: at most `chunk` rows of logits exist at a time.
+so that the gradient of a chunk is known as soon as its logits are: at most `chunk` rows of logits exist at a time. With label
+smoothing e (Szegedy et al. 2016, arXiv:1512.00567, section 7), in training only, the target is spread over the vocabulary:
+
+    nll_i = log sum_v exp(z_iv) - (1 - e) z_{i, y_i} - e / V sum_v z_iv
+    d nll_i / d z_iv = softmax(z_i)_v - (1 - e) [v = y_i] - e / V
+
 The idea is that of the fused linear cross entropy of Liger Kernel (arXiv 2410.10989, section 3.2).
 """
 
@@ -80,6 +85,7 @@ def chunked_nll(
     into: Gradients | None = None,
     row_weights: Tensor | None = None,
     hits: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Negative log-likelihood of each target, (N,) in nats, without any graph.
 
@@ -93,6 +99,7 @@ def chunked_nll(
         into: where to put the gradients of `sum_i row_weights_i nll_i`.
         row_weights: (N,); None: all 1.
         hits: (N,) bool, set to whether the most likely token was the target.
+        smoothing: e.
     """
     device = hidden.device.type
     dtype = weight.dtype
@@ -104,7 +111,7 @@ def chunked_nll(
         bias = None if bias is None else bias.to(dtype)
         most = chunk or default_chunk(weight.shape[0], hidden.device)
         size = _even(len(targets), most if products is None else min(most, ROWS))
-        logits = _Logits(size, weight, bias, cap, products)
+        logits = _Logits(size, weight, bias, cap, products, smoothing)
         nll = torch.empty(len(targets), dtype=logits.wide.dtype, device=hidden.device)
         for start in range(0, len(targets), size):
             rows = slice(start, start + size)
@@ -126,7 +133,10 @@ def _even(positions: int, most: int) -> int:
 class _Logits:
     """The logits of one chunk in the type of the products, and of a block of it in the wide type; used for every chunk."""
 
-    def __init__(self, size: int, weight: Tensor, bias: Tensor | None, cap: float | None, products: Reordered | None) -> None:
+    def __init__(
+        self, size: int, weight: Tensor, bias: Tensor | None, cap: float | None, products: Reordered | None, smoothing: float
+    ) -> None:
+        self.smoothing = smoothing
         self.weight, self.bias, self.cap, self.products = weight, bias, cap, products
         self.low = weight.new_empty(0 if products else size, weight.shape[0])
         self.size = _block(weight.shape[0], size, weight.device)
@@ -164,12 +174,16 @@ class _Logits:
                 top, best = wide.max(-1, keepdim=True)
                 torch.eq(best, chosen, out=hits[rows, None])
             picked = wide.gather(1, chosen)
+            if self.smoothing:
+                picked = (1 - self.smoothing) * picked + self.smoothing * wide.mean(-1, keepdim=True)
             # One kernel for exponentials, sum and quotient; the largest probability is 1 / sum exp(z - top).
             torch.softmax(wide, -1, out=wide)
             nll[rows] = (top - wide.amax(-1, keepdim=True).log() - picked)[:, 0]
             if into is not None:
                 # Weights of rows go to the products: those have D columns, the logits V.
-                wide.scatter_add_(1, chosen, wide.new_full(chosen.shape, -1.0))
+                wide.scatter_add_(1, chosen, wide.new_full(chosen.shape, self.smoothing - 1))
+                if self.smoothing:
+                    wide.sub_(self.smoothing / wide.shape[1])
                 if tanh is not None:
                     wide.mul_(tanh.square_().neg_().add_(1))
                 if into.bias is not None:
@@ -213,11 +227,14 @@ class _Sum(torch.autograd.Function):
         row_weights: Tensor | None,
         cap: float | None,
         chunk: int | None,
+        smoothing: float,
     ) -> Tensor:
         grads = None
         if any(ctx.needs_input_grad[:3]):
             grads = Gradients.like(hidden, weight, bias, ctx.needs_input_grad[:3])
-        nll = chunked_nll(hidden, weight, bias, targets, cap=cap, chunk=chunk, into=grads, row_weights=row_weights)
+        nll = chunked_nll(
+            hidden, weight, bias, targets, cap=cap, chunk=chunk, into=grads, row_weights=row_weights, smoothing=smoothing
+        )
         if grads is not None:
             ctx.save_for_backward(grads.hidden, grads.weight, grads.bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
@@ -233,6 +250,7 @@ class _Sum(torch.autograd.Function):
             hidden,
             None if weight is None else weight.to(ctx.dtypes[0]),
             None if bias is None else bias.to(ctx.dtypes[1]),
+            None,
             None,
             None,
             None,
@@ -299,9 +317,10 @@ def summed_cross_entropy(
     *,
     cap: float | None = None,
     chunk: int | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """`sum_i w_i nll_i` as a scalar with gradient; arguments as for `chunked_nll`."""
-    loss: Tensor = _Sum.apply(hidden, weight, bias, targets, row_weights, cap, chunk)  # type: ignore[no-untyped-call]  # of torch
+    loss: Tensor = _Sum.apply(hidden, weight, bias, targets, row_weights, cap, chunk, smoothing)  # type: ignore[no-untyped-call]  # of torch
     return loss
 
 

@@ -59,9 +59,12 @@ def supervised(batch: Batch) -> Supervised:
     return Supervised(index, flat[index], weights)
 
 
-def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The batch's loss as `(sum_i w_i nll_i, sum_i w_i)` over its supervised tokens; the first has the gradient."""
-    return _token_loss(model, batch, head_path(model))
+def token_loss(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The batch's loss as `(sum_i w_i nll_i, sum_i w_i)` over its supervised tokens; the first has the gradient.
+
+    With label `smoothing` e, nll_i is (1 - e) times the target's plus e times the mean over the vocabulary.
+    """
+    return _token_loss(model, batch, head_path(model), smoothing)
 
 
 def token_logps(model: nn.Module, batch: Batch) -> Tensor:
@@ -150,16 +153,16 @@ def _rounded(chosen: Supervised) -> Supervised:
     return Supervised(index, targets, F.pad(weights, (0, extra)))
 
 
-def _token_loss(model: nn.Module, batch: Batch, path: HeadPath) -> tuple[Tensor, Tensor]:
+def _token_loss(model: nn.Module, batch: Batch, path: HeadPath, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     chosen = supervised(batch)
     if path.name == "chunked":
         chosen = _rounded(chosen)
     states = _states(model, batch, path, chosen.index)
     if path.name == "chunked":
         weight, bias = _head_weights(model)
-        loss = summed_cross_entropy(states, weight, bias, chosen.targets, chosen.weights, cap=path.cap)
+        loss = summed_cross_entropy(states, weight, bias, chosen.targets, chosen.weights, cap=path.cap, smoothing=smoothing)
     else:
-        nll = _plain_nll(states, chosen.targets)
+        nll = _plain_nll(states, chosen.targets, smoothing)
         loss = (nll if chosen.weights is None else nll * chosen.weights).sum()
     if chosen.weights is None:
         return loss, torch.full((), float(len(chosen.targets)), device=loss.device)
@@ -196,8 +199,8 @@ def _head_weights(model: nn.Module) -> tuple[Tensor, Tensor | None]:
     return linear.weight, linear.bias
 
 
-def _plain_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.to(wide_dtype(logits.dtype)), targets, reduction="none")
+def _plain_nll(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(logits.to(wide_dtype(logits.dtype)), targets, reduction="none", label_smoothing=smoothing)
 
 
 def _num_rows(batch: Batch) -> int:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_ft import checkpoint
 from lightning_ft.atomic import broken, write_text
-from lightning_ft.errors import RunInterruptedError, TrainingError
+from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, did_you_mean
+from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.hardware import device_use, peak_memory
 
@@ -43,7 +45,7 @@ class Saver(L.Callback):
         self.total_steps = total_steps
         self.validates = validates
         self.keep_best = config.keep_best
-        self.monitor = config.monitor
+        self.monitor = Monitor.of(config.monitor, config.monitor_mode)
         self.save_every = config.save_every
         self.scores: dict[int, float] = {}
         """Monitored value by step, of all validations so far."""
@@ -62,15 +64,14 @@ class Saver(L.Callback):
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest monitored value among the checkpoints that are whole."""
+        """The step with the best monitored value among the checkpoints that are whole."""
         there = {checkpoint.step_of(p) for p in checkpoint.checkpoints(self.folder) if broken(p) is None}
         scored = [step for step in self.scores if step in there]
         return min(scored, key=self._rank) if scored else None
 
     def _rank(self, step: int) -> tuple[bool, float, int]:
-        """Sorts steps from best to worst; of equals the earlier is better, and what is not a number is worst."""
-        score = self.scores[step]
-        return math.isnan(score), score, step
+        """Sorts steps from best to worst; of equals the earlier is better."""
+        return *self.monitor.rank(self.scores[step]), step
 
     # Lightning installs its own handlers when fit begins; ours come after them and give them back.
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -105,12 +106,18 @@ class Saver(L.Callback):
             self._interrupt(step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the score and save."""
+        """Note the score and save.
+
+        Raises:
+            UsageError: nothing measured what is monitored, which only a callback of the user's could have.
+        """
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        step = trainer.global_step
-        if self.monitor in trainer.callback_metrics:
-            self.scores[step] = float(trainer.callback_metrics[self.monitor])
+        step, name, found = trainer.global_step, self.monitor.name, trainer.callback_metrics
+        if name not in found:
+            hint = did_you_mean(name, found)
+            raise UsageError(f"Expected --monitor to be what a validation measures ({', '.join(found)}); got '{name}'.{hint}")
+        self.scores[step] = float(found[name])
         self._stops = bool(trainer.should_stop)
         stopped = self._stopped(trainer)
         if stopped or self._due(step, validated=True):
@@ -163,6 +170,28 @@ class Saver(L.Callback):
                 trainer.strategy.remove_checkpoint(folder)
 
 
+class Patience(EarlyStopping):
+    """Stops after so many validations none of which was better than the best before by more than the threshold.
+
+    Args:
+        config: The run's options.
+        patience: So many.
+        say: Prints the line that tells why the run ends.
+    """
+
+    def __init__(self, config: TrainingConfig, patience: int, say: Callable[[str], None]) -> None:
+        monitor = Monitor.of(config.monitor, config.monitor_mode)
+        # Not strict: the Saver says in one sentence what is missing.
+        super().__init__(monitor.name, config.early_stopping_threshold, patience, mode=monitor.mode, strict=False)
+        self.say = say
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so."""
+        if self.stopping_reason_message:
+            why = self.stopping_reason_message.replace("Signaling Trainer to stop", f"Stopped after step {trainer.global_step}")
+            self.say(f"early stopping: {why}")
+
+
 class Recorder(L.Callback):
     """Writes metrics.jsonl and TensorBoard, checks the step's counts, and says progress in plain lines.
 
@@ -181,7 +210,7 @@ class Recorder(L.Callback):
         self.path = path
         self.say = say
         self._reset()
-        self._began = 0.0
+        self._began = self._rate = 0.0
         self._first = 0
 
     def _reset(self) -> None:
@@ -213,8 +242,9 @@ class Recorder(L.Callback):
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Step, batch_idx: int) -> None:
-        """Start the step's clock."""
+        """Start the step's clock, and note its learning rate."""
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # after the step it is that of the next
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
@@ -257,7 +287,7 @@ class Recorder(L.Callback):
             "step": step,
             "epoch": round(self.schedule.epoch_of(step), 4),
             "loss": float(_reduce(trainer, self._loss)) / self._steps,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._rate,
             "grad_norm": float(module.grad_norm),
             "tokens_per_second": round(tokens / self._seconds, 1),
             "supervised_tokens_per_second": round(self._supervised / self._seconds, 1),

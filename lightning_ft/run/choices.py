@@ -44,6 +44,11 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
     """
     method = instance("method", config.method, registry)
     objective = instance("objective", config.objective, registry)
+    if config.label_smoothing and not objective.smooths():
+        raise UsageError(
+            f"Expected --objective to be one that smooths labels with --label_smoothing, got {objective.name}, which has none; "
+            "leave --label_smoothing out."
+        )
     task = None if config.task in (None, "auto") else instance("task", config.task, registry)
     name, options = _split("optimizer", config.optimizer)
     optimizer = registry.optimizers[name or "AdamW"]

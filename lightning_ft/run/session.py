@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import REFUSED, not_written, write_json
-from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_tokenizer
+from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_tokenizer, set_dropout
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError
 from lightning_ft.loading import Loaded, Location, locate
+from lightning_ft.monitor import check_measured, told_apart
 from lightning_ft.quantization import settle
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 VALIDATIONS, LEAST_APART = 10, 10
 """Validations of a run, and the fewest steps between two, where the user does not say how often."""
-MOST_SOURCES = 20
-"""Files whose validation loss is told apart."""
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several, which changes nothing
 but memory. On a CPU half as many were a tenth slower."""
@@ -113,6 +112,8 @@ class Session:
         self.config.task = self.prepared.task
         if not len(self.prepared.tables["train"]):
             raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
+        self.sources = told_apart(self.prepared.ledger)
+        check_measured(self.config, self.sources, validates=len(self.prepared.tables["validation"]) > 0)
 
     def _max_length(self) -> int:
         """`max_length`, else the model's context, at most 2048.
@@ -147,12 +148,11 @@ class Session:
         chosen = formats(self.config.precision, trains_base=method.trains_base)
         self.say(chosen.sentence)
         device = self.world.device
-        self.spec = spec = replace(self.spec, dtype=chosen.weights, device=device)
+        self.spec = replace(self.spec, dtype=chosen.weights, device=device)
         if device.type == "cpu":
             keep_heap()
         torch.manual_seed(self.config.seed)  # decides new weights, of --from_scratch
-        model: nn.Module | None = self.registry.manager.hook.load_backbone(spec=spec).model
-        assert model is not None
+        model = self._load()
         if self._strategy() in WHOLE:  # the checks below have to meet the kernels that train
             place(model, device)
         packed = self._packed(model)
@@ -165,10 +165,10 @@ class Session:
         del model  # the list holds the only reference, so that configure_model can take it over
         self.module = FineTuner(
             self.config, method, self.choices.objective, self.choices.optimizer, self.choices.optimizer_options, total,
-            lambda: holder.pop() if holder else self.registry.manager.hook.load_backbone(spec=spec).model,
+            lambda: holder.pop() if holder else self._load(),
         )  # fmt: skip
         self.module.start_from = self.location.adapter
-        self.module.sources = self._validated_sources()
+        self.module.sources = self.sources
         self.module.configure_model()
         self.module.configure_optimizers()  # to refuse its options before anything is written
         self._open_folder()
@@ -176,7 +176,7 @@ class Session:
         stream = planner.stream(self.pipeline, self.prepared, self.schedule, self.folder, self.say) if streams else None
         self.data = FineTuneData(
             self.prepared.tables, self.schedule, self.tokenizer.pad_token_id or 0,
-            workers=self.config.workers, eval_every=self.eval_every, stream=stream,
+            workers=self.config.workers, eval_every=self.eval_every, stream=stream, eval_rows=self.config.eval_batch_size,
         )  # fmt: skip
         if self.world.main:
             self.folder.update(
@@ -186,6 +186,13 @@ class Session:
                 seed=self.config.seed, total_steps=total, packed=packed, parameters=self.module.parameter_line(),
             )  # fmt: skip
         self.trainer = self._trainer(chosen.lightning)
+
+    def _load(self) -> nn.Module:
+        """The backbone's model, with the dropouts of the run."""
+        model: nn.Module = self.registry.manager.hook.load_backbone(spec=self.spec).model
+        if self.config.dropout is not None:
+            set_dropout(model, self.config.dropout)
+        return model
 
     def _packed(self, model: nn.Module) -> bool:
         """Whether documents share rows; checked on this model before it is believed."""
@@ -203,11 +210,6 @@ class Session:
         else:
             self.say(f"packing: off, length buckets instead ({check.reason})")
         return check.ok
-
-    def _validated_sources(self) -> tuple[str, ...]:
-        """The files whose validation loss is told apart; none where there is one, or more than anybody looks at."""
-        found = tuple(name for name, counts in self.prepared.ledger.sources.items() if counts.validation)
-        return found if 1 < len(found) <= MOST_SOURCES else ()
 
     def _open_folder(self) -> None:
         """The run folder; ranks beside the main one only need to know where it is."""
@@ -229,10 +231,10 @@ class Session:
     def _trainer(self, precision: str) -> L.Trainer:
         import lightning.pytorch as L
         import torch
-        from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+        from lightning.pytorch.callbacks import Callback, RichProgressBar
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        from lightning_ft.run.callbacks import Recorder, Saver
+        from lightning_ft.run.callbacks import Patience, Recorder, Saver
         from lightning_ft.run.checkpoint import FolderCheckpoint
         from lightning_ft.run.preflight import Preflight
         from lightning_ft.run.trainer_arguments import trainer_arguments
@@ -246,9 +248,9 @@ class Session:
         ]
         if config.preflight:
             callbacks.insert(0, Preflight(self.data, path, config.save_every, self._estimated))
-        if config.early_stopping and self.data.has_validation:
+        if config.early_stopping:
             # Before the Saver, so that its decision is in the checkpoint of the same step.
-            callbacks.insert(0, EarlyStopping(config.monitor, patience=config.early_stopping, mode="min"))
+            callbacks.insert(0, Patience(config, config.early_stopping, self.say))
         if bar:
             callbacks.append(RichProgressBar())
         self.writer = ModelWriter(

@@ -312,6 +312,19 @@ def objective_sums(objective: Objective, model: nn.Module, whole: Batch, parts: 
                 require("sums", subject, equal, message)
 
 
+def objective_smoothing(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
+    """Where its call takes `label_smoothing`, that changes the sums and no count."""
+    if not objective.smooths():
+        return
+    subject, batch = f"objective {objective.name}", objective.prepare(model, whole)
+    options: dict[str, float] = {"label_smoothing": 0.3}
+    plain, smoothed = objective(model, batch).terms, objective(model, batch, **options).terms
+    counts = [{name: _number(term, "count") for name, term in terms.items()} for terms in (plain, smoothed)]
+    require("smoothing", subject, counts[0] == counts[1], f"counts are {counts[0]}, and {counts[1]} with it")
+    changed = any(not math.isclose(_number(plain[name], "sum"), _number(smoothed[name], "sum")) for name in plain)
+    require("smoothing", subject, changed, "it changes no term; leave the keyword out")
+
+
 def _number(term: LossTerm, quantity: str) -> float:
     value = getattr(term, quantity)
     return float(value.detach() if hasattr(value, "detach") else value)
@@ -325,6 +338,7 @@ OBJECTIVE_CLAUSES: dict[str, Callable[[Objective, nn.Module, Batch, Sequence[Bat
     "options": objective_options,
     "gradient": objective_gradient,
     "sums": objective_sums,
+    "smoothing": objective_smoothing,
 }
 
 

@@ -295,7 +295,7 @@ def test_no_rows_are_not_taken_for_the_kit_s_own() -> None:
 class Mean(SFT):
     """Returns means."""
 
-    def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
+    def __call__(self, model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossOutput:
         term = super().__call__(model, batch).terms["nll"]
         return LossOutput({"nll": LossTerm(term.sum / term.count, term.count)})
 
@@ -304,12 +304,20 @@ class Mean(SFT):
 class Cut(SFT):
     """Detaches its loss."""
 
-    def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
+    def __call__(self, model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossOutput:
         term = super().__call__(model, batch).terms["nll"]
         return LossOutput({"nll": LossTerm(term.sum.detach(), term.count)})
 
 
-@pytest.mark.parametrize(("objective", "clause"), [(Mean, "sums"), (Cut, "gradient")])
+@dataclass(frozen=True)
+class Deaf(SFT):
+    """Takes label smoothing and does nothing with it."""
+
+    def __call__(self, model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> LossOutput:
+        return super().__call__(model, batch)
+
+
+@pytest.mark.parametrize(("objective", "clause"), [(Mean, "sums"), (Cut, "gradient"), (Deaf, "smoothing")])
 def test_broken_objective(objective: type[SFT], clause: str) -> None:
     with pytest.raises(AssertionError, match=f"breaks the clause '{clause}'"):
         check_objective(objective)

@@ -176,7 +176,7 @@ def test_a_single_row_is_enough_to_train(cli: Cli, models: dict[Family, Path]) -
         (("--seed", "-1"), ("Expected --seed to be at least 0; got -1.",)),
         (("--seed", str(2**32)), ("Expected --seed to be at most 4294967295; got 4294967296.",)),
         (("--name", "../../escape"), ("Expected --name to be the name of a folder under runs/", "--output")),
-        (("--monitor", "val_los"), ("Expected --monitor to be val_loss", "got 'val_los'")),
+        (("--monitor", "val_los"), ("a validation measures (val_loss, val_token_accuracy, ", "Did you mean 'val_loss'?")),
         (("--precision", "fp8"), ("Expected --precision to be one of auto, fp32, bf16, fp16; got 'fp8'.",)),
         (("--strategy", "dpd"), ("Expected --strategy to be one of auto, ", "got 'dpd'. Did you mean 'ddp'?")),
         (("--devices", "0"), ("Expected --devices to be", "got 0")),

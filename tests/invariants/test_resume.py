@@ -23,9 +23,13 @@ COMMON = (
     "--devices", 1, "--eval_every", 2, "--keep_best", 2, "--preflight", "false",
 )  # fmt: skip
 VARIANTS: dict[str, tuple[object, ...]] = {
-    "full, packed": ("--method", "full", "--packing", "on", "--log_every", 5),
+    "full, packed": (
+        "--method", "full", "--packing", "on", "--log_every", 5, "--neftune_noise_alpha", 5, "--dropout", 0.2,
+        "--lr_scheduler", "wsd", "--monitor", "val_token_accuracy",
+    ),
     "lora, padded, 2 workers": (
         "--method", "lora", "--method.dropout", 0.1, "--packing", "off", "--workers", 2, "--save_every", 3, "--log_every", 1,
+        "--neftune_noise_alpha", 5, "--label_smoothing", 0.1, "--lr_scheduler", "cosine_with_restarts", "--eval_batch_size", 2,
     ),
     "full, Muon": ("--method", "full", "--optimizer", "Muon", "--packing", "off"),
     "full, streamed": ("--method", "full", "--stream", 20, "--max_steps", 12, "--log_every", 1),

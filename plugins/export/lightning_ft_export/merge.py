@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     """Write the merged model and print the distance."""
     parser = command(
         "merge",
-        "Fold an adapter into its base model: a plain model that needs no peft. An adapter that was trained on a quantised base\n"
-        "is never merged into few bits, where rounding would undo what was learned; --base says into which weights instead:\n"
+        "Fold an adapter into its base model: a plain model that needs no peft. An adapter that was trained on a quantised\n"
+        "base is never merged into few bits, where rounding would undo what was learned; --base says into which weights:\n"
         "  dequantized  the quantised weights turned back: what was trained, nearly exactly (the default)\n"
         "  original     the weights before quantisation: the adapter meets a base that it was not trained on",
         "example: lightning-ft merge runs/support_1 --output support",
@@ -164,7 +164,8 @@ def _sample(loaded: Loaded) -> list[Tensor]:
     rows = (embedded_folder().parent / "data" / "chat.jsonl").read_text(encoding="utf-8").splitlines()[:TEXTS]
     texts = [" ".join(message["content"] for message in json.loads(row)["messages"]) for row in rows]
     longest = min(LONGEST, getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST)
-    return [torch.tensor([loaded.tokenizer(text)["input_ids"][:longest]], device=loaded.model.device) for text in texts]
+    encoded = loaded.tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
+    return [torch.tensor([ids], device=loaded.model.device) for ids in encoded]
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:

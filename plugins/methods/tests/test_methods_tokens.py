@@ -46,6 +46,12 @@ def test_tokens_may_be_named_as_the_tokenizer_writes_them(tmp_path: Path) -> Non
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone_folder(tmp_path))
     adapted: Any = LoRA(trainable_tokens=["<|start|>", 40]).attach(model, 1)
     assert adapted.peft_config["default"].trainable_token_indices == {"embed_tokens": [258, 40], "lm_head": [258, 40]}
-    for wrong, said in ((["<tool>"], "got '<tool>'"), ([260], "got 260"), ([-1], "got -1"), ([40, 40], "once; got 40 again")):
+    cases: list[tuple[list[Any], str]] = [
+        (["<tool>"], "got '<tool>'"),
+        ([260], "got 260"),
+        ([-1], "got -1"),
+        ([40, 40], "once"),
+    ]
+    for tokens, said in wrong:
         with pytest.raises(UsageError, match=said):
-            LoRA(trainable_tokens=wrong).attach(AutoModelForCausalLM.from_pretrained(tmp_path), 1)
+            LoRA(trainable_tokens=tokens).attach(AutoModelForCausalLM.from_pretrained(tmp_path), 1)
