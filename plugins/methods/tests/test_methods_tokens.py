@@ -46,12 +46,9 @@ def test_tokens_may_be_named_as_the_tokenizer_writes_them(tmp_path: Path) -> Non
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone_folder(tmp_path))
     adapted: Any = LoRA(trainable_tokens=["<|start|>", 40]).attach(model, 1)
     assert adapted.peft_config["default"].trainable_token_indices == {"embed_tokens": [258, 40], "lm_head": [258, 40]}
-    cases: list[tuple[list[Any], str]] = [
-        (["<tool>"], "got '<tool>'"),
-        ([260], "got 260"),
-        ([-1], "got -1"),
-        ([40, 40], "once"),
-    ]
-    for tokens, said in wrong:
+    cases: tuple[tuple[int | str, str], ...] = (("<tool>", "got '<tool>'"), (260, "got 260"), (-1, "got -1"))
+    for token, said in cases:
         with pytest.raises(UsageError, match=said):
-            LoRA(trainable_tokens=tokens).attach(AutoModelForCausalLM.from_pretrained(tmp_path), 1)
+            LoRA(trainable_tokens=[token]).attach(AutoModelForCausalLM.from_pretrained(tmp_path), 1)
+    with pytest.raises(UsageError, match="a token once; got 40 again"):
+        LoRA(trainable_tokens=[40, 40]).attach(AutoModelForCausalLM.from_pretrained(tmp_path), 1)
