@@ -59,14 +59,14 @@ def brought(plugin: str) -> str:
 
 def extras(folder: Path) -> str:
     """Presets and commands of a distribution."""
-    points = project(folder).get("entry-points", {}).get("lightning_ft.commands", {})
+    points = project(folder).get("entry-points", {}).get("lightning_ft.commands", {}) if folder.name != "lightning_ft" else {}
     presets = sorted(path.stem for path in folder.glob("*/presets/*.yaml"))
     named = (("commands", points), ("presets", presets))
     return "; ".join(f"{what} {', '.join(f'`{name}`' for name in names)}" for what, names in named if names)
 
 
 def plugin_table() -> str:
-    rows = [("the core", "lightning-ft", brought("lightning_ft.defaults") + "; presets `quick_test`")]
+    rows = [("the core", "lightning-ft", brought("lightning_ft.defaults") + f"; {extras(ROOT / 'lightning_ft')}")]
     for folder in families():
         (name,) = project(folder)["entry-points"]["lightning_ft"]
         brings = "; ".join(filter(None, (brought(name), extras(folder))))
@@ -111,6 +111,32 @@ def method_table() -> str:
         rows.append((f"`{entry.name}`", f"{trained:,}", *("yes" if fact else "no" for fact in facts)))
     heads = "method | trained numbers | Llama | GPT-2 | packing | recomputed activations | merges | frozen base"
     return table(f"{heads} | goes on from an adapter", rows)
+
+
+def preset_keys(path: Path) -> list[tuple[str, str, str]]:
+    """(key, value, why) of every line of a preset; the reasons are its comments."""
+    found, section = [], ""
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        body, _, why = line.partition("  #")
+        name, _, value = body.strip().partition(":")
+        if not value.strip():
+            section = name
+            continue
+        section = section if line.startswith(" ") else ""
+        found.append((f"{section}.{name}" if section else name, value.strip(), why.strip()))
+    return found
+
+
+def preset_table() -> str:
+    """Every preset: what it is for, and which keys it changes for which reason."""
+    from lightning_ft.cli.yamlfile import presets
+
+    rows = []
+    for name, path in presets().items():
+        purpose = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        rows.append((f"`{name}`", "", f"**{purpose}**"))
+        rows += [("", f"`{key}: {value}`", why) for key, value, why in preset_keys(path)]
+    return table("`--config` | changes | because", rows)
 
 
 def task_table() -> str:
@@ -183,6 +209,7 @@ def verdict_table(run: Path) -> str:
 GENERATED: tuple[tuple[Path, str, Callable[[], str]], ...] = (
     (README, "plugins", plugin_table),
     (README, "tasks", task_table),
+    (README, "presets", preset_table),
     (README, "options", option_table),
     (README, "files", file_tree),
     (GUIDE, "families", family_table),
