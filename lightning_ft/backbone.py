@@ -32,7 +32,7 @@ DROPOUT = re.compile(r"(?!classifier|layer).*(dropout|pdrop)")
 """Names under which layers keep the probability of a dropout."""
 NOTICES = (
     "Failed to load the CUDA ext", "Setting boft_n_butterfly", "Unsupported layer type '.*Norm'",
-    "fan_in_fan_out is set to False but",
+    "fan_in_fan_out is set to False but", "Invalid `oft_block_size`",
 )  # fmt: skip
 """Beginnings of peft's warnings that users can do nothing about."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import lightning_ft
 from lightning_ft.errors import UsageError
+from lightning_ft.loading import embedded_folder
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import trained
 from lightning_ft.testing.models import tiny_backbone_folder
@@ -83,3 +84,23 @@ def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
     assert [
         line["loss"] for line in map(json.loads, (other / "metrics.jsonl").read_text().splitlines()) if "loss" in line
     ] == losses
+
+
+@pytest.mark.parametrize("name", list(registry().methods))
+@pytest.mark.parametrize("model", ["embedded", "stories260k"])
+def test_the_loss_of_held_out_rows_falls_on_a_real_model(
+    model: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = model if model == "embedded" else str(request.getfixturevalue("shared_data") / "lm_stories260k" / "hf")
+    support = embedded_folder().parent / "data" / "support.jsonl"
+    options: dict[str, Any] = {
+        "max_steps": 12 if model == "embedded" else 40, "batch_size": 8, "eval_every": 3, "verdict_rows": 0, "preflight": False,
+        "warmup": 0, "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    try:
+        run = lightning_ft.fit(model=folder, data=support, method=name, **options)
+    except UsageError as error:
+        pytest.skip(f"{name} refuses {model}: {error}")
+    losses = [line["val_loss"] for line in run.metrics if "val_loss" in line]
+    assert len(losses) >= 4
+    assert losses[-1] < losses[0]
