@@ -253,16 +253,12 @@ def _asked_of_config(module: nn.Module) -> list[str]:
 def quiet_peft() -> Iterator[None]:
     """Without those of peft's notices that users can do nothing about.
 
-    Its use of transformers' old names, kernels for a CUDA toolkit that is not there, norms that it trains all the same.
+    Its use of transformers' old names, kernels for a CUDA toolkit that is not there, norms that it trains all the same,
+    sizes of blocks and orders of weights that it finds itself.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
-        for notice in (
-            "Failed to load the CUDA ext",
-            "Setting boft_n_butterfly",
-            "Unsupported layer type '.*Norm'",
-            "fan_in_fan_out is",
-        ):
+        for notice in NOTICES:
             warnings.filterwarnings("ignore", message=notice, category=UserWarning)
         yield
 
