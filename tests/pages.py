@@ -9,7 +9,9 @@ import ast
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,16 +83,27 @@ def family_table() -> str:
 
 def method_table() -> str:
     """What each method does on the tiny models of both families; that it is so is in tests/contracts."""
+    import torch
+
+    from lightning_ft.backbone import BackboneSpec
     from lightning_ft.errors import NotMergeableError, UsageError
+    from lightning_ft.quantization import Quantization
     from lightning_ft.registry import registry
     from lightning_ft.testing.methods import attach
-    from lightning_ft.testing.models import FAMILIES
+    from lightning_ft.testing.models import FAMILIES, tiny_backbone_folder, tiny_model
 
-    def attached(method: Any, family: Any) -> Any:
+    def attached(method: Any, family: Any, base: Any = tiny_model) -> Any:
         try:
-            return attach(method, family)
+            return attach(method, family, base=base)
         except UsageError:
             return None
+
+    folder = tiny_backbone_folder(Path(tempfile.mkdtemp()))
+
+    def quantized(quantize: Any) -> Any:
+        stored = Quantization(quantize=quantize)
+        spec = BackboneSpec(model=str(folder), dtype=torch.float32, quantization=stored)
+        return lambda family: registry().manager.hook.load_backbone(spec=spec).model
 
     def merges(method: Any, model: Any) -> bool:
         try:
@@ -107,10 +120,12 @@ def method_table() -> str:
         facts = [
             *(model is not None for model in models), method.can_pack, method.can_checkpoint, merges(method, model),
             not method.trains_base, method.can_continue,
+            *(not method.trains_base and attached(method, "llama", quantized(name)) is not None for name in ("nf4", "int8")),
         ]  # fmt: skip
         rows.append((f"`{entry.name}`", f"{trained:,}", *("yes" if fact else "no" for fact in facts)))
     heads = "method | trained numbers | Llama | GPT-2 | packing | recomputed activations | merges | frozen base"
-    return table(f"{heads} | goes on from an adapter", rows)
+    shutil.rmtree(folder)
+    return table(f"{heads} | goes on from an adapter | on nf4 | on int8", rows)
 
 
 def preset_keys(path: Path) -> list[tuple[str, str, str]]:
