@@ -1,4 +1,4 @@
-"""4- and 8-bit bases where only a GPU shows them: the same losses as on a CPU, in the memory of the GPU, resumed bit for bit."""
+"""4- and 8-bit bases on a GPU: the same losses as on a CPU, and resumed bit for bit."""
 
 from __future__ import annotations
 
