@@ -33,6 +33,7 @@ DROPOUT = re.compile(r"(?!classifier|layer).*(dropout|pdrop)")
 NOTICES = (
     "Failed to load the CUDA ext", "Setting boft_n_butterfly", "Unsupported layer type '.*Norm'",
     "fan_in_fan_out is set to False but", "Invalid `oft_block_size`",
+    "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",
 )  # fmt: skip
 """Beginnings of peft's warnings that users can do nothing about."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from lightning_ft.method import Method
 
 NAME = re.compile(r"checkpoint-step-(\d+)")
+OF_THE_RUN = frozenset({
+    "inference_mode", "base_model_name_or_path", "revision", "peft_version", "auto_mapping", "task_type", "target_modules",
+    "exclude_modules", "runtime_config", "tokenizer_name_or_path",
+})  # fmt: skip
+"""Values of an adapter's config that do not decide which function it is, or whose difference its tensors' names show."""
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -69,31 +74,57 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
 
 
 def check_same_adapter(model: nn.Module, folder: Path, schedule: Collection[str] = ()) -> None:
-    """Refuse to train an adapter on under other numbers (rank, scaling ...): it would be another model from step 0 on.
+    """Refuse to train an adapter on under other values (rank, scaling, start ...): it would be another model from step 0 on.
 
     Args:
         model: With the adapter that is to be trained on.
         folder: Where it was saved.
-        schedule: Numbers that may differ.
+        schedule: Values that may differ.
 
     Raises:
-        UsageError: the first number in which the adapter's config and the attached method differ, or another adapter lies
+        UsageError: the first value in which the adapter's config and the attached method differ, or another adapter lies
             beneath.
     """
     configs: Any = getattr(model, "peft_config", None)
     path = folder / "adapter_config.json"
     if configs is None or not path.is_file():
         return
-    beneath = sorted(config.parent.name for config in folder.glob("*/adapter_config.json"))
-    if beneath != sorted(configs)[: len(configs) - 1]:
-        there = f"the adapter beneath it; type --method.{beneath[0]} {folder / beneath[0]}" if beneath else "none beneath it"
-        raise UsageError(f"Expected to go on training the adapter '{folder}' with {there}.")
+    _check_beneath(model, folder, configs)
     stored = json.loads(path.read_text(encoding="utf-8"))
     for name, now in next(iter(configs.values())).to_dict().items():
         before = stored.get(name, now)
-        ignored = "dropout" in name or name == "inference_mode" or name in schedule
-        if isinstance(now, (int, float)) and isinstance(before, (int, float)) and now != before and not ignored:
+        if name in OF_THE_RUN or name in schedule or "dropout" in name:
+            continue
+        if _plain(name, before) != _plain(name, now):
             raise UsageError(
                 f"Expected the method of adapter '{folder}' to go on training it, but {name} is {before} there and {now} here; "
                 "give --method the options that the adapter was trained with."
             )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value of an adapter's config as it compares: sets as lists, nothing as None, starts that keep the base as one."""
+    if name == "init_lora_weights" and (isinstance(value, bool) or value in ("gaussian", "orthogonal")):
+        return None
+    if isinstance(value, (set, list, tuple)):
+        return list(map(str, sorted(value) if isinstance(value, set) else value)) or None
+    if isinstance(value, dict):
+        return {str(key): _plain("", item) for key, item in value.items()} or None
+    return str(getattr(value, "value", value)) if value is not None and not isinstance(value, (int, float)) else value
+
+
+def _check_beneath(model: nn.Module, folder: Path, configs: Any) -> None:
+    """Refuse another adapter beneath than the one that was there."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = sorted(config.parent for config in folder.glob("*/adapter_config.json"))
+    names = list(configs)[1:]
+    there = f"the adapter beneath it; type --method.{saved[0].name} {saved[0]}" if saved else "none beneath it"
+    same = [path.name for path in saved] == names
+    for path in saved if same else ():
+        now = get_peft_model_state_dict(model, adapter_name=path.name)
+        before = load_file(path / "adapter_model.safetensors")
+        same &= now.keys() == before.keys() and all(bool((now[name].cpu() == before[name]).all()) for name in before)
+    if not same:
+        raise UsageError(f"Expected to go on training the adapter '{folder}' with {there}.")

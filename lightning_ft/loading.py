@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from lightning_ft.backbone import BackboneSpec, load_tokenizer, quiet_peft, read_json
+from lightning_ft.atomic import MANIFEST
+from lightning_ft.backbone import AGAIN, BackboneSpec, load_tokenizer, quiet_peft, read_json
 from lightning_ft.errors import UsageError
 from lightning_ft.quantization import NOTE, Quantization, keep_types
 
@@ -109,16 +110,19 @@ def noted(folder: Path) -> Quantization | None:
     """What the note in an adapter's folder says; None where there is none.
 
     Raises:
-        UsageError: the note cannot be read.
+        UsageError: the note cannot be read, or is missing where the folder's manifest names it.
     """
-    path = folder / NOTE
+    path, manifest = folder / NOTE, folder / MANIFEST
     if not path.is_file():
+        if manifest.is_file() and NOTE in read_json(manifest).get("files", {}):
+            raise UsageError(f"Expected '{path}' beside the adapter, which says how its base is stored, found none; {AGAIN}.")
         return None
+    values = read_json(path)
     try:
-        return Quantization(**read_json(path))
-    except TypeError as error:
+        return Quantization(**values)
+    except (TypeError, UsageError) as error:
         names = ", ".join(field.name for field in fields(Quantization))
-        raise UsageError(f"Expected '{path}' to hold {names}, got other keys; copy the adapter's folder again.") from error
+        raise UsageError(f"Expected '{path}' to hold {names} as they were saved, got {values}; {AGAIN}.") from error
 
 
 @dataclass(frozen=True)
@@ -174,3 +178,19 @@ def with_adapter(model: Any, folder: Path) -> Any:
                 "name a whole one with --model."
             ) from error
     return adapted
+
+
+def untie_adapted(model: Any) -> None:
+    """Give embedding and output head a matrix each, before merging, where they share one and an adapter changes one of them."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted: list[Any] = [module for module in (embedding, head) if isinstance(module, BaseTunerLayer)]
+    together = any(getattr(config, "ensure_weight_tying", False) for config in model.peft_config.values())
+    if head is None or not adapted or embedding.weight is not head.weight or together:
+        return
+    plain = adapted[-1].get_base_layer()
+    plain.weight = torch.nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+    base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False

@@ -36,7 +36,13 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.quantize not in get_args(Format):
-            raise UsageError(f"Expected --quantize to be one of {', '.join(get_args(Format))}; got '{self.quantize}'.")
+            raise UsageError(f"Expected --quantize to be one of {', '.join(get_args(Format))}; got {self.quantize!r}.")
+        if not isinstance(self.double_quant, bool):
+            raise UsageError(f"Expected --double_quant to be true or false; got {self.double_quant!r}.")
+        if self.compute_dtype is not None and self.compute_dtype not in get_args(ComputeType):
+            raise UsageError(
+                f"Expected --compute_dtype to be one of {', '.join(get_args(ComputeType))}; got {self.compute_dtype!r}."
+            )
         if self.quantize == "int8" and (self.double_quant or self.compute_dtype):
             option = "double_quant" if self.double_quant else "compute_dtype"
             raise UsageError(f"Expected --{option} with --quantize nf4 or fp4, got int8, which has none; leave it out.")
@@ -75,12 +81,13 @@ def settle(config: TrainingConfig, before: Quantization | None, method: Method) 
     """
     asked = wanted(config)
     if before is not None:
-        if asked is not None and asked.quantize != before.quantize:
+        if asked not in (None, before, Quantization(quantize=before.quantize)):
+            kept = dataclasses.asdict(before)
             raise UsageError(
                 f"Expected to go on with the adapter '{config.model}' on the base that it was trained on "
-                f"({before.quantize}), got --quantize {asked.quantize}; leave it out."
+                f"({', '.join(f'{name} {value}' for name, value in kept.items())}), got other options; leave them out."
             )
-        asked = asked or before
+        asked = before
         config.quantize, config.double_quant, config.compute_dtype = asked.quantize, asked.double_quant, asked.compute_dtype
     if asked is not None and method.trains_base:
         raise UsageError(

@@ -38,7 +38,8 @@ class ModelWriter:
     def __call__(self, folder: Path) -> None:
         """Write everything into `folder`."""
         model = self.model()
-        model.save_pretrained(str(folder))
+        # An adapter of the embedding is its A and B; peft would add the frozen matrix itself.
+        model.save_pretrained(str(folder), **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}))
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
         if self.quantization is not None:

@@ -88,6 +88,10 @@ def _rank(local: int) -> int:
     return rank
 
 
+GPU_ONLY = ("fsdp", "deepspeed")
+"""Beginnings of the names of Lightning's strategies that take no CPU."""
+
+
 def check_strategy(name: str) -> None:
     """Refuse a strategy that Lightning does not know.
 
@@ -99,3 +103,5 @@ def check_strategy(name: str) -> None:
     known = ("auto", *StrategyRegistry.available_strategies())
     if name not in known:
         raise UsageError(f"Expected --strategy to be one of {', '.join(known)}; got '{name}'.{did_you_mean(name, known)}")
+    if name.startswith(GPU_ONLY) and not torch.cuda.is_available():
+        raise UsageError(f"Expected a GPU for --strategy {name}, found none; type --strategy ddp.")

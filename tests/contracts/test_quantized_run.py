@@ -115,8 +115,31 @@ def test_an_adapter_is_trained_on_upon_the_base_that_it_knows(run: Any, rows: Pa
     assert "quantize: nf4" in (further.folder / "config.yaml").read_text()
     first = next(line["val_loss"] for line in further.metrics if "val_loss" in line)
     assert first < next(line["val_loss"] for line in run.metrics if "val_loss" in line)
-    with pytest.raises(UsageError, match=r"on the base that it was trained on \(nf4\), got --quantize int8"):
+    with pytest.raises(UsageError, match=r"on the base that it was trained on \(quantize nf4, double_quant True"):
         lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "other"), quantize="int8", **options)
+    same = lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "same"), quantize="nf4", **options)
+    assert locate(str(same.folder)).quantization == Quantization(quantize="nf4", double_quant=True)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        '{"quantize": "nf3"}', '{"quantize": "nf4", "double_quant": "yes"}', '{"quantize": "nf4", "compute_dtype": "fp8"}',
+        '{"quantize": "nf4", "bits": 4}', "{}",
+    ],
+)  # fmt: skip
+def test_a_damaged_note_is_named(note: str, run: Any, tmp_path: Path) -> None:
+    shutil.copytree(run.folder / "final_model", tmp_path / "adapter")
+    (tmp_path / "adapter" / NOTE).write_text(note)
+    with pytest.raises(UsageError, match=rf"Expected '.*{NOTE}' to hold quantize, double_quant, compute_dtype as they"):
+        locate(str(tmp_path / "adapter"))
+
+
+def test_a_note_that_is_gone_is_missed(run: Any, tmp_path: Path) -> None:
+    shutil.copytree(run.folder / "final_model", tmp_path / "adapter")
+    (tmp_path / "adapter" / NOTE).unlink()
+    with pytest.raises(UsageError, match=rf"Expected '.*{NOTE}' beside the adapter"):
+        locate(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize(

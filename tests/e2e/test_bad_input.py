@@ -180,6 +180,7 @@ def test_a_single_row_is_enough_to_train(cli: Cli, models: dict[Family, Path]) -
         (("--precision", "fp8"), ("Expected --precision to be one of auto, fp32, bf16, fp16; got 'fp8'.",)),
         (("--strategy", "dpd"), ("Expected --strategy to be one of auto, ", "got 'dpd'. Did you mean 'ddp'?")),
         (("--devices", "0"), ("Expected --devices to be", "got 0")),
+        (("--strategy", "fsdp"), ("Expected a GPU for --strategy fsdp, found none; type --strategy ddp",)),
         (("--method", "lorra"), ("Expected --method to be one of ", "got 'lorra'. Did you mean 'lora'?", "plugins list")),
         (("--task", "instuct"), ("got 'instuct'. Did you mean 'instruct'?",)),
         (("--metrics", "exact_macth"), ("Did you mean 'exact_match'?",)),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lightning_ft.loading import Loaded, Location
 
 Base = Literal["dequantized", "original"]
+PLAIN_STARTS = ("None", "True", "False", "gaussian", "orthogonal")
+"""peft's starts of an adapter that leave the base weights as they are."""
 TEXTS, LONGEST = 16, 256
 """Sample texts on which the distance is measured, and their longest in tokens."""
 
@@ -117,7 +119,7 @@ def _check(where: Location, model: str, target: Path, base: Base | None) -> None
         )
     if base is not None and where.quantization is None:
         raise UsageError(f"Expected --base for an adapter of a quantised base, got '{model}' without one; leave --base out.")
-    if where.quantization is not None and base != "original" and config.get("init_lora_weights") in ("pissa", "olora"):
+    if where.quantization is not None and base != "original" and str(config.get("init_lora_weights")) not in PLAIN_STARTS:
         raise UsageError(f"Expected an adapter that leaves its base as it is, got one of {config['init_lora_weights']}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"Expected --output to be a new folder, got '{target}', which is there already; name another.")
@@ -125,17 +127,18 @@ def _check(where: Location, model: str, target: Path, base: Base | None) -> None
 
 def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | None) -> Any:
     """The plain model: adapter and base as loaded, or the adapter upon a base of full precision."""
-    from lightning_ft.loading import load, with_adapter
+    from lightning_ft.loading import load, untie_adapted, with_adapter
 
     adapted = before.model
     if where.quantization is not None:
         assert where.adapter is not None
         plain = load(where.base).model
         if base == "dequantized":
-            _turn_back(adapted.unload(), plain)
+            _turn_back(adapted.get_base_model(), plain)
         adapted = with_adapter(plain, where.adapter)
     if dtype is not None:
         adapted.to(dtype)
+    untie_adapted(adapted)
     with quiet_peft():
         return adapted.merge_and_unload(safe_merge=True)
 
@@ -146,12 +149,12 @@ def _turn_back(quantised: nn.Module, plain: nn.Module) -> None:
     from transformers.pytorch_utils import Conv1D
 
     for name, module in quantised.named_modules():
-        if not hasattr(getattr(module, "weight", None), "quant_state") and type(module).__name__ != "Linear8bitLt":
+        if not type(module).__module__.startswith("bitsandbytes"):
             continue
         stored: Any = module
         weight = dequantize_bnb_weight(stored.weight, state=getattr(stored, "state", None))
-        twin = plain.get_submodule(name)
-        own = plain.get_parameter(f"{name}.weight")
+        own_name = name.removesuffix(".base_layer")
+        twin, own = plain.get_submodule(own_name), plain.get_parameter(f"{own_name}.weight")
         own.data.copy_(weight.t() if isinstance(twin, Conv1D) else weight)
 
 

@@ -105,6 +105,29 @@ def test_every_adapter_is_merged_or_refused(name: str, runs: Any, tmp_path: Path
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["model_type"] == "llama"
 
 
+@pytest.mark.parametrize("names", [["embed_tokens", "q_proj"], ["lm_head", "q_proj"], ["embed_tokens", "lm_head"]])
+def test_a_matrix_that_two_layers_share_becomes_two_where_an_adapter_changes_one_of_them(
+    names: list[str], rows: Path, tmp_path: Path
+) -> None:
+    method = registry().methods["lora"].cls(target_modules=names)
+    lightning_ft.fit(model="embedded", data=rows, method=method, output=str(tmp_path / "run"), **OPTIONS)
+    assert load("embedded").model.config.tie_word_embeddings
+    distance = merge(str(tmp_path / "run"), tmp_path / "merged", dtype="fp32")
+    assert distance.same_choice > 0.97
+    ids = {"input_ids": torch.arange(100, 140)[None]}
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(**ids).logits
+        torch.testing.assert_close(
+            plain, load(str(tmp_path / "run"), dtype=torch.float32).model(**ids).logits, atol=1e-3, rtol=0
+        )
+
+
+def test_every_adapter_of_a_quantised_base_is_merged(runs: Any, tmp_path: Path) -> None:
+    pytest.importorskip("lightning_ft_quantize")
+    for name in ("ia3", "vera", "oft"):
+        assert merge(runs("llama", name, "nf4"), tmp_path / name).most < 1e-3
+
+
 def test_the_type_of_the_weights_can_be_named(runs: Any, tmp_path: Path) -> None:
     merge(runs("llama", "lora"), tmp_path / "merged", dtype="bf16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16

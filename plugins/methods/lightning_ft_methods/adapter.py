@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.backbone import quiet_peft
 from lightning_ft.errors import NotMergeableError, UsageError
+from lightning_ft.loading import untie_adapted
 from lightning_ft.method import Method
 from lightning_ft.quantization import is_quantized, keep_types
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import torch
     from peft import PeftConfig
@@ -63,6 +64,7 @@ class Adapter(Method):
             )
         config = self.peft_config(model, total_steps)
         modules_to_save = copy.copy(getattr(config, "modules_to_save", None))
+        _check_modules(model, modules_to_save or ())
         with quiet_peft():
             try:
                 adapted: nn.Module = get_peft_model(model, config)
@@ -120,6 +122,7 @@ class Adapter(Method):
                 " what was learned; type `lightning-ft merge --model RUN --output FOLDER`, which turns the base back first."
             )
         widened: list[tuple[nn.Parameter, torch.dtype]] = getattr(model, "widened", [])
+        untie_adapted(model)
         merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # a PeftModel, by `attach`
         for parameter, dtype in widened:
             parameter.data = parameter.data.to(dtype)
@@ -214,6 +217,16 @@ def linear_names(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
 
 
+def _check_modules(model: nn.Module, wanted: Iterable[str]) -> None:
+    """Refuse names of `modules_to_save` that no module ends in; peft would leave them out."""
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    paths = {name for name, _ in model.named_modules()}
+    for name in wanted:
+        if name not in paths and not any(path.endswith(f".{name}") for path in paths):
+            named = ", ".join(sorted(end for end in known if end and not end.isdigit()))
+            raise UsageError(f"Expected --method.modules_to_save to name modules of this model ({named}); got {name}.")
+
+
 def _widen(model: nn.Module) -> list[tuple[nn.Parameter, torch.dtype]]:
     """Make what trains float32 where peft did not, and return it with the dtypes it had.
 
@@ -228,4 +241,22 @@ def _widen(model: nn.Module) -> list[tuple[nn.Parameter, torch.dtype]]:
     widened = [(p, p.dtype) for p in low if p.requires_grad or p.ndim == 1]
     for parameter, _ in widened:
         parameter.data = parameter.data.float()
+    wide = {id(p): dtype for p, dtype in widened}
+    for module in model.modules():
+        dtypes = [wide[id(p)] for p in module.parameters(recurse=False) if id(p) in wide]
+        if dtypes:
+            _mix(module, dtypes[0])
     return widened
+
+
+def _mix(module: nn.Module, dtype: torch.dtype) -> None:
+    """Let a module with float32 weights among others of `dtype` compute as under autocast, wherever it is called."""
+    import torch
+
+    inner = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(x.device.type, dtype=dtype):
+            return inner(x, *args, **kwargs).to(dtype)
+
+    module.forward = forward

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from lightning_ft.backbone import quiet_peft
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import BENEATH
+from lightning_ft.quantization import is_quantized
+from lightning_ft_methods.stored import stored_lora
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-
-def lay_beneath(model: Any, folder: Path) -> None:
-    """Load the adapter of `folder` into a peft model, frozen, and let both take part.
+def lay_beneath(model: Any, name: str) -> None:
+    """Load an adapter, or that of a run, into a peft model, frozen, and let both take part.
 
     Raises:
-        UsageError: it is of another model.
+        UsageError: it is of another model, or was trained on one that is stored in another way.
     """
+    stored = stored_lora(name, "--method.beneath")
+    base, bits = model.get_base_model(), stored.where.quantization
+    if _place(stored.where.base) != _place(base.name_or_path):
+        raise UsageError(
+            f"Expected --method.beneath to be an adapter of '{base.name_or_path}', got '{name}' of '{stored.where.base}'."
+        )
+    four = bits is not None and bits.quantize != "int8"
+    if (bits is not None) != is_quantized(base) or four != is_quantized(base, bits=4):
+        trained = "one of full precision" if bits is None else f"one of {bits.quantize}"
+        how = "leave --quantize out" if bits is None else f"type --quantize {bits.quantize}"
+        raise UsageError(f"Expected --method.beneath on the base that it was trained on, {trained}: '{name}'; {how}.")
     with quiet_peft():
         try:
-            model.load_adapter(str(folder), adapter_name=BENEATH, is_trainable=False)
+            model.load_adapter(str(stored.folder), adapter_name=BENEATH, is_trainable=False)
         except (ValueError, RuntimeError, OSError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise UsageError(f"Expected --method.beneath to be an adapter of this model, got: {said}.") from error
+            raise UsageError(f"Expected --method.beneath to be an adapter of this model; '{name}' has other shapes.") from error
     model.base_model.set_adapter([BENEATH, model.active_adapter])
     for name, parameter in model.named_parameters():
         if f".{BENEATH}." in f"{name}.":
             parameter.requires_grad_(False)
+
+
+def _place(name: str) -> str:
+    """A folder by its whole path, a model of the hub by its id."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 How = Literal["linear", "cat", "ties", "dare", "dare_ties"]
 PRUNING = ("ties", "dare", "dare_ties")
+PREFIX = "base_model.model."
+"""Before every module's name in an adapter's file."""
 WEIGHTLESS = {WEIGHTS, "adapter_config.json", "manifest.json", "README.md"}
 """Files of an adapter that are not taken over."""
 
@@ -75,12 +77,13 @@ def combine(
         UsageError: a value is out of range, the folder is taken, or the adapters do not go together.
     """
     import torch
+    from peft import LoraConfig
     from safetensors.torch import save_file
 
     from lightning_ft.atomic import whole_folder
 
     stored = [stored_lora(name, "--adapters") for name in adapters]
-    scales = _checked(stored, weights, how, density, rank, Path(output))
+    scales = _checked(stored, weights, how, density, rank, seed, Path(output))
     tensors = [one.weights() for one in stored]
     modules = sorted({name.removesuffix(A) for one in tensors for name in one if name.endswith(A)})
     most = sum(int(one.config["r"]) for one in stored)
@@ -101,28 +104,35 @@ def combine(
             squared = float(whole.square().sum())
         out[module + A], out[module + B] = a.contiguous(), b.contiguous()
         total, held = total + squared, held + found
-    ends = {module.rpartition(".")[2] for module in modules}
-    config = {**stored[0].config, "r": target, "lora_alpha": target, "use_rslora": False, "lora_dropout": 0.0}
-    config |= {"target_modules": sorted(ends), "init_lora_weights": True, "inference_mode": True}
+    if not math.isfinite(total) or not total:
+        what = "is not finite" if total else "is zero"
+        raise UsageError(f"Expected --weights and --density that leave a change, but the combined one {what}; take others.")
+    names = [module.removeprefix(PREFIX) for module in modules]  # whole, as ends would take in layers that no adapter had
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=target, lora_alpha=target, target_modules=names, inference_mode=True,
+        base_model_name_or_path=stored[0].where.base, fan_in_fan_out=bool(stored[0].config.get("fan_in_fan_out")),
+    )  # fmt: skip
     with whole_folder(Path(output)) as folder:
         for path in stored[0].folder.iterdir():  # tokenizer, template, how the base is stored
             if path.is_file() and path.name not in WEIGHTLESS:
                 shutil.copy2(path, folder / path.name)
         save_file(out, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return held / total if total else 1.0
+        config.save_pretrained(str(folder))
+    return held / total
 
 
 def _checked(
     stored: Sequence[StoredLoRA], weights: Sequence[float] | None, how: str, density: float | None, rank: int | None,
-    output: Path,
+    seed: int, output: Path,
 ) -> list[float]:  # fmt: skip
     """The weights, once everything fits together."""
-    import math
-
     bases = sorted({one.where.base for one in stored})
     if len(bases) > 1:
         raise UsageError(f"Expected --adapters of one base model, got adapters of '{bases[0]}' and '{bases[1]}'.")
+    kinds = {one.where.quantization for one in stored}
+    if len(kinds) > 1:
+        said = " and ".join(sorted(kind.quantize if kind else "full precision" for kind in kinds))
+        raise UsageError(f"Expected --adapters that were trained on one kind of base, got adapters on {said}.")
     if weights is not None and (len(weights) != len(stored) or not all(map(math.isfinite, weights))):
         raise UsageError(f"Expected a finite number of --weights for each of the {len(stored)} adapters; got {list(weights)}.")
     if density is not None and how not in PRUNING:
@@ -130,7 +140,9 @@ def _checked(
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"Expected --density to be above 0 and at most 1; got {density}.")
     most = sum(int(one.config["r"]) for one in stored)
-    if rank is not None and rank < 1:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"Expected --seed to be from 0 to 4294967295; got {seed}.")
+    if rank is not None and (isinstance(rank, bool) or rank < 1):
         raise UsageError(f"Expected --rank to be at least 1; got {rank}.")
     if how == "cat" and rank not in (None, most):
         raise UsageError(f"Expected --rank {most} with --how cat, the sum of the ranks, got {rank}; type --how linear.")

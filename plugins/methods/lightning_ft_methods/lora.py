@@ -94,6 +94,8 @@ class LoRA(Adapter):
         for option in ("alpha", "plus_ratio"):
             if getattr(self, option) is not None:
                 check_positive(option, getattr(self, option))
+        if self.trainable_tokens is not None and not self.trainable_tokens:
+            raise UsageError("Expected --method.trainable_tokens to name tokens as [<tool>,6143]; got none.")
         check_choice("bias", self.bias, get_args(Bias))
         check_choice("init", self.init, get_args(Init))
 
@@ -110,6 +112,15 @@ class LoRA(Adapter):
         """
         from lightning_ft_methods.fused import fuse
 
+        if self.trainable_tokens is not None:
+            taken = {*(self.modules_to_save or ()), *targets(self.target_modules)} & token_rows(
+                model, self.trainable_tokens
+            ).keys()
+            if taken:
+                raise UsageError(
+                    f"Expected --method.trainable_tokens without '{min(taken)}' in --method.modules_to_save or "
+                    "--method.target_modules, which changes all of its rows; got both."
+                )
         if (self.init == "loftq") != is_quantized(model) and self.init in ("pissa", "olora", "loftq"):
             stored = "a quantised base" if self.init == "loftq" else "a base that is not quantised"
             raise UsageError(
@@ -130,9 +141,8 @@ class LoRA(Adapter):
             start_from_residual(model)
         if self.beneath is not None:
             from lightning_ft_methods.beneath import lay_beneath
-            from lightning_ft_methods.stored import stored_lora
 
-            lay_beneath(model, stored_lora(self.beneath, "--method.beneath").folder)
+            lay_beneath(model, self.beneath)
 
     def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]] | None:
         """With `plus_ratio`, B in a group of its own at `plus_ratio * learning_rate`; else None."""

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 WEIGHTS = "adapter_model.safetensors"
+READ = frozenset({
+    "r", "lora_alpha", "use_rslora", "peft_type", "init_lora_weights", "lora_dropout", "target_modules", "task_type",
+    "base_model_name_or_path", "revision", "inference_mode", "fan_in_fan_out", "auto_mapping", "peft_version",
+    "layers_to_transform", "layers_pattern", "exclude_modules", "ensure_weight_tying", "loftq_config",
+})  # fmt: skip
+"""Keys of an adapter's config that are taken into account here, or that only say where A and B are."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +66,31 @@ def stored_lora(name: str, flag: str) -> StoredLoRA:
     """The adapter that a folder or a run folder stands for; `flag` is what the user typed it after.
 
     Raises:
-        UsageError: it is a whole model, or no LoRA adapter of matrices alone.
+        UsageError: there is none, or it is a whole model, or no LoRA adapter of two matrices a layer and nothing else.
     """
-    where = locate(name)
+    from peft import LoraConfig
+
+    try:
+        where = locate(name)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--model", flag)) from error
     if where.adapter is None:
         raise UsageError(f"Expected {flag} to be an adapter or the run folder of one; got '{name}', a whole model.")
     config = read_json(where.adapter / "adapter_config.json")
+    usual: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]  # of peft
     got = None
+    odd = sorted(key for key, value in config.items() if key not in READ and value and value != usual.get(key))
+    numbers = all(isinstance(config.get(key), (int, float)) and config[key] > 0 for key in ("r", "lora_alpha"))
     if config.get("peft_type") != "LORA":
         got = f"one of type {config.get('peft_type')}"
-    elif config.get("modules_to_save") or config.get("trainable_token_indices"):
-        got = "one that replaces whole modules or tokens"
-    elif config.get("bias", "none") != "none":
-        got = "one with trained biases"
-    elif config.get("use_dora") or config.get("init_lora_weights") in ("pissa", "olora"):
-        got = "one of DoRA" if config.get("use_dora") else f"one of init={config['init_lora_weights']}, which changes the base"
-    elif config.get("rank_pattern") or config.get("alpha_pattern"):
-        got = "one with ranks by layer"
+    elif config.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+        got = f"one of init={config['init_lora_weights']}, which changes the base"
+    elif odd:
+        got = f"one with {odd[0]}"
+    elif not numbers:
+        got = "one whose config has no rank or alpha above 0"
     elif any(where.adapter.glob("*/adapter_config.json")):
         got = "one upon another"
     if got is not None:
-        raise UsageError(
-            f"Expected {flag} to be a LoRA adapter of two matrices a layer, got {got}: '{name}'; merge it instead."
-        )
+        raise UsageError(f"Expected {flag} to be a LoRA adapter of two matrices a layer and nothing else, got {got}: '{name}'.")
     return StoredLoRA(where.adapter, where, config)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning_ft_methods.lora import LoRA
 from lightning_ft_methods.prompts import PromptTuning
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lightning_ft
 from lightning_ft.errors import UsageError
@@ -150,10 +150,36 @@ def test_what_cannot_lie_beneath_is_refused(second: Any, model: str, tmp_path: P
     for folder, said in (
         (model, "got '.*', a whole model"),
         (saved["prompt"], "got one of type PROMPT_TUNING"),
-        (saved["whole"], "got one that replaces whole modules"),
-        (saved["bias"], "got one with trained biases"),
+        (saved["whole"], "got one with modules_to_save"),
+        (saved["bias"], "got one with bias"),
         (str(second.folder), "got one upon another"),
         (str(tmp_path / "nowhere"), "'.*nowhere' is none"),
     ):
         with pytest.raises(UsageError, match=said):
             LoRA(beneath=folder).attach(tiny_llama(), 1)
+
+
+def test_an_adapter_of_another_base_is_refused(first: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    other = AutoModelForCausalLM.from_pretrained(tiny_backbone_folder(tmp_path / "other"))
+    with pytest.raises(UsageError, match=r"Expected --method.beneath to be an adapter of '.*other', got"):
+        LoRA(beneath=str(first.folder)).attach(other, 1)
+
+
+def test_an_adapter_of_a_base_that_was_stored_otherwise_is_refused(first: Any, model: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(first.folder / "final_model", tmp_path / "adapter")
+    (tmp_path / "adapter" / "quantization.json").write_text('{"quantize": "nf4"}')
+    with pytest.raises(UsageError, match=r"on the base that it was trained on, one of nf4: '.*'; type --quantize nf4"):
+        LoRA(beneath=str(tmp_path / "adapter")).attach(AutoModelForCausalLM.from_pretrained(model), 1)
+
+
+def test_going_on_upon_another_adapter_is_refused(first: Any, second: Any, rows: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(second.folder / "final_model", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "beneath" / "adapter_model.safetensors"
+    save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
+    method = LoRA(rank=4, beneath=str(first.folder))
+    with pytest.raises(UsageError, match=r"with the adapter beneath it; type --method.beneath"):
+        lightning_ft.fit(model=str(tmp_path / "adapter"), data=rows[1], output=str(tmp_path / "r"), method=method, **OPTIONS)

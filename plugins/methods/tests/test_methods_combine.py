@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from lightning_ft_methods.lora import LoRA
 
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import load, locate
+from lightning_ft.quantization import Quantization
 from lightning_ft.testing.methods import logits
 from lightning_ft.testing.models import tiny_backbone_folder
 
@@ -148,3 +150,70 @@ def test_what_does_not_go_together_is_refused(adapters: list[str], model: str, t
     for words, said in ((adapters[:1], "at least two --adapters"), (adapters, "Expected --output")):
         with pytest.raises(UsageError, match=said):
             main(["--adapters", *words])
+
+
+def changed(adapter: str, folder: Path, **values: Any) -> str:
+    """A copy of an adapter with another config."""
+    shutil.copytree(adapter, folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return str(folder)
+
+
+def test_layers_that_only_one_adapter_has_stay_in(adapters: list[str], model: str, tmp_path: Path) -> None:
+    """peft's `layers_to_transform` of the first adapter would keep the other's layers out, if it were taken over."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(
+        r=2, target_modules=["down_proj"], layers_to_transform=[1], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    one: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    one.save_pretrained(str(tmp_path / "one"))
+    combine([str(tmp_path / "one"), adapters[0]], tmp_path / "new", how="cat")
+    for name in (NAME, "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.q_proj"):
+        whole = change(adapters[0], name) + (change(tmp_path / "one", name) if name == NAME else 0)
+        torch.testing.assert_close(change(tmp_path / "new", name), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "got one of init=pissa_niter_4, which changes the base"),
+        ({"init_lora_weights": "corda"}, "got one of init=corda"),
+        ({"use_dora": True}, "got one with use_dora"),
+        ({"lora_bias": True}, "got one with lora_bias"),
+        ({"alpha_pattern": {"q_proj": 4}}, "got one with alpha_pattern"),
+        ({"layer_replication": [[0, 1]]}, "got one with layer_replication"),
+        ({"r": None}, "got one whose config has no rank or alpha above 0"),
+        ({"lora_alpha": "x"}, "got one whose config has no rank or alpha above 0"),
+    ],
+)
+def test_adapters_that_are_more_than_two_matrices_are_refused(
+    values: dict[str, Any], said: str, adapters: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        combine([changed(adapters[0], tmp_path / "odd", **values), adapters[1]], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_adapters_of_bases_that_are_stored_differently_are_refused(adapters: list[str], tmp_path: Path) -> None:
+    quantised = changed(adapters[0], tmp_path / "quantised")
+    Quantization(quantize="nf4").write(tmp_path / "quantised")
+    with pytest.raises(UsageError, match="one kind of base, got adapters on full precision and nf4"):
+        combine([quantised, adapters[1]], tmp_path / "new")
+
+
+@pytest.mark.parametrize("how", ["linear", "cat", "ties"])
+@pytest.mark.parametrize(("weights", "said"), [([1e30, 1e30], "is not finite"), ([0.0, 0.0], "is zero")])
+def test_weights_that_leave_no_change_are_refused(
+    how: Any, weights: list[float], said: str, adapters: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        combine(adapters[:2], tmp_path / "new", weights=weights, how=how)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_that_is_no_adapter_is_told_by_its_own_flag(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Expected --adapters to be a model folder"):
+        combine([str(tmp_path / "none"), str(tmp_path / "none")], tmp_path / "new")
