@@ -5,109 +5,71 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
+from lightning_ft.atomic import write_text
+from lightning_ft.cli.parser import CommandParser, command
 from lightning_ft.cli.resolve import Request, check_torch_names, parse, resolve
-from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.errors import UsageError
+from lightning_ft_plan.machine import Device, default_device, machine_memory, parse_memory
+from lightning_ft_plan.rules import Goal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lightning_ft_plan.forecast import Row
-    from lightning_ft_plan.planning import Planning
-    from lightning_ft_plan.rules import Goal
+    from lightning_ft_plan.planning import Plan, Planning
 
-HELP = """Usage: lightning-ft plan MODEL --data FILE [--memory 24GB] [--OPTION VALUE ...]
+PURPOSE = """Every installed method with its trainable parameters, the memory that a run would take by part, its time, and
+whether that fits; then a recommendation. No weights are loaded: a folder with config.json and a tokenizer is enough."""
+EXAMPLE = """All options of `lightning-ft fit --help` are understood, too: --batch_tokens, --max_length, --method.rank ...
 
-Every installed method with its trainable parameters, the memory that a run would take by part, its time, and whether that
-fits; then a recommendation. No weights are loaded: a folder with config.json and a tokenizer is enough.
+example: lightning-ft plan --model PATH_OR_HUB_ID --data FILE --memory 24GB --device gpu"""
 
-  --memory SIZE   what there is, as 24GB or 24GiB (default: what the machine or its GPU has)
-  --device KIND   cpu or gpu (default: gpu where there is one); a gpu that is not here needs --memory
-  --goal GOAL     one_task (default), several_tasks (related ones on one base), domain_shift (a slight one), new_task
-  --execute       run the preflight of each method that should fit, each in a process of its own, and show what it measured
-  --json FILE     write the plan as JSON ('-': to standard output)
 
-All options of `lightning-ft fit --help` are understood: --batch_tokens, --max_length, --method.rank ..."""
-VALUES, SWITCHES = ("memory", "device", "goal", "json"), ("execute",)
-"""Flags of this command with and without a value."""
+def parser() -> CommandParser:
+    """This command's own flags; all others are `fit`'s."""
+    made = command("plan", PURPOSE, EXAMPLE)
+    made.usage = "lightning-ft plan MODEL --data FILE [--memory 24GB] [--OPTION VALUE ...]"
+    made.add_argument("--memory", metavar="SIZE", help="what there is, as 24GB or 24GiB (default: the machine's or its GPU's)")
+    made.add_argument("--device", choices=get_args(Device), help="default: gpu where there is one; another needs --memory")
+    made.add_argument(
+        "--goal", choices=get_args(Goal), default=get_args(Goal)[0],
+        help="one_task (default), several_tasks (related, on one base), domain_shift (a slight one), new_task (another one)",
+    )  # fmt: skip
+    made.add_argument(
+        "--execute", action="store_true", help="run the preflight of each method that should fit, and show what it measured"
+    )
+    made.add_argument("--json", metavar="FILE", help="write the plan as JSON ('-': to standard output)")
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Plan and print."""
-    own, rest = divide(argv)
-    arguments = parse(rest)
-    if "help" in arguments.switches:
-        print(HELP)
-        return 0
-    from lightning_ft_plan.machine import Device, default_device, machine_memory, parse_memory
-    from lightning_ft_plan.rules import GOALS
-
-    goal = choice("goal", own.get("goal", GOALS[0]), GOALS)
-    device = choice("device", own["device"], get_args(Device)) if "device" in own else None
-    memory = parse_memory(own["memory"]) if "memory" in own else None
-    request = resolve(arguments)
+    own, rest = parser().parse_known_args(list(argv))
+    memory = None if own.memory is None else parse_memory(own.memory)
+    request = resolve(parse(rest))
     check_torch_names(request)
-    if own.get("json", "-") != "-":
-        check_writable(own["json"])
-    place: Device = device or default_device()
-    plan = make(request, place, machine_memory(place) if memory is None else memory, goal, execute="execute" in own)
-    if own.get("json") == "-":
+    if own.json not in (None, "-"):
+        check_writable(own.json)
+    device: Device = own.device or default_device()
+    plan = make(request, device, machine_memory(device) if memory is None else memory, own.goal, execute=own.execute)
+    if own.json == "-":
         print(plan_json(plan))
         return 0
     from lightning_ft_plan.terminal import lines
 
     print("\n".join(lines(plan)))
-    if "json" in own:
-        from pathlib import Path
-
-        from lightning_ft.atomic import write_text
-
-        write_text(Path(own["json"]), plan_json(plan) + "\n")
-        print(f"Plan: {own['json']}")
+    if own.json:
+        write_text(Path(own.json), plan_json(plan) + "\n")
+        print(f"Plan: {own.json}")
     return 0
 
 
-def plan_json(plan: Any) -> str:
+def plan_json(plan: Plan) -> str:
     """The plan as a JSON object."""
     return json.dumps(plan.as_dict(), indent=1, ensure_ascii=False)
-
-
-def divide(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """This command's own flags, and the words for `fit`'s parser.
-
-    Raises:
-        UsageError: a flag has no value, or one that it does not take.
-    """
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        name = flag.removeprefix("--")
-        if flag.startswith("--") and name in SWITCHES:
-            if equals:
-                raise UsageError(f"Expected {flag} without a value; got '{value}'.")
-            own[name] = "true"
-        elif flag.startswith("--") and name in VALUES:
-            if not equals and (not words or words[0].startswith("--")):
-                raise UsageError(f"Expected a value after {flag}; got nothing.")
-            own[name] = value if equals else words.pop(0)
-        else:
-            rest.append(word)
-    return own, rest
-
-
-def choice(name: str, value: str, choices: Sequence[str]) -> Any:
-    """The value.
-
-    Raises:
-        UsageError: it is none of the choices.
-    """
-    if value not in choices:
-        raise UsageError(f"Expected --{name} to be one of {', '.join(choices)}; got '{value}'.{did_you_mean(value, choices)}")
-    return value
 
 
 def check_writable(name: str) -> None:
@@ -116,14 +78,12 @@ def check_writable(name: str) -> None:
     Raises:
         UsageError: there is no such folder, or the name is that of one.
     """
-    from pathlib import Path
-
     path = Path(name)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"Expected --json to name a file in a folder that exists; got '{name}'.")
 
 
-def make(request: Request, device: Any, memory: int, goal: Goal, *, execute: bool) -> Any:
+def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: bool) -> Plan:
     """The plan of a request."""
     from lightning_ft.run.quiet import say
     from lightning_ft_plan.machine import Target

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_ft_plan.hollow import ACTIVATIONS, LOGITS, PARTS, WEIGHTS
+from lightning_ft_plan.scene import PACKING, START
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lightning_ft_plan.machine import Device
-    from lightning_ft_plan.rehearsal import Account
+    from lightning_ft_plan.scene import Account
 
 Verdict = Literal["fits", "tight", "does not fit"]
-PACKING, START = "packing check", "start"
 RUNTIME = "runtime"
 """Memory of a process that no tensor of the model or of the step accounts for."""
 TIGHT = 0.85

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
     from lightning_ft.method import Method
     from lightning_ft.run.hardware import Formats
-    from lightning_ft_plan.rehearsal import Account, Scene
+    from lightning_ft_plan.scene import Account, Scene
     from lightning_ft_plan.timing import Speed
     from lightning_ft_plan.workload import Load, Workload
 
@@ -70,7 +70,8 @@ class Planning:
         import lightning.pytorch.loggers
         import peft  # noqa: F401  # a run has imported both by its first step, and so the memory that they take
 
-        from lightning_ft_plan.rehearsal import Scene, packing
+        from lightning_ft_plan.rehearsal import packing
+        from lightning_ft_plan.scene import Scene
         from lightning_ft_plan.workload import Workload
 
         assert lightning.pytorch.loggers

@@ -23,8 +23,8 @@ Kind = Literal["quantised", "adapter", "full"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS: Mapping[Kind, str] = {"quantised": "QLoRA", "adapter": "LoRA", "full": "full fine-tuning"}
 
-BY_MEMORY: tuple[tuple[float, Kind], ...] = ((12e9, "quantised"), (24e9, "adapter"), (float("inf"), "full"))
-"""Memory below which a way is usual (models of about seven billion parameters)."""
+BY_MEMORY: tuple[tuple[float, Kind], ...] = ((12e9, "quantised"), (24 * 2**30 + 1, "adapter"), (float("inf"), "full"))
+"""Memory below which a way is usual (models of about seven billion parameters); a card of 24 GB has 24 * 2**30 bytes."""
 ROWS_BY_SIZE: tuple[tuple[float, int, int], ...] = ((1e9, 500, 1000), (1e10, 1000, 2000), (float("inf"), 2000, 5000))
 """Parameters below which so many to so many training rows are usual."""
 ROWS_BY_KIND: Mapping[Kind, tuple[int, int | None]] = {
@@ -115,8 +115,9 @@ def _too_large(rows: Mapping[Kind, Row], kinds: Sequence[Kind], memory: int) -> 
 
 def _flags(row: Row, kind: Kind, rank: int | None) -> tuple[str, ...]:
     flags = ["--method", row.method]
-    given = "rank" in row.options
-    if kind != "full" and rank is not None and not given:
+    for name, value in row.options.items():
+        flags += [f"--method.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    if kind != "full" and rank is not None and "rank" not in row.options:
         flags += ["--method.rank", str(rank)]
     if kind == "quantised":
         flags += ["--quantize", row.name.rpartition("+ ")[2].partition(" ")[0]]

@@ -39,9 +39,9 @@ def lines(plan: Plan) -> Iterator[str]:
             yield f"{row.name}: {row.note}"
     if any(row.measured for row in plan.rows):
         yield "Rows with * were measured by the preflight, in parts as the forecast has them."
-    for said in plan.speed:
-        yield f"Time: {said}; it is that of training alone, without validations and saves."
-    if not plan.speed:
+    if plan.speed:
+        yield f"Time: of training alone, without validations and saves; {'; '.join(plan.speed)}."
+    else:
         yield "Time: not told, as no such device is here to be measured."
     for line in plan.advice:
         yield f"Advice: {line}."

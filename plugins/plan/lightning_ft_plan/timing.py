@@ -13,12 +13,13 @@ from lightning_ft.module import FineTuner
 from lightning_ft.optim import clip, grad_norm
 from lightning_ft.run.hardware import out_of_memory
 from lightning_ft.types import Batch, Step
-from lightning_ft_plan.rehearsal import autocast, build, loss_of, rehearse
+from lightning_ft_plan.rehearsal import autocast, loss_of, rehearse
+from lightning_ft_plan.scene import build
 
 if TYPE_CHECKING:
     from lightning_ft.method import Method
     from lightning_ft.run.hardware import Formats
-    from lightning_ft_plan.rehearsal import Account, Scene
+    from lightning_ft_plan.scene import Account, Scene
 
 MOST_FLOPS = 3e10
 """Of a measured step: half a second on a few cores."""
@@ -52,9 +53,10 @@ def measure(scene: Scene, method: Method, formats: Formats, step: Step, account:
     """Time a step of as few layers as the architecture repeats, with a cut vocabulary and so many tokens that it is short."""
     small, bandwidth, tokens = _small(scene), _bandwidth(device), step.micro[0].input_ids.numel()
     flops = account.flops * small.period / scene.depth
+    base = "training base weights" if method.trains_base else "on a frozen base"
     affordable = min(tokens, int(tokens * MOST_FLOPS / max(1.0, flops)))
-    size = account.parameters * small.period / scene.depth * (16 if method.trains_base else formats.weights.itemsize)
-    if affordable >= min(tokens, LEAST_TOKENS) and size <= MOST_BYTES:
+    held = account.parameters * small.period / scene.depth * (16 if method.trains_base else formats.weights.itemsize)
+    if affordable >= min(tokens, LEAST_TOKENS) and held <= MOST_BYTES:
         cut = _cut(step, affordable, device)
         try:
             seconds = _seconds(small, method, formats, cut, device)
@@ -66,11 +68,12 @@ def measure(scene: Scene, method: Method, formats: Formats, step: Step, account:
             # What moving costs is known; the rest of the time is the products'.
             busy = max(0.3 * seconds, seconds - counted.moved / bandwidth)
             layers = f"{small.period} of {scene.depth} layers" if small.period < scene.depth else "all layers"
-            said = f"a step of {layers} of this architecture with {cut.micro[0].input_ids.numel()} tokens took {seconds:.2f} s"
+            size = f"{layers} of this architecture with {cut.micro[0].input_ids.numel()} tokens"
+            said = f"{base} a step of {size} took {seconds:.2f} s"
             return Speed(counted.flops / busy, bandwidth, said)
     dtype = formats.weights if formats.lightning == "32-true" else torch.bfloat16
     rate = _product_rate(dtype, device)
-    said = f"matrix products run at {rate / 1e9:.0f} GFLOP/s; a step of a layer of this model would take too long to be tried"
+    said = f"{base} matrix products run at {rate / 1e9:.0f} GFLOP/s; one layer of this model is too large to be tried"
     return Speed(rate, bandwidth, said)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from lightning_ft_plan.command import divide
+from lightning_ft_plan.command import parser
 from lightning_ft_plan.forecast import TIGHT, TIGHT_MEASURED, Row
 from lightning_ft_plan.machine import Target, machine_memory, parse_memory, show_memory
 from lightning_ft_plan.rules import GOALS, Kind, advise, enough, recommend
@@ -63,7 +63,7 @@ def test_formats_of_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> N
     assert target.formats(trains_base=True).weights == torch.float32
 
 
-@pytest.mark.parametrize(("memory", "said"), [(8, "QLoRA"), (16, "LoRA"), (80, "full fine-tuning")])
+@pytest.mark.parametrize(("memory", "said"), [(8, "QLoRA"), (12, "LoRA"), (24, "LoRA"), (80, "full fine-tuning")])
 def test_the_usual_way_for_the_memory_is_named(memory: int, said: str) -> None:
     found = recommend(ways(7, 17, 120), memory * GB, "one_task", 20_000, 7e9)
     assert found.reasons[0].startswith(f"with {memory}.00 GB {said} is usual")
@@ -157,12 +157,7 @@ def test_usual_options_get_none() -> None:
 
 
 def test_flags_are_divided_between_the_command_and_fit() -> None:
-    own, rest = divide(["--memory=24GB", "--model", "m", "--execute", "--goal", "new_task", "--epochs", "2"])
-    assert own == {"memory": "24GB", "execute": "true", "goal": "new_task"}
-    assert rest == ["--model", "m", "--epochs", "2"]
-
-
-@pytest.mark.parametrize("words", [["--memory"], ["--memory", "--model", "m"], ["--execute=yes"]])
-def test_flags_without_sense_are_refused(words: list[str]) -> None:
-    with pytest.raises(UsageError):
-        divide(words)
+    words = ["--memory=24GB", "m", "--execute", "--data", "a", "b", "--goal", "new_task", "--method.rank", "8", "--epochs=2"]
+    own, rest = parser().parse_known_args(words)
+    assert (own.memory, own.execute, own.goal, own.device, own.json) == ("24GB", True, "new_task", None, None)
+    assert rest == ["m", "--data", "a", "b", "--method.rank", "8", "--epochs=2"]
