@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.setting import Setting
+
+os.environ["OMP_NUM_THREADS"] = "1"  # memory is what is measured, and other work on the machine then costs less time
 
 
 def arguments(setting: Setting, method: str, tokens: str, output: Path) -> list[str]:

@@ -31,6 +31,15 @@ MOST = 100_000
 READ = 1 << 12
 """Bytes up to which a hollow tensor is full of ones, as its numbers may be read past the operators (`tolist`)."""
 _aten = torch.ops.aten
+
+
+def _grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any) -> Tensor:
+    """What the products of a mixture of experts return: torch's own rule takes bfloat16 only, which the CPU does not."""
+    if a.ndim == b.ndim == 2:
+        return a.new_empty(0 if offs is None else len(offs), a.shape[0], b.shape[1])
+    return a.new_empty(*a.shape[-3:-1], b.shape[-1]) if b.ndim == 3 else a.new_empty(a.shape[1], b.shape[1])
+
+
 _ANSWERS: dict[Any, Callable[[Tensor], Any]] = {
     _aten._local_scalar_dense.default: lambda t: 1.0 if t.is_floating_point() else t.dtype == torch.bool or 1,
     _aten.equal.default: lambda t: True,
@@ -44,6 +53,7 @@ _BY_VALUE = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output
 _SHAPES: dict[Any, Callable[..., Tensor]] = {
     torch.ops.mkldnn._reorder_linear_weight.default: lambda weight, *_: torch.empty_like(weight),
     torch.ops.mkldnn._linear_pointwise.default: lambda x, weight, *_: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    _aten._grouped_mm.default: _grouped,
 }
 """Results of operators that have no rule for tensors without data."""
 _known: dict[Any, Any] = {}

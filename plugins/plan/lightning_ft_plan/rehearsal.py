@@ -39,7 +39,7 @@ LOOSE = 2.0
 def packing(scene: Scene) -> dict[int, int]:
     """What the check of packed rows takes, with weights of two and of four bytes; nothing where documents cannot share rows.
 
-    Whether they can is told by the architecture alone.
+    Whether they can is told by the architecture alone: whether its attention is ours, not whether that is exact.
     """
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
@@ -49,7 +49,7 @@ def packing(scene: Scene) -> dict[int, int]:
             _own(hollow, model)
             with hollow.window(PACKING):
                 check = check_packing(model, int(model.config.get_text_config().vocab_size), LOOSE)
-        if not check.ok:
+        if not check.ok or check.way != "documents":
             return {}
         found[dtype.itemsize] = sum(size for part, size in hollow.peaks[PACKING].items() if part != WEIGHTS)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,8 @@ def build(scene: Scene, depth: int, dtype: torch.dtype) -> Any:
     text.num_hidden_layers = depth
     for name in ("layer_types", "mlp_layer_types"):
         if getattr(text, name, None):
-            setattr(text, name, list(getattr(text, name))[:depth])
+            with contextlib.suppress(AttributeError):  # of some families it follows from the number of layers
+                setattr(text, name, list(getattr(text, name))[:depth])
     auto: Any = AutoModelForCausalLM
     return auto.from_config(config, dtype=dtype, trust_remote_code=scene.config.trust_remote_code)
 

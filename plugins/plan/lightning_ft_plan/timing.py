@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lightning_ft.run.hardware import Formats
     from lightning_ft_plan.scene import Account, Scene
 
-MOST_FLOPS = 3e10
-"""Of a measured step: half a second on a few cores."""
+MOST_FLOPS = 1.2e10
+"""Of a measured step: a tenth of a second on a few cores."""
 MOST_VOCABULARY = 8192
 """Of a measured model, whose output layer must not be most of it."""
 MOST_BYTES = 2 * 10**9
@@ -136,7 +136,7 @@ def _seconds(scene: Scene, method: Method, formats: Formats, step: Step, device:
 
 def _bandwidth(device: torch.device) -> float:
     """Bytes per second of adding two arrays that no cache holds."""
-    a, b = (torch.ones(16 * 2**20, device=device) for _ in range(2))
+    a, b = (torch.ones(8 * 2**20, device=device) for _ in range(2))
     a.add_(b)
     return 3 * a.nbytes / _least(lambda: a.add_(b), device)
 
