@@ -24,8 +24,9 @@ TIGHT_MEASURED = 0.95
 HOLES = 0.5
 """On a CPU: holes in a heap that is kept from step to step, as a share of what comes and goes in a step. Found by
 measuring ten methods with batches of 512 to 4,096 tokens: 0.2 to 0.7."""
-KERNELS = 8 * 10**6
-"""On a CPU: bytes of compiled products and their buffers that oneDNN keeps for each shape of a batch; measured as `HOLES`."""
+KERNELS, FEW, FURTHER = 8 * 10**6, 40, 44 * 10**5
+"""On a CPU: bytes of compiled products and their buffers that oneDNN keeps for each of so many shapes of a batch, and for each
+further one, when its cache is full and only holes remain; measured at 1, 40, 150 and 314 shapes."""
 CONTEXT = 600 * 10**6
 """On a GPU: bytes that CUDA, its libraries and their workspaces take of it."""
 BITS = {("nf4", False): 4.5, ("nf4", True): 4.127, ("fp4", False): 4.5, ("fp4", True): 4.127, ("int8", False): 8.02}
@@ -106,7 +107,9 @@ class Surroundings:
         return worst.partition(",")[0], {part: moments[worst].get(part, 0) for part in (*PARTS, RUNTIME)}
 
     def _constant(self) -> int:
-        return CONTEXT if self.device == "gpu" else self.process + KERNELS * self.shapes
+        if self.device == "gpu":
+            return CONTEXT
+        return self.process + KERNELS * min(self.shapes, FEW) + FURTHER * max(0, self.shapes - FEW)
 
     def _whole(self, name: str, parts: Mapping[str, float]) -> dict[str, int]:
         found = {part: round(size) for part, size in parts.items()}
