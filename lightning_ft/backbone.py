@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 AGAIN = "copy the folder again from where the model came from"
-DROPOUT = re.compile(r"(?!classifier|layer).*(dropout|pdrop)")
+DROPOUT = re.compile(r"(?!classifier|layer).*(dropout|pdrop)(_p|_prob|_rate)?")
 """Names under which layers keep the probability of a dropout."""
 NOTICES = (
     "Failed to load the CUDA ext", "Setting boft_n_butterfly", "Unsupported layer type '.*Norm'",

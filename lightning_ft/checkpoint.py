@@ -58,11 +58,17 @@ def newest(run: Path, *, last: int | None = None, say: Callable[[str], None] | N
 
 
 def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
-    """Put the trained weights of a checkpoint folder back into an attached model, bit for bit."""
+    """Put the trained weights of a checkpoint folder back into an attached model, bit for bit.
+
+    Raises:
+        UsageError: another adapter lies beneath the one that trains than in the folder.
+        ValueError: the folder's parameters are not the method's.
+    """
     from safetensors.torch import load_file
 
     adapter = folder / "adapter_model.safetensors"
     if adapter.is_file():
+        _check_beneath(model, folder)
         method.load_trainable_state(model, load_file(adapter))
         return
     from transformers import AutoModelForCausalLM
@@ -82,14 +88,12 @@ def check_same_adapter(model: nn.Module, folder: Path, schedule: Collection[str]
         schedule: Values that may differ.
 
     Raises:
-        UsageError: the first value in which the adapter's config and the attached method differ, or another adapter lies
-            beneath.
+        UsageError: the first value in which the adapter's config and the attached method differ.
     """
     configs: Any = getattr(model, "peft_config", None)
     path = folder / "adapter_config.json"
     if configs is None or not path.is_file():
         return
-    _check_beneath(model, folder, configs)
     stored = json.loads(path.read_text(encoding="utf-8"))
     for name, now in next(iter(configs.values())).to_dict().items():
         before = stored.get(name, now)
@@ -113,8 +117,11 @@ def _plain(name: str, value: Any) -> Any:
     return str(getattr(value, "value", value)) if value is not None and not isinstance(value, (int, float)) else value
 
 
-def _check_beneath(model: nn.Module, folder: Path, configs: Any) -> None:
+def _check_beneath(model: nn.Module, folder: Path) -> None:
     """Refuse another adapter beneath than the one that was there."""
+    configs: Any = getattr(model, "peft_config", None)
+    if configs is None:
+        return
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -248,7 +248,7 @@ class FineTuner(L.LightningModule):
         """The optimiser over the method's groups, and a schedule over steps that we counted ourselves."""
         own = self.method.param_groups(self.model, self.learning_rate)
         decay = self.config.weight_decay
-        groups = optim.param_groups(self.model, decay) if own is None else optim.decayed(own, decay)
+        groups = optim.param_groups(self.model, decay) if own is None else optim.decayed(self.model, own, decay)
         options = dict(self.optimizer_options)
         if "fused" in inspect.signature(self.optimizer_class).parameters:
             options.setdefault("fused", True)

@@ -33,28 +33,37 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     (norms, biases) have no weight decay.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    if (head := getattr(model, "get_output_embeddings", lambda: None)()) is not None:
-        outer.add(id(head.weight))
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2 and id(p) not in outer], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim >= 2 and id(p) in outer], "weight_decay": weight_decay, "embedding": True},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = _parted(trained, _outer(model), weight_decay)
     return [group for group in groups if group["params"]]
 
 
-def decayed(groups: Iterable[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
-    """A method's own groups, of which those that say nothing of weight decay are parted into matrices and vectors."""
-    out = []
+def decayed(model: nn.Module, groups: Iterable[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """A method's own groups, of which those that say nothing of weight decay are parted as by `param_groups`."""
+    out, outer = [], _outer(model)
     for group in groups:
         if "weight_decay" in group:
             out.append(group)
             continue
-        for vectors, decay in ((False, weight_decay), (True, 0.0)):
-            params = [p for p in group["params"] if (p.ndim < 2) == vectors]
-            out += [group | {"params": params, "weight_decay": decay}] if params else []
+        parts = _parted(group["params"], outer, weight_decay)
+        out += [group | part for part in parts if part["params"]]
     return out
+
+
+def _outer(model: nn.Module) -> set[int]:
+    """Ids of the matrices of embeddings and output layer."""
+    outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if (head := getattr(model, "get_output_embeddings", lambda: None)()) is not None:
+        outer.add(id(head.weight))
+    return outer
+
+
+def _parted(params: Sequence[nn.Parameter], outer: set[int], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices inside the network, matrices of embeddings and output layer, vectors."""
+    return [
+        {"params": [p for p in params if p.ndim >= 2 and id(p) not in outer], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim >= 2 and id(p) in outer], "weight_decay": weight_decay, "embedding": True},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 def warmup_steps(warmup: float, total: int) -> int:

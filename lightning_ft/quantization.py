@@ -12,6 +12,7 @@ from lightning_ft.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from lightning_ft.config import TrainingConfig
@@ -47,6 +48,13 @@ class Quantization:
             option = "double_quant" if self.double_quant else "compute_dtype"
             raise UsageError(f"Expected --{option} with --quantize nf4 or fp4, got int8, which has none; leave it out.")
 
+    def computing_in(self, dtype: torch.dtype) -> Quantization:
+        """The same, with the type of products named where it was left to the weights', so that the note is complete."""
+        if self.quantize == "int8" or self.compute_dtype is not None:
+            return self
+        names: dict[str, ComputeType] = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+        return dataclasses.replace(self, compute_dtype=names[str(dtype)])
+
     def write(self, folder: Path) -> None:
         """Leave the note in a model's folder."""
         (folder / NOTE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -68,13 +76,14 @@ def wanted(config: TrainingConfig) -> Quantization | None:
     return Quantization(quantize=config.quantize, double_quant=config.double_quant, compute_dtype=config.compute_dtype)
 
 
-def settle(config: TrainingConfig, before: Quantization | None, method: Method) -> Quantization | None:
+def settle(config: TrainingConfig, before: Quantization | None, method: Method, *, goes_on: bool) -> Quantization | None:
     """How a run's base is stored, written back into its options, so that the record is complete.
 
     Args:
         config: The run's options.
         before: How it was stored when the adapter that the run goes on with was trained.
         method: What will train.
+        goes_on: Whether the run goes on with an adapter.
 
     Raises:
         UsageError: the adapter was trained on a base of another format, or the method trains the base itself.
@@ -89,6 +98,11 @@ def settle(config: TrainingConfig, before: Quantization | None, method: Method) 
             )
         asked = before
         config.quantize, config.double_quant, config.compute_dtype = asked.quantize, asked.double_quant, asked.compute_dtype
+    elif asked is not None and goes_on:
+        raise UsageError(
+            f"Expected to go on with the adapter '{config.model}' on the base that it was trained on, of full precision, got "
+            f"--quantize {asked.quantize}; leave it out."
+        )
     if asked is not None and method.trains_base:
         raise UsageError(
             f"Expected --method of an adapter with --quantize {asked.quantize}, got {method.name}, which trains the base "

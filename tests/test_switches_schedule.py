@@ -137,9 +137,12 @@ def test_weight_decay_shrinks_matrices_and_nothing_else(tiny_fit: TinyFit) -> No
 
 def test_own_groups_of_a_method_decay_no_vectors_either() -> None:
     matrix, vector, other = (nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,), (2,)))
-    groups = [{"params": [vector, matrix], "lr": 0.5}, {"params": [other], "weight_decay": 0.3}]
-    parted, bare, told = optim.decayed(groups, 0.1)
+    model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))
+    outer = model[0].weight
+    groups = [{"params": [vector, matrix, outer], "lr": 0.5}, {"params": [other], "weight_decay": 0.3}]
+    parted, embedding, bare, told = optim.decayed(model, groups, 0.1)
     assert (parted["params"], parted["lr"], parted["weight_decay"]) == ([matrix], 0.5, 0.1)
+    assert embedding == {"params": [outer], "lr": 0.5, "weight_decay": 0.1, "embedding": True}
     assert (bare["params"], bare["lr"], bare["weight_decay"]) == ([vector], 0.5, 0.0)
     assert told == {"params": [other], "weight_decay": 0.3}
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lightning_ft.loading import ADAPTER, BENEATH
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -45,11 +47,12 @@ class ModelWriter:
         if self.quantization is not None:
             self.quantization.write(folder)
         base = getattr(model, "config", None)
-        card = self._card(getattr(base, "quantization_config", None), adapter=(folder / "adapter_config.json").is_file())
+        card = self._card(folder, getattr(base, "quantization_config", None))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def _card(self, stored: Any, *, adapter: bool) -> str:
+    def _card(self, folder: Path, stored: Any) -> str:
         """The text; `stored` is transformers' description of a quantised base."""
+        adapter = (folder / ADAPTER).is_file()
         kind, loader = ("adapter", "peft") if adapter else ("model", "transformers")
         cls = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
         head = {"base_model": self.config.model, "library_name": loader, "pipeline_tag": "text-generation"}
@@ -60,9 +63,15 @@ class ModelWriter:
             kept = {key: value for key, value in stored.to_diff_dict().items() if key != "quant_method"}
             name = type(stored).__name__
             first, more = f"{first}\nfrom transformers import {name}", f", quantization_config={name}(**{kept})"
+        beneath = ""
+        if (folder / BENEATH / ADAPTER).is_file():
+            beneath = (
+                f"model.load_adapter('PATH_OF_THIS_FOLDER/{BENEATH}', adapter_name='{BENEATH}')\n"
+                f"model.base_model.set_adapter(['{BENEATH}', 'default'])\n"
+            )
         return (
             f"---\n{front}---\n\n"
             f"# Fine-tuned {kind} of {self.config.model}\n\n"
             f"| | |\n|---|---|\n{lines}\n\nThe chat template it was trained with is in the tokenizer's files.\n\n"
-            f"```python\n{first}\n\nmodel = {cls}.from_pretrained('PATH_OF_THIS_FOLDER'{more})\n```\n"
+            f"```python\n{first}\n\nmodel = {cls}.from_pretrained('PATH_OF_THIS_FOLDER'{more})\n{beneath}```\n"
         )

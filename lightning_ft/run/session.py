@@ -83,7 +83,7 @@ class Session:
             folders.check_target(config)
         self.location: Location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        stored = settle(config, self.location.quantization, self.choices.method)
+        stored = settle(config, self.location.quantization, self.choices.method, goes_on=self.location.adapter is not None)
         self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, quantization=stored, **hub)
         if Path(self.spec.model).is_dir():
             check_folder(Path(self.spec.model), self.spec)
@@ -149,6 +149,8 @@ class Session:
         self.say(chosen.sentence)
         device = self.world.device
         self.spec = replace(self.spec, dtype=chosen.weights, device=device)
+        if self.spec.quantization is not None:
+            self.spec = replace(self.spec, quantization=self.spec.quantization.computing_in(chosen.weights))
         if device.type == "cpu":
             keep_heap()
         torch.manual_seed(self.config.seed)  # decides new weights, of --from_scratch

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 pytest.importorskip("lightning_ft_quantize")
+
 ADAPTERS = [name for name, entry in registry().methods.items() if not entry.cls.trains_base]
 # Without our loader, bitsandbytes repacks 4-bit weights for evaluation on some CPUs, which is another function (and fails at
 # widths below 64); int8 rounds by the largest input of a row, so that packed rows are not equal to 1e-5.

@@ -33,7 +33,8 @@ OPTIONS: dict[str, Any] = {
     "log_every": 1,
     "quantize": "nf4",
     "precision": "fp32",
-}  # fmt: skippytest.importorskip("lightning_ft_quantize")
+}  # fmt: skip
+pytest.importorskip("lightning_ft_quantize")
 NEW_PROCESS = """
 import sys, torch
 from lightning_ft.loading import load
@@ -71,12 +72,12 @@ def run(model: str, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
 def test_the_folder_says_how_the_base_was_stored(run: Any) -> None:
     for name in ("final_model", "best_model", "checkpoints/checkpoint-step-4"):
         assert json.loads((run.folder / name / NOTE).read_text()) == {
-            "quantize": "nf4", "double_quant": True, "compute_dtype": None,
+            "quantize": "nf4", "double_quant": True, "compute_dtype": "fp32",
         }  # fmt: skip
     card = (run.folder / "final_model" / "README.md").read_text()
     assert "quantization_config=BitsAndBytesConfig(" in card
     assert "'bnb_4bit_use_double_quant': True" in card
-    assert locate(str(run.folder)).quantization == Quantization(quantize="nf4", double_quant=True)
+    assert locate(str(run.folder)).quantization == Quantization(quantize="nf4", double_quant=True, compute_dtype="fp32")
 
 
 def test_a_new_process_has_the_same_logits(run: Any, tmp_path: Path) -> None:
@@ -108,17 +109,33 @@ def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(run: Any, mo
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
 
 
+def test_products_later_are_of_the_type_that_they_were_in_training(model: str, rows: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "precision": "bf16", "max_steps": 2, "preflight": False}
+    lightning_ft.fit(model=model, data=rows, output=str(tmp_path / "run"), **options)
+    layer = load(str(tmp_path / "run")).model.get_submodule("base_model.model.model.layers.0.mlp.up_proj.base_layer")
+    assert layer.compute_dtype == torch.bfloat16
+
+
+def test_an_adapter_of_full_precision_does_not_go_on_upon_a_quantised_base(model: str, rows: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "max_steps": 2, "preflight": False, "quantize": None}
+    lightning_ft.fit(model=model, data=rows, output=str(tmp_path / "run"), **options)
+    with pytest.raises(UsageError, match="that it was trained on, of full precision, got --quantize nf4; leave it out"):
+        lightning_ft.fit(
+            model=str(tmp_path / "run"), data=rows, output=str(tmp_path / "other"), **{**options, "quantize": "nf4"}
+        )
+
+
 def test_an_adapter_is_trained_on_upon_the_base_that_it_knows(run: Any, rows: Path, tmp_path: Path) -> None:
     options = {name: value for name, value in OPTIONS.items() if name != "quantize"}
     further = lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "further"), **options)
-    assert locate(str(further.folder)).quantization == Quantization(quantize="nf4", double_quant=True)
+    assert locate(str(further.folder)).quantization == Quantization(quantize="nf4", double_quant=True, compute_dtype="fp32")
     assert "quantize: nf4" in (further.folder / "config.yaml").read_text()
     first = next(line["val_loss"] for line in further.metrics if "val_loss" in line)
     assert first < next(line["val_loss"] for line in run.metrics if "val_loss" in line)
     with pytest.raises(UsageError, match=r"on the base that it was trained on \(quantize nf4, double_quant True"):
         lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "other"), quantize="int8", **options)
     same = lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "same"), quantize="nf4", **options)
-    assert locate(str(same.folder)).quantization == Quantization(quantize="nf4", double_quant=True)
+    assert locate(str(same.folder)).quantization == Quantization(quantize="nf4", double_quant=True, compute_dtype="fp32")
 
 
 @pytest.mark.parametrize(

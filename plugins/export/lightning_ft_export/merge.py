@@ -33,6 +33,7 @@ class Distance:
     mean: float
     """Mean absolute difference."""
     most: float
+    """Largest absolute difference."""
     spread: float
     """Standard deviation of the logits, to compare with."""
     same_choice: float
@@ -95,7 +96,7 @@ def merge(model: str, output: str | Path, *, base: Base | None = None, dtype: st
     trained = [_logits(before.model, one) for one in ids]
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
     merged = _merged(before, where, base or "dequantized", named[dtype])
-    distance = _distance(trained, [_logits(merged, one) for one in ids])
+    distance = _distance(merged, ids, trained)
     with whole_folder(target) as folder:
         merged.save_pretrained(str(folder))
         before.template.install(before.tokenizer)
@@ -120,27 +121,32 @@ def _check(where: Location, model: str, target: Path, base: Base | None) -> None
     if base is not None and where.quantization is None:
         raise UsageError(f"Expected --base for an adapter of a quantised base, got '{model}' without one; leave --base out.")
     if where.quantization is not None and base != "original" and str(config.get("init_lora_weights")) not in PLAIN_STARTS:
-        raise UsageError(f"Expected an adapter that leaves its base as it is, got one of {config['init_lora_weights']}.")
+        raise UsageError(
+            f"Expected an adapter that leaves its base as it is, got one of {config['init_lora_weights']}; type --base original."
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"Expected --output to be a new folder, got '{target}', which is there already; name another.")
 
 
 def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | None) -> Any:
-    """The plain model: adapter and base as loaded, or the adapter upon a base of full precision."""
+    """The plain model: adapter and base as loaded, or the adapter upon a base of full precision.
+
+    Added up in float32 and rounded once, to `dtype` or what the base's weights were.
+    """
     from lightning_ft.loading import load, untie_adapted, with_adapter
 
     adapted = before.model
     if where.quantization is not None:
         assert where.adapter is not None
-        plain = load(where.base).model
+        plain = load(where.base, device="cpu").model  # beside the quantised one there may be no room on a GPU
         if base == "dequantized":
             _turn_back(adapted.get_base_model(), plain)
         adapted = with_adapter(plain, where.adapter)
-    if dtype is not None:
-        adapted.to(dtype)
+    stored = adapted.get_base_model().dtype
+    adapted.float()
     untie_adapted(adapted)
     with quiet_peft():
-        return adapted.merge_and_unload(safe_merge=True)
+        return adapted.merge_and_unload(safe_merge=True).to(dtype or stored)
 
 
 def _turn_back(quantised: nn.Module, plain: nn.Module) -> None:
@@ -172,19 +178,25 @@ def _sample(loaded: Loaded) -> list[Tensor]:
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:
-    """(T, V) float32."""
+    """(T, V), of the model's own type, on the host."""
     import torch
 
     model.eval()
     with torch.inference_mode():
-        found: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
+        found: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits[0].cpu()
     return found
 
 
-def _distance(trained: list[Tensor], merged: list[Tensor]) -> Distance:
-    import torch
-
-    one, other = torch.cat(trained), torch.cat(merged)
-    apart = (one - other).abs()
-    same = (one.argmax(-1) == other.argmax(-1)).double().mean()
-    return Distance(float(apart.mean()), float(apart.max()), float(one.std()), float(same))
+def _distance(merged: Any, ids: list[Tensor], trained: list[Tensor]) -> Distance:
+    """Text by text, so that no more than one text's logits of the merged model exist."""
+    apart = most = total = squares = 0.0
+    same = positions = numbers = 0
+    for one, before in zip(ids, trained, strict=True):
+        now, then = _logits(merged, one).float(), before.float()
+        gap = (now - then).abs()
+        apart, most = apart + float(gap.double().sum()), max(most, float(gap.max()))
+        total, squares = total + float(then.double().sum()), squares + float(then.double().square().sum())
+        same += int((now.argmax(-1) == then.argmax(-1)).sum())
+        positions, numbers = positions + len(then), numbers + then.numel()
+    spread = max(0.0, squares / numbers - (total / numbers) ** 2) ** 0.5
+    return Distance(apart / numbers, most, spread, same / positions)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,6 @@ from lightning_ft.loading import load
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import logits
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OPTIONS: dict[str, Any] = {
     "max_steps": 6,
@@ -128,9 +126,20 @@ def test_every_adapter_of_a_quantised_base_is_merged(runs: Any, tmp_path: Path) 
         assert merge(runs("llama", name, "nf4"), tmp_path / name).most < 1e-3
 
 
-def test_the_type_of_the_weights_can_be_named(runs: Any, tmp_path: Path) -> None:
+def test_the_type_of_the_weights_can_be_named_and_they_are_rounded_once(runs: Any, tmp_path: Path) -> None:
+    merge(runs("llama", "lora"), tmp_path / "exact", dtype="fp32")
     merge(runs("llama", "lora"), tmp_path / "merged", dtype="bf16")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
+    exact, low = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("exact", "merged"))
+    assert all(torch.equal(tensor, exact[name].bfloat16()) for name, tensor in low.items())
+    assert {tensor.dtype for tensor in low.values()} == {torch.bfloat16}
+
+
+def test_an_adapter_upon_another_is_merged_together_with_it(runs: Any, rows: Path, tmp_path: Path) -> None:
+    first = runs("llama", "lora")
+    method = registry().methods["lora"].cls(rank=4, beneath=first)
+    model = json.loads((Path(first) / "final_model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    lightning_ft.fit(model=model, data=rows, method=method, output=str(tmp_path / "run"), **OPTIONS)
+    assert merge(str(tmp_path / "run"), tmp_path / "merged").most < 1e-4
 
 
 def test_what_cannot_be_merged_is_refused(runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lightning_ft.atomic import MANIFEST
 from lightning_ft.cli.parser import command
 from lightning_ft.errors import UsageError
+from lightning_ft.run.state import TENSORS, TREE
 from lightning_ft_methods.stored import WEIGHTS, A, B, StoredLoRA, stored_lora
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ How = Literal["linear", "cat", "ties", "dare", "dare_ties"]
 PRUNING = ("ties", "dare", "dare_ties")
 PREFIX = "base_model.model."
 """Before every module's name in an adapter's file."""
-WEIGHTLESS = {WEIGHTS, "adapter_config.json", "manifest.json", "README.md"}
-"""Files of an adapter that are not taken over."""
+LEFT_OUT = {WEIGHTS, "adapter_config.json", MANIFEST, "README.md", TENSORS, TREE}
+"""Files of an adapter that are not taken over: its own, and the state of its training."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,18 +97,19 @@ def combine(
         changes = [(one, own, scale) for one, own, scale in zip(stored, tensors, scales, strict=True) if module + A in own]
         if how == "cat":
             a, b = _side_by_side(module, changes, target)
+            _check_finite(b @ a)
             found = squared = float((b @ a).square().sum())
         else:
             whole = _together(how, 0.5 if density is None else density)(
                 [one.change(module, own) for one, own, _ in changes], torch.tensor([scale for _, _, scale in changes])
             )
+            _check_finite(whole)
             a, b, found = _factors(whole, target)
             squared = float(whole.square().sum())
         out[module + A], out[module + B] = a.contiguous(), b.contiguous()
         total, held = total + squared, held + found
-    if not math.isfinite(total) or not total:
-        what = "is not finite" if total else "is zero"
-        raise UsageError(f"Expected --weights and --density that leave a change, but the combined one {what}; take others.")
+    if not total:
+        raise UsageError("Expected adapters, --weights and --density that leave a change, but the combined one is zero.")
     names = [module.removeprefix(PREFIX) for module in modules]  # whole, as ends would take in layers that no adapter had
     config = LoraConfig(
         task_type="CAUSAL_LM", r=target, lora_alpha=target, target_modules=names, inference_mode=True,
@@ -114,11 +117,17 @@ def combine(
     )  # fmt: skip
     with whole_folder(Path(output)) as folder:
         for path in stored[0].folder.iterdir():  # tokenizer, template, how the base is stored
-            if path.is_file() and path.name not in WEIGHTLESS:
+            if path.is_file() and path.name not in LEFT_OUT:
                 shutil.copy2(path, folder / path.name)
         save_file(out, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
     return held / total
+
+
+def _check_finite(change: Tensor) -> None:
+    """Refuse numbers whose squares float32 does not hold, too."""
+    if not bool(change.square().sum().isfinite()):
+        raise UsageError("Expected adapters and --weights whose combined change is finite; one of a layer is not.")
 
 
 def _checked(

@@ -11,9 +11,8 @@ from lightning_ft_methods.adapter import check_whole
 from lightning_ft_methods.freeze import decoder_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
-    import torch
     from torch import Tensor, nn
 
 
@@ -77,7 +76,7 @@ class LISA(Method):
         """All parameters: those that rest have trained before, or will."""
         return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
-    def load_trainable_state(self, model: nn.Module, state: dict[str, torch.Tensor]) -> None:  # type: ignore[override]
+    def load_trainable_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Put back what `trainable_state` returned."""
         model.requires_grad_(True)
         super().load_trainable_state(model, state)

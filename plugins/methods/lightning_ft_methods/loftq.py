@@ -35,7 +35,7 @@ def start_from_residual(model: nn.Module) -> None:
     from peft.utils.integrations import dequantize_bnb_weight
 
     base: Any = model.get_base_model()  # type: ignore[operator]  # a PeftModel
-    with _Stored(str(base.name_or_path)) as stored:
+    with _Stored(str(base.name_or_path), getattr(base.config, "_commit_hash", None)) as stored:
         for name, module in base.named_modules():
             layer: Any = module
             if not isinstance(module, LoraLayer):
@@ -53,15 +53,15 @@ def start_from_residual(model: nn.Module) -> None:
 class _Stored:
     """The weights of a model's safetensors files by name, one at a time."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, source: str, revision: str | None) -> None:
+        self.source, self.revision = source, revision
         self._files = contextlib.ExitStack()
         self._of: dict[str, Any] = {}
 
     def __enter__(self) -> _Stored:
         from safetensors import safe_open
 
-        for path in _weight_files(self.source):
+        for path in _weight_files(self.source, self.revision):
             opened: Any = self._files.enter_context(safe_open(path, framework="pt"))
             self._of |= dict.fromkeys(opened.keys(), opened)
         return self
@@ -81,13 +81,13 @@ class _Stored:
         )
 
 
-def _weight_files(source: str) -> Iterator[Path]:
+def _weight_files(source: str, revision: str | None) -> Iterator[Path]:
     """The safetensors files of a folder or of a hub model in the local cache."""
     from transformers.utils.hub import cached_file
 
     def of(name: str) -> Path | None:
         try:
-            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         except OSError:  # neither a folder nor a model of the hub any more
             return None
         return Path(found) if found else None

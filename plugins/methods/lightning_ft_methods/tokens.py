@@ -21,12 +21,12 @@ def token_rows(model: nn.Module, tokens: Sequence[int | str]) -> dict[str, list[
     """
     plain: Any = model
     embedding, head = plain.get_input_embeddings(), plain.get_output_embeddings()
-    rows = embedding.num_embeddings
+    rows, revision = embedding.num_embeddings, getattr(plain.config, "_commit_hash", None)
     ids: list[int] = []
     vocabulary: dict[str, int] | None = None
     for token in tokens:
         if isinstance(token, str):
-            vocabulary = load_tokenizer(plain.name_or_path).get_vocab() if vocabulary is None else vocabulary
+            vocabulary = load_tokenizer(plain.name_or_path, revision=revision).get_vocab() if vocabulary is None else vocabulary
             number = vocabulary.get(token)
         else:
             number = token

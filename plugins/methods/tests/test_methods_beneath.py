@@ -98,6 +98,10 @@ def test_peft_loads_both_without_this_package(second: Any, model: str) -> None:
     plain: Any = AutoPeftModelForCausalLM.from_pretrained(folder)
     plain.load_adapter(str(folder / "beneath"), adapter_name="beneath")
     plain.base_model.set_adapter(["beneath", "default"])
+    snippet = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(snippet.replace("PATH_OF_THIS_FOLDER", str(folder)), names)
+    assert torch.equal(logits(names["model"]), logits(plain)), "the model card says the same"
     assert torch.equal(logits(plain), logits(load(str(second.folder)).model))
 
 
@@ -129,6 +133,25 @@ def test_a_run_goes_on_with_the_same_bits(first: Any, second: Any, model: str, r
     )  # fmt: skip
     mine, theirs = adapter(second.folder / "final_model"), adapter(other / "final_model")
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def test_a_resume_upon_an_adapter_that_changed_is_refused(
+    first: Any, second: Any, model: str, rows: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(first.folder, tmp_path / "first")
+    shutil.copytree(second.folder, tmp_path / "copy")
+    path = tmp_path / "first" / "final_model" / "adapter_model.safetensors"
+    save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
+    record = json.loads((tmp_path / "copy" / "run.json").read_text())
+    (tmp_path / "copy" / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
+        shutil.rmtree(tmp_path / "copy" / later)
+    method = LoRA(rank=4, beneath=str(tmp_path / "first"))
+    with pytest.raises(UsageError, match="with the adapter beneath it; type"):
+        lightning_ft.fit(
+            model=model, data=rows[1], learning_rate=1e-2, method=method, output=str(tmp_path / "run"),
+            resume=str(tmp_path / "copy" / "checkpoints/checkpoint-step-4"), **OPTIONS,
+        )  # fmt: skip
 
 
 def test_going_on_without_the_one_beneath_is_refused(second: Any, rows: list[Path], tmp_path: Path) -> None:

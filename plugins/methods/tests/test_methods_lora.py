@@ -132,7 +132,7 @@ def test_dropout_is_for_training_only() -> None:
         ({"bias": "some"}, "Expected --method.bias to be one of none, all, lora_only; got 'some'."),
         (
             {"init": "zero"},
-            "Expected --method.init to be one of default, gaussian, orthogonal, pissa, olora, loftq; got 'no'.",
+            "Expected --method.init to be one of default, gaussian, orthogonal, pissa, olora, loftq; got 'zero'.",
         ),
         ({"plus_ratio": -1.0}, "Expected --method.plus_ratio to be above 0; got -1.0."),
         ({"target_modules": []}, "Expected --method.target_modules to be all-linear or names as [q_proj,v_proj]; got none."),

@@ -35,7 +35,7 @@ class AdamW8bit(torch.optim.Optimizer):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Bitsandbytes' object."""
-        optim: Any = importlib.import_module("bitsandbytes.optim")
+        optim = theirs()
 
         return optim.AdamW8bit(*args, **kwargs)
 
@@ -62,7 +62,7 @@ class Lion8bit(torch.optim.Optimizer):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Bitsandbytes' object."""
-        optim: Any = importlib.import_module("bitsandbytes.optim")
+        optim = theirs()
 
         return optim.Lion8bit(*args, **kwargs)
 
@@ -89,7 +89,7 @@ class PagedAdamW(torch.optim.Optimizer):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Bitsandbytes' object."""
-        optim: Any = importlib.import_module("bitsandbytes.optim")
+        optim = theirs()
 
         check_pages(cls.__name__, "AdamW")
         return optim.PagedAdamW32bit(*args, **kwargs)
@@ -118,7 +118,7 @@ class PagedAdamW8bit(torch.optim.Optimizer):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Bitsandbytes' object."""
-        optim: Any = importlib.import_module("bitsandbytes.optim")
+        optim = theirs()
 
         check_pages(cls.__name__, "AdamW8bit")
         return optim.PagedAdamW8bit(*args, **kwargs)
@@ -128,6 +128,18 @@ class PagedAdamW8bit(torch.optim.Optimizer):
         weight_decay: float = 0.0, min_8bit_size: int = LEAST_8BIT,
     ) -> None:  # fmt: skip
         raise AssertionError("`__new__` returns an object of another class")
+
+
+def theirs() -> Any:
+    """Bitsandbytes' module of optimisers.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module("bitsandbytes.optim")
+    except ImportError as error:
+        raise ValueError(f"expected bitsandbytes, found none that loads ({error}); type pip install bitsandbytes") from error
 
 
 def check_pages(name: str, instead: str) -> None:

@@ -11,7 +11,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft.quantization import Quantization
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import inputs, logits, plain_loss
-from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model
+from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +85,9 @@ def test_gradients_are_the_same_after_an_evaluation_as_before(quantize: str, tmp
     model = load(tiny_backbone_folder(tmp_path), torch.bfloat16, quantize=quantize)
     embedding = model.get_submodule("model.embed_tokens").weight
     embedding.requires_grad_(True)
+    packs = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert len(packs) == (0 if quantize == "int8" else 14)
+    assert not any(module.support_avx512bf16_for_cpu for module in packs), "whatever this machine can do"
     gradients: list[Tensor] = []
     for _ in range(2):
         embedding.grad = None
@@ -142,3 +145,17 @@ def test_without_bitsandbytes_it_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_hook_leaves_plain_models_to_others(tmp_path: Path) -> None:
     backbone = registry().manager.hook.load_backbone(spec=BackboneSpec(model=str(tiny_backbone_folder(tmp_path))))
     assert not getattr(backbone.model, "is_quantized", False)
+
+
+@pytest.mark.parametrize(("double_quant", "bits"), [(False, 4.5), (True, 4.127)])
+def test_bits_of_a_weight_with_its_scales(double_quant: bool, bits: float, tmp_path: Path) -> None:
+    """32 bits for a block of 64, or 8 bits for it and 32 for each 256 of these (Dettmers et al. 2023, section 3)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "vocab_size": 260}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    weight = load(tmp_path, quantize="nf4", double_quant=double_quant).get_submodule("model.layers.0.mlp.up_proj").weight
+    state = weight.quant_state
+    kept = [weight, state.absmax, *([state.state2.absmax] if double_quant else [])]
+    assert 8 * sum(tensor.numel() * tensor.element_size() for tensor in kept) == pytest.approx(bits * 256 * 512, rel=1e-3)

@@ -1,0 +1,242 @@
+"""The plan: a row for every registered method, and what is recommended."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.errors import LightningFTError, UsageError
+from lightning_ft.registry import CORE, registry
+from lightning_ft.run.quiet import quiet_libraries
+from lightning_ft_plan.forecast import Row, Surroundings, quantised
+from lightning_ft_plan.hollow import TooLongError
+from lightning_ft_plan.machine import Target, resident
+from lightning_ft_plan.rules import Goal, Kind, Recommendation, advise, recommend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.method import Method
+    from lightning_ft.run.hardware import Formats
+    from lightning_ft_plan.scene import Account, Scene
+    from lightning_ft_plan.timing import Speed
+    from lightning_ft_plan.workload import Load, Workload
+
+QUANTISER = "quantize"
+"""Name of the plugin that loads a quantised base, as the registry lists it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command shows."""
+
+    target: Target
+    model: str
+    files: tuple[str, ...]
+    """The data, as the user named them."""
+    parameters: int
+    rows: tuple[Row, ...]
+    data: Mapping[str, Any]
+    """Training rows, tokens, steps and shapes."""
+    speed: tuple[str, ...]
+    """What the times rest on."""
+    recommendation: Recommendation
+    advice: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, always with the same keys."""
+        return {
+            "model": self.model, "files": list(self.files), "parameters": self.parameters, "device": self.target.device,
+            "memory": self.target.memory,
+            "data": dict(self.data), "methods": [row.as_dict(self.target.memory) for row in self.rows],
+            "time": list(self.speed), "recommendation": self.recommendation.as_dict(), "advice": list(self.advice),
+        }  # fmt: skip
+
+
+class Planning:
+    """Makes a plan.
+
+    Args:
+        config: The run's options.
+        given: Those that the user set.
+        target: What is planned for.
+        say: Prints a line.
+    """
+
+    def __init__(self, config: TrainingConfig, given: frozenset[str], target: Target, say: Callable[[str], None]) -> None:
+        import lightning.pytorch.loggers
+        import peft  # noqa: F401  # a run has imported both by its first step, and so the memory that they take
+
+        from lightning_ft_plan.rehearsal import packing
+        from lightning_ft_plan.scene import Scene
+        from lightning_ft_plan.workload import Workload
+
+        assert lightning.pytorch.loggers
+        self.config, self.given = config, given
+        self.method_given = dict(config.method) if isinstance(config.method, dict) else {}
+        self.work: Workload = Workload(config, given, target.device, say)
+        size = self.work.world.size if target.device == "cpu" else 1
+        if size > 1:
+            say(f"memory: {size} processes share it, so each is planned with one part in {size}")
+        self.target = replace(target, memory=target.memory // size)
+        self.process = resident() if target.device == "cpu" else 0
+        choices = self.work.choices
+        self.chosen: Method = choices.method
+        self.scene: Scene = Scene(
+            config, self.work.model_config, choices.objective, choices.optimizer, choices.optimizer_options, 1
+        )
+        if config.packing != "off":
+            self.scene = replace(self.scene, checks=packing(self.scene))
+        self.packs = bool(self.scene.checks)
+        self.parameters = 0
+        """Numbers of the model, known with the first row."""
+        self._loads: dict[bool, Load] = {}
+        self._speeds: dict[bool, Speed | None] = {}
+
+    # ---- rows ---------------------------------------------------------------------------------------------------
+
+    def methods(self) -> list[tuple[str, Method, Mapping[str, Any]]]:
+        """Every registered method with its default options, the chosen one with the user's."""
+        found: list[tuple[str, Method, Mapping[str, Any]]] = []
+        for entry in registry().methods.values():
+            chosen = entry.cls is type(self.chosen)
+            options = {k: v for k, v in self.method_given.items() if k != "name"} if chosen else {}
+            found.append((entry.name, self.chosen if chosen else entry.cls(), options))
+        return found
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the table, the quantised base behind the method that is the default on a frozen one."""
+        default = registry().methods.default().cls
+        for name, method, options in self.methods():
+            yield self._row(name, method, options)
+            if type(method) is default and not method.trains_base:
+                yield self._quantised_row(name, method, options)
+
+    def _row(self, name: str, method: Method, options: Mapping[str, Any]) -> Row:
+        row = Row(name, name, options)
+        if self.config.gradient_checkpointing and not method.can_checkpoint:
+            return replace(row, reason="does not work with recomputed activations; leave --gradient_checkpointing out")
+        try:
+            account, load, formats = self._account(method)
+        except UsageError as error:
+            return replace(row, reason=f"not for this model: {str(error).strip().rstrip('.')}")
+        except LightningFTError:
+            raise
+        except Exception as error:  # whatever a method, peft or a model's own code does without data
+            said = (
+                str(error)
+                if isinstance(error, TooLongError)
+                else f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            )
+            return replace(row, reason=f"not predicted, as {said}; `fit --method {name}` measures it before it trains")
+        return self._filled(row, method, account, load, formats)
+
+    def _quantised_row(self, name: str, method: Method, options: Mapping[str, Any]) -> Row:
+        kind = getattr(self.config, "quantize", None) or "nf4"
+        double = bool(getattr(self.config, "double_quant", False))
+        row = Row(f"{name} + {kind}{' double' if double else ''}", name, options)
+        if QUANTISER not in {info.name for info in registry().plugins if not info.blocked}:
+            row = replace(row, note=f"needs plugin {QUANTISER}")
+        try:
+            account, load, formats = self._account(method, quantised=True)
+        except Exception as error:  # as above
+            return replace(row, reason=f"not predicted ({type(error).__name__})")
+        return self._filled(row, method, quantised(account, kind, double, 2), load, formats)
+
+    def _account(self, method: Method, *, quantised: bool = False) -> tuple[Account, Load, Formats]:
+        from lightning_ft_plan.rehearsal import account
+
+        load = self._load(packed=self.packs and method.can_pack)
+        formats = self.target.formats(trains_base=method.trains_base)
+        self.scene = replace(self.scene, total_steps=load.steps)
+        with quiet_libraries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = account(
+                self.scene, method, formats, load.step, load.validation, gpu=self.target.device == "gpu", quantised=quantised
+            )
+        return found, load, formats
+
+    def _load(self, *, packed: bool) -> Load:
+        if packed not in self._loads:
+            self._loads[packed] = self.work.load(packed=packed)
+        return self._loads[packed]
+
+    def _filled(self, row: Row, method: Method, account: Account, load: Load, formats: Formats) -> Row:
+        moment, parts = self._surroundings(load, formats).parts(account)
+        speed = self._speed(account, trains_base=method.trains_base)
+        seconds = None if speed is None else speed.seconds(account, load.mean_share)
+        self.parameters = round(account.parameters)
+        return replace(
+            row, trainable=round(account.trainable), parts=parts, moment=moment, step_seconds=seconds,
+            total_seconds=None if seconds is None else seconds * load.steps,
+        )  # fmt: skip
+
+    def _surroundings(self, load: Load, formats: Formats) -> Surroundings:
+        from lightning_ft_plan.rehearsal import gpu_chunk
+
+        base = Path(self.work.location.base)
+        files = [path.stat().st_size for path in base.glob("*.safetensors")] if base.is_dir() else []
+        stored = getattr(self.work.model_config, "dtype", None)
+        gpu = self.target.device == "gpu"
+        other = stored is not None and stored != formats.weights and not gpu
+        tokens = load.step.micro[0].input_ids.numel()
+        chunk = gpu_chunk(self.scene, formats.weights, self.target.memory, tokens) if gpu else 0
+        return Surroundings(self.target.device, self.process, load.shapes, sum(files) if other else 0, chunk)
+
+    def _speed(self, account: Account, *, trains_base: bool) -> Speed | None:
+        """What the machine does with these formats; None where the device is not here."""
+        import torch
+
+        from lightning_ft_plan.timing import measure
+
+        if trains_base not in self._speeds:
+            here = self.target.device == "cpu" or torch.cuda.is_available()
+            entries = [entry for entry in registry().methods.values() if entry.cls.trains_base == trains_base]
+            plain = [entry for entry in entries if entry.cls.default] or entries
+            method = plain[0].cls()
+            formats = self.target.formats(trains_base=trains_base)
+            load = self._load(packed=self.packs and method.can_pack)
+            device = torch.device("cuda" if self.target.device == "gpu" else "cpu")
+            with quiet_libraries(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._speeds[trains_base] = measure(self.scene, method, formats, load.step, account, device) if here else None
+        return self._speeds[trains_base]
+
+    # ---- the whole ----------------------------------------------------------------------------------------------
+
+    def plan(self, rows: list[Row], goal: Goal) -> Plan:
+        """The plan over finished rows."""
+        load = self._load(packed=self.packs)
+        values = {name: getattr(self.config, name) for name in self.given if hasattr(self.config, name)}
+        options = {k: v for k, v in self.method_given.items() if k != "name"}
+        return Plan(
+            self.target, self.config.model, tuple(self.config.data), self.parameters, tuple(rows),
+            {
+                "rows": self.work.trained_rows, "tokens": self.work.trained_tokens, "steps": load.steps,
+                "largest_micro_batch": load.step.micro[0].input_ids.numel(), "shapes": load.shapes,
+                "max_length": self.work.max_length, "packed": self.packs,
+            },
+            tuple(dict.fromkeys(speed.said for speed in self._speeds.values() if speed is not None)),
+            recommend(_ways(rows), self.target.memory, goal, self.work.trained_rows, self.parameters),
+            tuple(advise(options, self.chosen, values)),
+        )  # fmt: skip
+
+
+def _ways(rows: list[Row]) -> dict[Kind, Row]:
+    """The rows that stand for the ways to train: the default adapter, that on a quantised base, and all weights."""
+    methods = registry().methods
+    found: dict[Kind, Row] = {}
+    for row in rows:
+        if row.reason:
+            continue
+        if "+" in row.name:
+            if not row.note:  # what is not installed is not recommended
+                found["quantised"] = row
+        elif row.method == methods.default().name and not methods[row.method].cls.trains_base:
+            found["adapter"] = row
+        elif methods[row.method].plugin == CORE:
+            found["full"] = row
+    return found

@@ -1,0 +1,114 @@
+"""What is rehearsed, the model of any depth that it is rehearsed on, and the account that comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_ft_plan.hollow import OPTIMIZER, PARTS, WEIGHTS, Hollow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.method import Method
+    from lightning_ft.objective import Objective
+
+PACKING, START, VALIDATION = "packing check", "start", "validation"
+"""Stages beside those of a step."""
+LONGEST_PERIOD = 8
+"""Layers after which a stack of different ones may repeat itself."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all methods have in common."""
+
+    config: TrainingConfig
+    model_config: Any
+    """Of transformers."""
+    objective: Objective
+    optimizer: type[torch.optim.Optimizer]
+    optimizer_options: Mapping[str, Any]
+    total_steps: int
+    checks: Mapping[int, int] = field(default_factory=dict)
+    """Bytes that the check of packed rows takes at the start, by those of a weight; see `packing`."""
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers of the model."""
+        return int(self.model_config.get_text_config().num_hidden_layers)
+
+    @property
+    def period(self) -> int:
+        """Layers after which their types repeat."""
+        types = getattr(self.model_config.get_text_config(), "layer_types", None) or ["same"]
+        fitting = (n for n in range(1, LONGEST_PERIOD + 1) if all(t == types[i % n] for i, t in enumerate(types)))
+        return min(next(fitting, 1), self.depth)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a rehearsal found, or what follows for another depth."""
+
+    trainable: float
+    """Numbers that train."""
+    parameters: float
+    """Numbers of the model, without what the method adds."""
+    quantisable: float
+    """Numbers of the linear layers below the output head, which a quantiser takes."""
+    widest: float
+    """Numbers of the largest of them."""
+    windows: Mapping[str, Mapping[str, float]]
+    """Bytes by part at the worst moment of each stage."""
+    flops: float
+    """Of a step's largest micro-batch, forward and backward."""
+    moved: float
+    """Bytes that its operators read and write."""
+
+    def at(self, other: Account, depth: float, own: int, others: int) -> Account:
+        """The line through two rehearsals with `own` and `others` layers, at `depth` layers."""
+        share = (depth - own) / (others - own)
+
+        def line(a: float, b: float) -> float:
+            return max(0.0, a + (b - a) * share)
+
+        windows = {
+            name: {part: line(parts.get(part, 0), other.windows[name].get(part, 0)) for part in PARTS}
+            for name, parts in self.windows.items()
+            if name in other.windows
+        }
+        if VALIDATION in self.windows:  # it keeps nothing of any layer, so it is rehearsed with few
+            lasting = {part: windows["update"][part] for part in (WEIGHTS, OPTIMIZER)}
+            windows[VALIDATION] = {**self.windows[VALIDATION], **lasting}
+        return Account(
+            line(self.trainable, other.trainable), line(self.parameters, other.parameters),
+            line(self.quantisable, other.quantisable), max(self.widest, other.widest), windows,
+            line(self.flops, other.flops), line(self.moved, other.moved),
+        )  # fmt: skip
+
+
+def build(scene: Scene, depth: int, dtype: torch.dtype) -> Any:
+    """The model with so many layers, in the mode that is current; its weights are whatever lies in memory."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(scene.model_config)
+    text = config.get_text_config()
+    text.num_hidden_layers = depth
+    for name in ("layer_types", "mlp_layer_types"):
+        if getattr(text, name, None):
+            with contextlib.suppress(AttributeError):  # of some families it follows from the number of layers
+                setattr(text, name, list(getattr(text, name))[:depth])
+    auto: Any = AutoModelForCausalLM
+    return auto.from_config(config, dtype=dtype, trust_remote_code=scene.config.trust_remote_code)
+
+
+def count(scene: Scene, method: Method, depth: int) -> int:
+    """Numbers that train with so many layers."""
+    with Hollow():
+        model = method.attach(build(scene, depth, torch.bfloat16), scene.total_steps)
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)

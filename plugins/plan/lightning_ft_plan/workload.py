@@ -1,0 +1,171 @@
+"""The data of a planned run: encoded by the product's own pipeline, and cut into the steps that it would train."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
+from lightning_ft.data.datamodule import FineTuneData
+from lightning_ft.data.encode import Encoder
+from lightning_ft.data.pipeline import Pipeline, Prepared
+from lightning_ft.data.render import Template
+from lightning_ft.data.sources import expand
+from lightning_ft.errors import UsageError
+from lightning_ft.loading import EMBEDDED, locate
+from lightning_ft.registry import registry
+from lightning_ft.run.choices import Choices, choose
+from lightning_ft.run.planning import Planner
+from lightning_ft.run.session import MICRO_TOKENS, WHOLE
+from lightning_ft.run.world import World, world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lightning_ft.config import TrainingConfig
+    from lightning_ft.data.schedule import Schedule
+    from lightning_ft.types import Batch, Step
+    from lightning_ft_plan.machine import Device
+
+SAMPLED_FROM, SAMPLE = 20 * 10**6, 4000
+"""Bytes of text files from which on only so many of their first rows are encoded."""
+LOOKED_AT = 2000
+"""Steps that are looked through for the largest micro-batch and the mean."""
+TEXTS = (".jsonl", ".ndjson")
+"""Files of one row a line, of which a part tells how many there are."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run computes, packed or padded."""
+
+    step: Step
+    """The step with the largest micro-batch, that one first."""
+    validation: Batch | None
+    """The largest validation batch."""
+    shapes: int
+    """Different shapes of micro-batches in the whole run, as far as it is looked through."""
+    steps: int
+    """Optimiser steps of the run."""
+    mean_share: float
+    """Tokens of a mean step over those of the largest micro-batch."""
+
+
+class Workload:
+    """Model, tokenizer and encoded rows of a config; nothing of the model but its config is read.
+
+    Args:
+        config: The run's options.
+        given: Those that the user set.
+        device: Decides how much a micro-batch has where the user does not say.
+        say: Prints a line.
+    """
+
+    def __init__(self, config: TrainingConfig, given: frozenset[str], device: Device, say: Callable[[str], None]) -> None:
+        if config.strategy not in WHOLE:
+            raise UsageError(
+                "Expected --strategy auto or ddp, which keep the whole model on each device, as plan counts; got "
+                f"'{config.strategy}'."
+            )
+        self.config, self.device, self.say = config, device, say
+        self.world: World = world(config)
+        self.choices: Choices = choose(config, registry())
+        if self.choices.task is not None:
+            for name, value in type(self.choices.task).defaults.items():
+                if name not in given:
+                    setattr(config, name, value)
+        self.location = locate(config.model, revision=config.revision)
+        hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        self.model_config = load_config(BackboneSpec(model=self.location.base, **hub))
+        self.tokenizer = load_tokenizer(self._tokenizer(), **hub)
+        self.max_length = self._max_length()
+        self.template = Template.resolve(config.template, self.tokenizer)
+        self.prepared, self.sampled = self._prepare()
+        if not self.trained_rows:
+            raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
+
+    def _tokenizer(self) -> str:
+        """Where the tokenizer lies; for a folder of nothing but a config, that of the model that is shipped."""
+        folder = Path(self.location.tokenizer)
+        if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")):
+            self.say(
+                f"tokenizer: none in '{folder}', so rows are as long as the embedded model's makes them, which has a small "
+                "vocabulary: rather longer than they will be"
+            )
+            return locate(EMBEDDED).tokenizer
+        return str(folder) if folder.is_dir() else self.location.tokenizer
+
+    def _max_length(self) -> int:
+        positions = getattr(self.model_config.get_text_config(), "max_position_embeddings", None) or 2048
+        wanted = self.config.max_length
+        if wanted is not None and wanted > positions:
+            raise UsageError(f"Expected --max_length of at most {positions}, the model's positions; got {wanted}.")
+        known = self.tokenizer.model_max_length
+        return wanted or min(2048, positions, known if known > 0 else positions)
+
+    def _prepare(self) -> tuple[Prepared, float]:
+        """The encoded rows, and how many rows of the files one of them stands for."""
+        config, files = self.config, expand(self.config.data)
+        size = sum(path.stat().st_size for path in files)
+        whole = config.mix or config.mix_temperature or config.holdout_tasks or config.stream
+        sampled = size > SAMPLED_FROM and not whole and all(path.suffix in TEXTS for path in files)
+        if sampled:
+            config = replace(config, stream=SAMPLE, max_steps=config.max_steps or 1)
+        encoder = Encoder(self.tokenizer, self.template, self.max_length)
+        pipeline = Pipeline(config, registry(), encoder, self.choices.task, self.choices.objective.examples, self.say)
+        prepared = pipeline.prepare()
+        if not sampled or prepared.end is None or not prepared.end.row:
+            return prepared, 1.0
+        with files[prepared.end.file].open("rb") as file:
+            read = sum(map(len, itertools.islice(file, prepared.end.row)))
+        read += sum(path.stat().st_size for path in files[: prepared.end.file])
+        times = max(1.0, size / read)
+        self.say(f"data: the first {SAMPLE:,} rows stand for about {round(times * SAMPLE):,}")
+        return prepared, times
+
+    @property
+    def trained_rows(self) -> int:
+        """Training rows, of all data."""
+        return round(len(self.prepared.tables["train"]) * self.sampled)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of them."""
+        return round(float(self.prepared.tables["train"].lengths.sum()) * self.sampled)
+
+    def load(self, *, packed: bool) -> Load:
+        """The steps of a run whose rows share micro-batches without padding, or with it."""
+        kind = "cuda" if self.device == "gpu" else "cpu"
+        planner = Planner(self.config, self.world, packed=packed, micro_tokens=MICRO_TOKENS[kind])
+        tables = self.prepared.tables
+        if self.config.stream is not None:
+            planner.config = replace(self.config, stream=None)
+        schedule = planner.whole(tables["train"], lambda line: None)
+        data = FineTuneData(tables, schedule, self.tokenizer.pad_token_id or 0)
+        looked = data.known_steps(LOOKED_AT)
+        sizes = {number: max(self._sizes(data, schedule, number)) for number in looked}
+        largest = max(looked, key=lambda number: sizes[number])
+        step = data.build(largest)
+        step.micro = tuple(sorted(step.micro, key=lambda batch: -batch.input_ids.numel()))
+        tokens = [sum(self._sizes(data, schedule, number)) for number in looked]
+        shapes = {data.shape(micro) for number in looked for micro in schedule.step(number).ranks[0]}
+        validation = data.validation_plan() if data.has_validation else []
+        batch = None
+        if validation:
+            lengths = tables["validation"].lengths
+            batch = data.validation_batch(max(validation, key=lambda b: int(lengths[list(b)].max()) * len(b)))
+        steps = schedule.total_steps
+        if self.config.max_steps is None:
+            steps = max(1, round(steps * self.sampled))
+        return Load(step, batch, len(shapes), steps, float(np.mean(tokens)) / max(1, sizes[largest]))
+
+    @staticmethod
+    def _sizes(data: FineTuneData, schedule: Schedule, number: int) -> Iterator[int]:
+        """Tokens, padding included, of each micro-batch of the first rank."""
+        for micro in schedule.step(number).ranks[0]:
+            rows, length = data.shape(micro)
+            yield rows * length

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from lightning_ft_plan.forecast import RUNTIME
+from lightning_ft_plan.hollow import PARTS
+
+from lightning_ft.cli import main
+from lightning_ft.errors import UsageError
+from lightning_ft.registry import registry
+from lightning_ft.testing.methods import attach
+from lightning_ft.testing.models import FAMILIES, tiny_backbone_folder, tiny_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "hidden_act": "silu", "hidden_size": 4096,
+    "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0, "tie_word_embeddings": False, "dtype": "bfloat16", "vocab_size": 128256,
+}  # fmt: skip
+ROWS = 60
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"What is {n} + {n}?", "completion": f"{n} + {n} is {2 * n}."} for n in range(ROWS)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
+    assert main(["plan", *map(str, words), "--json", "-"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def by_name(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in plan["methods"]}
+
+
+def attached(method: Any, family: Any) -> tuple[Any, str]:
+    """The tiny model with a method, or why it does not take it."""
+    try:
+        return attach(method, family), ""
+    except UsageError as error:
+        return None, str(error).rstrip(".")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_is_there_with_the_numbers_that_it_trains(
+    family: Any, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model", family)
+    found = by_name(planned(capsys, folder, "--data", rows, "--precision", "fp32"))
+    assert found.keys() >= set(registry().methods)
+    fitting = 0
+    for entry in registry().methods.values():
+        row = found[entry.name]
+        model, refused = attached(entry.cls(), family)
+        if model is None:
+            assert row["verdict"] is None, entry.name
+            assert row["reason"].startswith(f"not for this model: {refused}"), entry.name
+            continue
+        fitting += 1
+        assert row["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad), entry.name
+        assert list(row["parts"]) == [*PARTS, RUNTIME]
+        assert sum(row["parts"].values()) == row["memory"]
+        assert min(row["parts"].values()) >= 0
+        assert row["total_seconds"] > row["step_seconds"] > 0
+    assert fitting > 8
+
+
+def test_weights_are_counted_by_their_type_and_gradients_by_what_trains(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    plan = planned(capsys, folder, "--data", rows, "--precision", "fp32")
+    full = by_name(plan)["full"]
+    numbers = sum(p.numel() for p in tiny_model("llama").parameters())
+    assert plan["parameters"] == full["trainable"] == numbers
+    # Rotary frequencies are buffers, a few numbers beside.
+    assert 4 * numbers <= full["parts"]["weights"] < 4 * numbers + 1000
+    if full["moment"] != "packing check":
+        assert full["parts"]["optimizer"] == pytest.approx(8 * numbers, rel=0.02)
+
+
+def test_a_config_without_weights_is_planned(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "llama-8b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B), encoding="utf-8")
+    words = ("--model", folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
+    plan = planned(capsys, *words)
+    found = by_name(plan)
+    assert plan["parameters"] == found["full"]["trainable"] == 8_030_261_248
+    # rank (in + out) for q, k, v, o, gate, up and down of 32 layers.
+    widths = (4096 + 4096, 4096 + 1024, 4096 + 1024, 4096 + 4096, 4096 + 14336, 4096 + 14336, 14336 + 4096)
+    assert found["lora"]["trainable"] == 16 * 32 * sum(widths)
+    assert found["freeze"]["trainable"] == sum((16 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096), 4096,
+                                                128256 * 4096))  # fmt: skip
+    assert found["lora"]["parts"]["weights"] == pytest.approx(2 * 8_030_261_248 + 4 * found["lora"]["trainable"], rel=1e-3)
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    saved = found["lora"]["parts"]["weights"] - found["lora + nf4"]["parts"]["weights"]
+    assert saved == pytest.approx(linear * (2 - 4.5 / 8), rel=1e-3)
+    assert found["full"]["verdict"] == "does not fit"
+    assert found["full"]["memory"] > 16 * 8_030_261_248
+    assert plan["time"] == [], "the GPU is not here"
+
+
+def test_the_plan_is_the_same_each_time_but_for_what_is_measured(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    # Within one process the first plan fills small caches of the product (masks), which count once.
+    plans = [planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu") for _ in range(3)]
+    assert plans[1] == plans[2]
+    assert list(plans[0]) == ["model", "files", "parameters", "device", "memory", "data", "methods", "time", "recommendation",
+                              "advice"]  # fmt: skip
+    assert len({tuple(row) for row in plans[0]["methods"]}) == 1, "all rows have the same keys"
+
+
+def test_options_of_a_run_count(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    base = ("--memory", "24GB", "--device", "gpu", "--data", rows)
+    plain = planned(capsys, folder, *base, "--batch_tokens", "512")
+    other = planned(
+        capsys, folder, *base, "--batch_tokens", "512", "--method.rank", "128", "--optimizer", "SGD", "--epochs", "9",
+        "--gradient_checkpointing", "true",
+    )  # fmt: skip
+    before, after = by_name(plain), by_name(other)
+    assert after["lora"]["trainable"] == 8 * before["lora"]["trainable"]
+    assert after["lora"]["options"] == {"rank": 128}
+    assert after["full"]["parts"]["optimizer"] == 0, "SGD without momentum has no state"
+    assert after["full"]["parts"]["activations"] < before["full"]["parts"]["activations"]
+    assert "recomputed activations" in after["prefix_tuning"]["reason"]
+    assert other["data"]["steps"] == 3 * plain["data"]["steps"]
+    assert [line.partition(":")[0] for line in other["advice"]] == ["--method.rank 128", "--epochs 9"]
+
+
+def test_the_table_names_every_method_and_recommends(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    target = tmp_path / "plan.json"
+    assert main(["plan", str(folder), "--data", str(rows), "--goal", "domain_shift", "--json", str(target)]) == 0
+    said = capsys.readouterr().out
+    for name in registry().methods:
+        assert f"\n{name} " in said or f"\n{name}: " in said
+    assert f"`lightning-ft fit --model {folder} --data {rows} --method lora --method.rank 8`" in said
+    assert json.loads(target.read_text(encoding="utf-8"))["recommendation"]["row"] == "lora"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "nowhere", "--data", "ROWS"], "Expected --model to be a model folder"),
+        (["--model", "MODEL"], "Expected --data, got nothing"),
+        (["--model", "MODEL", "--data", "nothing.jsonl"], "nothing.jsonl"),
+        (["--model", "MODEL", "--data", "ROWS", "--memory=-3GB"], "Expected --memory to be a size above 0"),
+        (["--model", "MODEL", "--data", "ROWS", "--memory"], "Expected a value after --memory"),
+        (["--model", "MODEL", "--data", "ROWS", "--memori", "3GB"], "got '--memori'"),
+        (["--model", "MODEL", "--data", "ROWS", "--goal", "fun"], "Expected --goal to be one of"),
+        (["--model", "MODEL", "--data", "ROWS", "--device", "tpu"], "Expected --device to be one of cpu, gpu"),
+        (["--model", "MODEL", "--data", "ROWS", "--method", "lroa"], "Did you mean 'lora'?"),
+        (["--model", "MODEL", "--data", "ROWS", "--json", "no/such/plan.json"], "Expected --json to name a file"),
+        (["--model", "MODEL", "--data", "ROWS", "--max_length", "100000"], "Expected --max_length of at most 256"),
+        (["--model", "MODEL", "--data", "ROWS", "--strategy", "fsdp"], "Expected --strategy auto or ddp"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    words: list[str], message: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    replaced = [{"MODEL": str(folder), "ROWS": str(rows)}.get(word, word) for word in words]
+    assert main(["plan", *replaced]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1], said
+
+
+def test_help_costs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--help"]) == 0
+    assert "--memory SIZE" in capsys.readouterr().out
+
+
+def test_weights_of_the_folder_are_not_read(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    whole = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
+    (folder / "model.safetensors").write_bytes(b"these are no weights")
+    again = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
+    assert {n: r["trainable"] for n, r in by_name(again).items()} == {n: r["trainable"] for n, r in by_name(whole).items()}
