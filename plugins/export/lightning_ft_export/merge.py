@@ -121,9 +121,8 @@ def _check(where: Location, model: str, target: Path, base: Base | None) -> None
     if base is not None and where.quantization is None:
         raise UsageError(f"Expected --base for an adapter of a quantised base, got '{model}' without one; leave --base out.")
     if where.quantization is not None and base != "original" and str(config.get("init_lora_weights")) not in PLAIN_STARTS:
-        raise UsageError(
-            f"Expected an adapter that leaves its base as it is, got one of {config['init_lora_weights']}; type --base original."
-        )
+        got = config["init_lora_weights"]
+        raise UsageError(f"Expected an adapter that leaves its base as it is, got one of {got}; type --base original.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"Expected --output to be a new folder, got '{target}', which is there already; name another.")
 
