@@ -93,8 +93,14 @@ def test_nodes_that_are_no_number(nodes: Any) -> None:
         world(config(trainer={"num_nodes": nodes}))
 
 
-def test_strategies() -> None:
+def test_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("auto", "ddp", "fsdp"):
         check_strategy(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("auto", "ddp"):
+        check_strategy(name)
+    with pytest.raises(UsageError, match=r"Expected a GPU for --strategy fsdp, found none"):
+        check_strategy("fsdp")
     with pytest.raises(UsageError, match=r"got 'dpp'\. Did you mean 'ddp'\?"):
         check_strategy("dpp")
