@@ -219,3 +219,13 @@ def test_weights_that_leave_no_change_are_refused(
 def test_a_name_that_is_no_adapter_is_told_by_its_own_flag(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Expected --adapters to be a model folder"):
         combine([str(tmp_path / "none"), str(tmp_path / "none")], tmp_path / "new")
+
+
+def test_the_state_of_the_first_adapters_training_is_left_behind(adapters: list[str], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(adapters[0], checkpoint)
+    for name in ("trainer_state.safetensors", "trainer_state.json", "manifest.json", "tokenizer.json"):
+        (checkpoint / name).write_text("{}")
+    combine([str(checkpoint), adapters[1]], tmp_path / "new")
+    found = {path.name for path in (tmp_path / "new").iterdir()} - {"README.md"}  # peft writes a card
+    assert found == {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "tokenizer.json"}

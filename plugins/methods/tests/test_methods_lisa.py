@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import lightning_ft
 from lightning_ft.errors import UsageError
+from lightning_ft.run.state import load_state
 from lightning_ft.testing.models import tiny_backbone_folder, tiny_llama
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def test_a_run_goes_on_in_the_middle_of_a_turn_with_the_same_bits(rows: Path, tm
             layer for layer in (0, 1) if any(not torch.equal(before[n], after[n]) for n in after if f".layers.{layer}." in n)
         }
         assert moved == drawn
+        states = load_state(run.folder / f"checkpoints/checkpoint-step-{last}")["optimizer_states"][0]["state"]
+        (active,) = TURNS.drawn(2, last - 1)
+        assert len(states) == len([name for name in after if f".layers.{1 - active}." not in name]), "resting layers have none"
     other = tmp_path / "copy"
     shutil.copytree(run.folder, other)
     for later in ("checkpoints/checkpoint-step-8", "checkpoints/checkpoint-step-6", "final_model", "best_model"):
@@ -131,3 +135,21 @@ def test_wrong_options(options: dict[str, int], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         LISA(**options).attach(tiny_llama(), 1)
     assert str(caught.value) == said
+
+
+def test_the_preflight_tries_a_step_of_the_first_turn(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every layer active it would foretell the memory of full fine-tuning."""
+    seen: list[tuple[int, int]] = []
+    before = LISA.before_step
+
+    def watched(self: LISA, model: Any, step: int) -> Any:
+        resting = before(self, model, step)
+        seen.append((step, sum(not p.requires_grad for p in model.parameters())))
+        return resting
+
+    monkeypatch.setattr(LISA, "before_step", watched)
+    options = {**OPTIONS, "max_steps": 1, "model": str(tiny_backbone_folder(tmp_path / "model")), "data": rows, "method": TURNS}
+    lightning_ft.fit(output=str(tmp_path / "run"), **options)
+    assert len(seen) > 1
+    assert {step for step, _ in seen} == {0}
+    assert all(frozen for _, frozen in seen)

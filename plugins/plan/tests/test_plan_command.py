@@ -190,3 +190,11 @@ def test_weights_of_the_folder_are_not_read(rows: Path, tmp_path: Path, capsys: 
     (folder / "model.safetensors").write_bytes(b"these are no weights")
     again = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
     assert {n: r["trainable"] for n, r in by_name(again).items()} == {n: r["trainable"] for n, r in by_name(whole).items()}
+
+
+def test_layers_that_train_in_turns_have_their_optimiser_state_in_turns(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of the shipped model's four layers at a time, for which a rehearsal of one layer is too shallow."""
+    found = by_name(planned(capsys, "embedded", "--data", rows))
+    turns, whole = found["lisa"], found["full"]
+    assert turns["trainable"] == whole["trainable"]
+    assert turns["parts"]["optimizer"] < 0.8 * whole["parts"]["optimizer"]
