@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,23 +15,18 @@ from lightning_ft.loading import embedded_folder
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import trained
 from lightning_ft.testing.models import tiny_backbone_folder
+from lightning_ft.testing.runs import stopped_at
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_ft.testing.models import Family
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {
     "max_steps": 8, "eval_every": 4, "batch_size": 4, "precision": "fp32", "verdict_rows": 0, "preflight": False,
     "keep_best": 5, "log_every": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +59,13 @@ def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
     losses = [line["loss"] for line in run.metrics if "loss" in line]
     assert len(losses) == 8
     other = tmp_path / "copy"
-    shutil.copytree(run.folder, other)
-    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
-        shutil.rmtree(other / later)
-    record = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    resume = str(stopped_at(run.folder, other, 4))
     lightning_ft.fit(
         model=str(model),
         data=rows,
         method=name,
         output=str(tmp_path / "run"),
-        resume=str(other / "checkpoints/checkpoint-step-4"),
+        resume=resume,
         **OPTIONS,
     )
     mine, theirs = weights(run.folder), weights(other)

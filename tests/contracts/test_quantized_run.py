@@ -19,10 +19,12 @@ from lightning_ft.loading import load, locate
 from lightning_ft.quantization import NOTE, Quantization
 from lightning_ft.testing.methods import logits
 from lightning_ft.testing.models import tiny_backbone_folder
+from lightning_ft.testing.runs import stopped_at
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {
     "max_steps": 8,
     "eval_every": 4,
@@ -41,13 +43,6 @@ from lightning_ft.loading import load
 from lightning_ft.testing.methods import logits
 torch.save(logits(load(sys.argv[1]).model), sys.argv[2])
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +92,7 @@ def test_the_loss_of_the_run_is_that_of_the_loaded_model(run: Any, rows: Path, c
 
 def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(run: Any, model: str, rows: Path, tmp_path: Path) -> None:
     other = tmp_path / "copy"
-    shutil.copytree(run.folder, other)
-    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
-        shutil.rmtree(other / later)
-    record = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    resume = str(other / "checkpoints/checkpoint-step-4")
+    resume = str(stopped_at(run.folder, other, 4))
     lightning_ft.fit(model=model, data=rows, output=str(run.folder), double_quant=True, resume=resume, **OPTIONS)
     mine, theirs = (load_file(f / "final_model" / "adapter_model.safetensors") for f in (run.folder, other))
     assert mine.keys() == theirs.keys()

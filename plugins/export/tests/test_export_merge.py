@@ -17,6 +17,7 @@ from lightning_ft.registry import registry
 from lightning_ft.testing.methods import logits
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {
     "max_steps": 6,
     "batch_size": 4,
@@ -25,13 +26,6 @@ OPTIONS: dict[str, Any] = {
     "learning_rate": 1e-2,
     "precision": "fp32",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

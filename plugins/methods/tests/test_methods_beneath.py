@@ -15,20 +15,15 @@ from lightning_ft.errors import UsageError
 from lightning_ft.loading import load
 from lightning_ft.testing.methods import METHOD_CLAUSES, logits, train
 from lightning_ft.testing.models import tiny_backbone_folder, tiny_llama
+from lightning_ft.testing.runs import stopped_at
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {
     "max_steps": 8, "eval_every": 4, "batch_size": 4, "precision": "fp32", "verdict_rows": 8, "keep_best": 5, "log_every": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +117,10 @@ def test_the_verdict_compares_with_the_first_adapter(first: Any, second: Any, ro
 
 def test_a_run_goes_on_with_the_same_bits(first: Any, second: Any, model: str, rows: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "copy"
-    shutil.copytree(second.folder, other)
-    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
-        shutil.rmtree(other / later)
-    record = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    resume = str(stopped_at(second.folder, other, 4))
     lightning_ft.fit(
         model=model, data=rows[1], output=str(second.folder), learning_rate=1e-2,
-        method=LoRA(rank=4, beneath=str(first.folder)), resume=str(other / "checkpoints/checkpoint-step-4"), **OPTIONS,
+        method=LoRA(rank=4, beneath=str(first.folder)), resume=resume, **OPTIONS,
     )  # fmt: skip
     mine, theirs = adapter(second.folder / "final_model"), adapter(other / "final_model")
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
@@ -139,18 +130,14 @@ def test_a_resume_upon_an_adapter_that_changed_is_refused(
     first: Any, second: Any, model: str, rows: list[Path], tmp_path: Path
 ) -> None:
     shutil.copytree(first.folder, tmp_path / "first")
-    shutil.copytree(second.folder, tmp_path / "copy")
+    resume = str(stopped_at(second.folder, tmp_path / "copy", 4))
     path = tmp_path / "first" / "final_model" / "adapter_model.safetensors"
     save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
-    record = json.loads((tmp_path / "copy" / "run.json").read_text())
-    (tmp_path / "copy" / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
-        shutil.rmtree(tmp_path / "copy" / later)
     method = LoRA(rank=4, beneath=str(tmp_path / "first"))
     with pytest.raises(UsageError, match="with the adapter beneath it; type"):
         lightning_ft.fit(
             model=model, data=rows[1], learning_rate=1e-2, method=method, output=str(tmp_path / "run"),
-            resume=str(tmp_path / "copy" / "checkpoints/checkpoint-step-4"), **OPTIONS,
+            resume=resume, **OPTIONS,
         )  # fmt: skip
 
 

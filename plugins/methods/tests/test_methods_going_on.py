@@ -19,14 +19,8 @@ from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, 
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {"max_steps": 3, "batch_size": 4, "verdict_rows": 0, "preflight": False, "learning_rate": 1e-2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +55,10 @@ def test_a_start_that_leaves_the_base_alone_may_differ(rows: Path, tmp_path: Pat
     model = str(tiny_backbone_folder(tmp_path / "model"))
     options = {**OPTIONS, "data": rows, "precision": "fp32"}
     run = lightning_ft.fit(model=model, method=LoRA(init="gaussian"), output=str(tmp_path / "first"), **options)
-    lightning_ft.fit(model=str(run.folder), method=LoRA(), output=str(tmp_path / "then"), **options)
+    options["learning_rate"] = 1e-12
+    then = lightning_ft.fit(model=str(run.folder), method=LoRA(), output=str(tmp_path / "then"), **options)
+    last, first = ([line["val_loss"] for line in one.metrics if "val_loss" in line][-1] for one in (run, then))
+    assert first == pytest.approx(last, rel=1e-5), "it goes on as the function that it was"
 
 
 WIDE = {

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import lightning_ft
 from lightning_ft.errors import UsageError
 from lightning_ft.run.state import load_state
 from lightning_ft.testing.models import tiny_backbone_folder, tiny_llama
+from lightning_ft.testing.runs import stopped_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,12 +95,8 @@ def test_a_run_goes_on_in_the_middle_of_a_turn_with_the_same_bits(rows: Path, tm
         (active,) = TURNS.drawn(2, last - 1)
         assert len(states) == len([name for name in after if f".layers.{1 - active}." not in name]), "resting layers have none"
     other = tmp_path / "copy"
-    shutil.copytree(run.folder, other)
-    for later in ("checkpoints/checkpoint-step-8", "checkpoints/checkpoint-step-6", "final_model", "best_model"):
-        shutil.rmtree(other / later)
-    record = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    lightning_ft.fit(output=str(tmp_path / "run"), resume=str(other / "checkpoints/checkpoint-step-3"), **options)
+    resume = str(stopped_at(run.folder, other, 3))
+    lightning_ft.fit(output=str(tmp_path / "run"), resume=resume, **options)
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(run.folder).items())
 
 

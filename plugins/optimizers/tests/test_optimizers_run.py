@@ -1,8 +1,6 @@
 """Whole runs with each optimiser: chosen on the command line, tried by the preflight, stopped in the middle and resumed."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import lightning_ft
 from lightning_ft.cli import main
 from lightning_ft.errors import UsageError
 from lightning_ft.testing.models import tiny_backbone_folder
+from lightning_ft.testing.runs import stopped_at
 
 GAP = {"update_proj_gap": 3}
 CHOICES: dict[str, dict[str, Any]] = {
@@ -24,17 +23,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "lion": {"name": "lion", "betas": [0.95, 0.98]},
     "muon": {"name": "muon"},
 }
+pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {
     "method": "full", "max_steps": 8, "eval_every": 4, "batch_size": 4, "precision": "fp32", "verdict_rows": 0, "keep_best": 5,
     "log_every": 1, "learning_rate": 3e-3, "weight_decay": 0.1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTNING_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +66,8 @@ def test_preflight_and_resume_leave_every_bit_as_it_was(choice: str, model: Path
     assert same(weights(run), weights(tried))
     assert losses(run) == losses(tried)
     stopped = tmp_path / "stopped"
-    shutil.copytree(run, stopped)
-    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
-        shutil.rmtree(stopped / later)
-    record = json.loads((stopped / "run.json").read_text())
-    (stopped / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    fit("run", preflight=False, resume=str(stopped / "checkpoints/checkpoint-step-4"))
+    resume = str(stopped_at(run, stopped, 4))
+    fit("run", preflight=False, resume=resume)
     assert same(weights(run), weights(stopped))
     assert losses(run) == losses(stopped)
 

@@ -7,7 +7,7 @@ for who use it.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -18,7 +18,32 @@ LEAST_8BIT = 4096
 """Weights of a parameter below which its state stays in 32 bits."""
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class _Named(torch.optim.Optimizer):
+    """What a subclass names, documents and declares the options of; calling it makes bitsandbytes' own object."""
+
+    theirs: ClassVar[str]
+    """The class in bitsandbytes."""
+    unpaged: ClassVar[str | None] = None
+    """The optimiser to take instead where there is no GPU to move pages from; None: there are no pages."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Bitsandbytes' object.
+
+        Raises:
+            ValueError: bitsandbytes cannot be imported, or there is no GPU for its pages, with which it would go on without.
+        """
+        if cls.unpaged is not None and not torch.cuda.is_available():
+            raise ValueError(f"expected a CUDA GPU for {cls.__name__}, found none; type --optimizer {cls.unpaged}")
+        try:
+            optim = importlib.import_module("bitsandbytes.optim")
+        except ImportError as error:
+            raise ValueError(
+                f"expected bitsandbytes, found none that loads ({error}); type pip install bitsandbytes"
+            ) from error
+        return getattr(optim, cls.theirs)(*args, **kwargs)
+
+
+class AdamW8bit(_Named):
     """AdamW with its two moments in 8 bits, blocks of 256 with a scale each (Dettmers et al. 2021, arXiv:2110.02861).
 
     Args:
@@ -33,11 +58,7 @@ class AdamW8bit(torch.optim.Optimizer):
         ValueError: a value is out of its range.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Bitsandbytes' object."""
-        optim = theirs()
-
-        return optim.AdamW8bit(*args, **kwargs)
+    theirs: ClassVar[str] = "AdamW8bit"
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
@@ -46,7 +67,7 @@ class AdamW8bit(torch.optim.Optimizer):
         raise AssertionError("`__new__` returns an object of another class")
 
 
-class Lion8bit(torch.optim.Optimizer):
+class Lion8bit(_Named):
     """Lion (Chen et al. 2023, arXiv:2302.06675) with its momentum in 8 bits.
 
     Args:
@@ -60,11 +81,7 @@ class Lion8bit(torch.optim.Optimizer):
         ValueError: a value is out of its range.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Bitsandbytes' object."""
-        optim = theirs()
-
-        return optim.Lion8bit(*args, **kwargs)
+    theirs: ClassVar[str] = "Lion8bit"
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0,
@@ -73,7 +90,7 @@ class Lion8bit(torch.optim.Optimizer):
         raise AssertionError("`__new__` returns an object of another class")
 
 
-class PagedAdamW(torch.optim.Optimizer):
+class PagedAdamW(_Named):
     """AdamW whose moments lie in memory that the GPU's driver moves to the host where the GPU is full (QLoRA, section 3).
 
     Args:
@@ -87,12 +104,8 @@ class PagedAdamW(torch.optim.Optimizer):
         ValueError: there is no CUDA GPU, or a value is out of its range.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Bitsandbytes' object."""
-        optim = theirs()
-
-        check_pages(cls.__name__, "AdamW")
-        return optim.PagedAdamW32bit(*args, **kwargs)
+    theirs: ClassVar[str] = "PagedAdamW32bit"
+    unpaged: ClassVar[str | None] = "AdamW"
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
@@ -101,7 +114,7 @@ class PagedAdamW(torch.optim.Optimizer):
         raise AssertionError("`__new__` returns an object of another class")
 
 
-class PagedAdamW8bit(torch.optim.Optimizer):
+class PagedAdamW8bit(_Named):
     """`AdamW8bit` whose moments lie in memory that the GPU's driver moves to the host where the GPU is full.
 
     Args:
@@ -116,37 +129,11 @@ class PagedAdamW8bit(torch.optim.Optimizer):
         ValueError: there is no CUDA GPU, or a value is out of its range.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Bitsandbytes' object."""
-        optim = theirs()
-
-        check_pages(cls.__name__, "AdamW8bit")
-        return optim.PagedAdamW8bit(*args, **kwargs)
+    theirs: ClassVar[str] = "PagedAdamW8bit"
+    unpaged: ClassVar[str | None] = "AdamW8bit"
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, min_8bit_size: int = LEAST_8BIT,
     ) -> None:  # fmt: skip
         raise AssertionError("`__new__` returns an object of another class")
-
-
-def theirs() -> Any:
-    """Bitsandbytes' module of optimisers.
-
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    try:
-        return importlib.import_module("bitsandbytes.optim")
-    except ImportError as error:
-        raise ValueError(f"expected bitsandbytes, found none that loads ({error}); type pip install bitsandbytes") from error
-
-
-def check_pages(name: str, instead: str) -> None:
-    """Refuse paged state where there is no GPU: bitsandbytes would go on without pages.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not torch.cuda.is_available():
-        raise ValueError(f"expected a CUDA GPU for {name}, found none; type --optimizer {instead}")

@@ -126,7 +126,7 @@ def test_gradients_of_the_input_go_through_the_quantised_weights(quantize: str, 
 )
 def test_what_does_not_exist_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Quantization(**options)  # type: ignore[arg-type]
+        Quantization(**options)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_fp16_is_refused_on_a_cpu(tmp_path: Path) -> None:

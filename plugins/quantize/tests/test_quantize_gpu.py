@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lightning_ft.testing.models import tiny_backbone_folder
+from lightning_ft.testing.runs import stopped_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,12 +59,8 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     given = (*flags, "--precision", "bf16", "--optimizer", optimizer)
     whole = losses(words, tmp_path / "run", *given)
     other = tmp_path / "copy"
-    shutil.copytree(tmp_path / "run", other)
-    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
-        shutil.rmtree(other / later)
-    record: dict[str, Any] = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    again = [*words, *given, "--output", str(tmp_path / "run"), "--resume", str(other / "checkpoints" / "checkpoint-step-4")]
+    resume = str(stopped_at(tmp_path / "run", other, 4))
+    again = [*words, *given, "--output", str(tmp_path / "run"), "--resume", resume]
     done = subprocess.run(again, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     mine, theirs = (load_file(f / "final_model" / "adapter_model.safetensors") for f in (tmp_path / "run", other))

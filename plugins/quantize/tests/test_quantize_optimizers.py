@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 import lightning_ft
 from lightning_ft.registry import registry
 from lightning_ft.testing.models import tiny_backbone_folder
+from lightning_ft.testing.runs import stopped_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,11 +120,7 @@ def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
     }  # fmt: skip
     run = lightning_ft.fit(**options)
     other = tmp_path / "copy"
-    shutil.copytree(run.folder, other)
-    for later in ("checkpoints/checkpoint-step-8", "final_model", "best_model"):
-        shutil.rmtree(other / later)
-    record = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    lightning_ft.fit(**options, resume=str(other / "checkpoints/checkpoint-step-4"))
+    resume = str(stopped_at(run.folder, other, 4))
+    lightning_ft.fit(**options, resume=resume)
     mine, theirs = (load_file(folder / "final_model" / "model.safetensors") for folder in (run.folder, other))
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
