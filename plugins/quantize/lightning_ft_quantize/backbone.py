@@ -39,7 +39,19 @@ def load_quantized(spec: BackboneSpec, stored: Quantization) -> Backbone:
     where = {"": device.index if device.index is not None else device.type}
     backbone = load_causal_lm(spec, quantization_config=describe(stored, dtype), device_map=where)
     keep_differentiable(backbone.model)
+    release_file(backbone.model)
     return backbone
+
+
+def release_file(model: nn.Module) -> None:
+    """Copy what still lies in the mapped file of the weights, so that nothing holds the file any more.
+
+    On a CPU tensors that were not quantised (embeddings, norms, the output head) are views of it, and while one of them
+    lives, the pages of all others stay with the process: the 16-bit weights that were quantised, too.
+    """
+    for parameter in model.parameters():
+        if not parameter.untyped_storage().resizable():  # torch owns no memory that it cannot resize
+            parameter.data = parameter.data.clone()
 
 
 def keep_differentiable(model: nn.Module) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from lightning_ft_quantize.backbone import load_quantized
 
-from lightning_ft.backbone import BackboneSpec
+from lightning_ft.backbone import BackboneSpec, load_causal_lm
 from lightning_ft.errors import UsageError
 from lightning_ft.quantization import Quantization
 from lightning_ft.registry import registry
@@ -14,8 +15,6 @@ from lightning_ft.testing.methods import inputs, logits, plain_loss
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
 NF4 = (
@@ -70,6 +69,20 @@ def test_a_quantised_model_is_small_and_near_to_the_full_one(
     assert not any(p.requires_grad for name, p in kept.items() if name in inner)
     gap = (logits(model) - logits(full)).abs().mean() / logits(full).std()
     assert 1e-4 < gap < near
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="the kernel does not tell what is mapped")
+@pytest.mark.parametrize("stored", ["nf4", "int8"])
+def test_the_file_of_the_weights_is_let_go(stored: str, tmp_path: Path) -> None:
+    """With it the pages of the weights as they were before."""
+    folder = tiny_backbone_folder(tmp_path)
+    full = load_causal_lm(BackboneSpec(model=str(folder), dtype=torch.float32)).model
+    assert str(folder) in Path("/proc/self/maps").read_text(), "a plain model is read from the file as it goes"
+    model = load(folder, quantize=stored)
+    torch.testing.assert_close(model.get_input_embeddings().weight, full.get_input_embeddings().weight, atol=0, rtol=0)
+    assert model.config.tie_word_embeddings == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+    del full
+    assert str(folder) not in Path("/proc/self/maps").read_text()
 
 
 def test_layers_compute_in_the_named_type(tmp_path: Path) -> None:
