@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_ft_plan.hollow import ACTIVATIONS, LOGITS, PARTS, WEIGHTS
@@ -29,9 +29,6 @@ KERNELS, FEW, FURTHER = 8 * 10**6, 40, 44 * 10**5
 further one, when its cache is full and only holes remain; measured at 1, 40, 150 and 314 shapes."""
 CONTEXT = 600 * 10**6
 """On a GPU: bytes that CUDA, its libraries and their workspaces take of it."""
-BITS = {("nf4", False): 4.5, ("nf4", True): 4.127, ("fp4", False): 4.5, ("fp4", True): 4.127, ("int8", False): 8.02}
-"""Bits of a quantised weight with its scale, by kind and `double_quant`: blocks of 64 with a scale of 32 bits, or of 8 bits, of
-which 256 share one of 32 (Dettmers et al. 2023, arXiv:2305.14314, section 3); int8 has a scale for each row."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,9 @@ class Surroundings:
     """Bytes with everything imported and the data opened; of a GPU 0."""
     shapes: int
     """Different shapes of batches."""
-    stored: int = 0
-    """Bytes of the weights' files that are in memory while weights of another type are made of them."""
+    reading: int = 0
+    """Bytes of the weights' files that are in memory while weights of another type are made of them, with what making them
+    takes."""
     chunk: int = 0
     """Bytes that the logits of a chunk take on a GPU beyond those on a CPU."""
 
@@ -102,7 +100,7 @@ class Surroundings:
         """The worst moment and its bytes by part, those of the process included."""
         moments = {name: self._whole(name, parts) for name, parts in account.windows.items()}
         weights = account.windows["update"][WEIGHTS]
-        moments["load"] = {WEIGHTS: round(weights), RUNTIME: self._constant() + self.stored}
+        moments["load"] = {WEIGHTS: round(weights), RUNTIME: self._constant() + self.reading}
         worst = max(moments, key=lambda name: sum(moments[name].values()))
         return worst.partition(",")[0], {part: moments[worst].get(part, 0) for part in (*PARTS, RUNTIME)}
 
@@ -118,24 +116,3 @@ class Surroundings:
         if self.device == "gpu" and found.get(LOGITS):
             found[LOGITS] = max(0, found[LOGITS] + self.chunk)
         return {**found, RUNTIME: self._constant() + round(HOLES * lively)}
-
-
-def quantised(account: Account, kind: str, double: bool, compute_bytes: int) -> Account:
-    """The account with quantised linear layers: their weights shrink, and one of them at a time is written out.
-
-    Args:
-        account: Of a base of 16 bits.
-        kind: nf4, fp4 or int8.
-        double: Whether the scales are quantised, too.
-        compute_bytes: Of a number in the products.
-    """
-    saved = account.quantisable * (2 - BITS[kind, double and kind != "int8"] / 8)
-    windows = {
-        name: {
-            **parts,
-            WEIGHTS: parts.get(WEIGHTS, 0) - saved,
-            ACTIVATIONS: parts.get(ACTIVATIONS, 0) + account.widest * compute_bytes,
-        }
-        for name, parts in account.windows.items()
-    }
-    return replace(account, windows=windows)

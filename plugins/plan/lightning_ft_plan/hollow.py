@@ -116,14 +116,14 @@ class Hollow(TorchDispatchMode):
         finally:
             self.close(name)
 
-    def assign(self, tensor: Tensor, part: str) -> None:
-        """From now on a tensor's storage belongs to this part."""
+    def assign(self, tensor: Tensor, part: str, size: int | None = None) -> None:
+        """From now on a tensor's storage belongs to this part, and counts as so many bytes where they are given."""
         key = tensor.untyped_storage()._cdata
         if key not in self._storages:
             self._add(tensor, part)
-            return
-        before, size = self._storages[key]
-        self.alive[before] -= size
+        before, counted = self._storages[key]
+        size = counted if size is None else size
+        self.alive[before] -= counted
         self.alive[part] += size
         self._storages[key] = (part, size)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.errors import LightningFTError, UsageError
+from lightning_ft.quantization import Quantization, wanted
 from lightning_ft.registry import CORE, registry
 from lightning_ft.run.quiet import quiet_libraries
-from lightning_ft_plan.forecast import Row, Surroundings, quantised
+from lightning_ft_plan.forecast import Row, Surroundings
 from lightning_ft_plan.hollow import TooLongError
 from lightning_ft_plan.machine import Target, resident
 from lightning_ft_plan.rules import Goal, Kind, Recommendation, advise, recommend
@@ -85,6 +86,8 @@ class Planning:
         self.process = resident() if target.device == "cpu" else 0
         choices = self.work.choices
         self.chosen: Method = choices.method
+        self.stored = wanted(config) or Quantization(quantize="nf4")
+        """Of the row with a quantised base."""
         self.scene: Scene = Scene(
             config, self.work.model_config, choices.objective, choices.optimizer, choices.optimizer_options, 1
         )
@@ -135,18 +138,18 @@ class Planning:
         return self._filled(row, method, account, load, formats)
 
     def _quantised_row(self, name: str, method: Method, options: Mapping[str, Any]) -> Row:
-        kind = getattr(self.config, "quantize", None) or "nf4"
-        double = bool(getattr(self.config, "double_quant", False))
-        row = Row(f"{name} + {kind}{' double' if double else ''}", name, options)
+        formats = self.target.formats(trains_base=method.trains_base)
+        stored = self.stored.computing_in(formats.weights)
+        row = Row(f"{name} + {stored.quantize}{' double' if stored.double_quant else ''}", name, options)
         if QUANTISER not in {info.name for info in registry().plugins if not info.blocked}:
             row = replace(row, note=f"needs plugin {QUANTISER}")
         try:
-            account, load, formats = self._account(method, quantised=True)
+            account, load, _ = self._account(method, stored)
         except Exception as error:  # as above
             return replace(row, reason=f"not predicted ({type(error).__name__})")
-        return self._filled(row, method, quantised(account, kind, double, 2), load, formats)
+        return self._filled(row, method, account, load, formats, stored)
 
-    def _account(self, method: Method, *, quantised: bool = False) -> tuple[Account, Load, Formats]:
+    def _account(self, method: Method, stored: Quantization | None = None) -> tuple[Account, Load, Formats]:
         from lightning_ft_plan.rehearsal import account
 
         load = self._load(packed=self.packs and method.can_pack)
@@ -155,7 +158,7 @@ class Planning:
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = account(
-                self.scene, method, formats, load.step, load.validation, gpu=self.target.device == "gpu", quantised=quantised
+                self.scene, method, formats, load.step, load.validation, gpu=self.target.device == "gpu", stored=stored
             )
         return found, load, formats
 
@@ -164,8 +167,10 @@ class Planning:
             self._loads[packed] = self.work.load(packed=packed)
         return self._loads[packed]
 
-    def _filled(self, row: Row, method: Method, account: Account, load: Load, formats: Formats) -> Row:
-        moment, parts = self._surroundings(load, formats).parts(account)
+    def _filled(
+        self, row: Row, method: Method, account: Account, load: Load, formats: Formats, stored: Quantization | None = None
+    ) -> Row:
+        moment, parts = self._surroundings(account, load, formats, stored).parts(account)
         speed = self._speed(account, trains_base=method.trains_base)
         seconds = None if speed is None else speed.seconds(account, load.mean_share)
         self.parameters = round(account.parameters)
@@ -174,17 +179,24 @@ class Planning:
             total_seconds=None if seconds is None else seconds * load.steps,
         )  # fmt: skip
 
-    def _surroundings(self, load: Load, formats: Formats) -> Surroundings:
+    def _surroundings(self, account: Account, load: Load, formats: Formats, stored: Quantization | None) -> Surroundings:
+        from lightning_ft_plan.fewbits import QUANTISING
         from lightning_ft_plan.rehearsal import gpu_chunk
 
-        base = Path(self.work.location.base)
-        files = [path.stat().st_size for path in base.glob("*.safetensors")] if base.is_dir() else []
-        stored = getattr(self.work.model_config, "dtype", None)
-        gpu = self.target.device == "gpu"
-        other = stored is not None and stored != formats.weights and not gpu
-        tokens = load.step.micro[0].input_ids.numel()
-        chunk = gpu_chunk(self.scene, formats.weights, self.target.memory, tokens) if gpu else 0
-        return Surroundings(self.target.device, self.process, load.shapes, sum(files) if other else 0, chunk)
+        if self.target.device == "gpu":
+            tokens = load.step.micro[0].input_ids.numel()
+            chunk = gpu_chunk(self.scene, formats.weights, self.target.memory, tokens)
+            return Surroundings("gpu", self.process, load.shapes, chunk=chunk)
+        base, dtype = Path(self.work.location.base), getattr(self.work.model_config, "dtype", None)
+        reading = sum(path.stat().st_size for path in base.glob("*.safetensors")) if base.is_dir() else 0
+        if stored is not None:
+            reading = round(
+                (reading or account.parameters * (dtype or formats.weights).itemsize)
+                + account.widest * QUANTISING[stored.quantize]
+            )
+        elif dtype in (None, formats.weights):
+            reading = 0  # weights are read from the file as they are needed
+        return Surroundings("cpu", self.process, load.shapes, reading)
 
     def _speed(self, account: Account, *, trains_base: bool) -> Speed | None:
         """What the machine does with these formats; None where the device is not here."""

@@ -23,6 +23,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft.module import FineTuner
 from lightning_ft.optim import clip, grad_norm
 from lightning_ft.types import IGNORE_INDEX
+from lightning_ft_plan.fewbits import quantise
 from lightning_ft_plan.hollow import ACTIVATIONS, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS, Hollow
 from lightning_ft_plan.scene import PACKING, START, VALIDATION, Account, Scene, build, count
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lightning_ft.method import Method
+    from lightning_ft.quantization import Quantization
     from lightning_ft.run.hardware import Formats
     from lightning_ft.types import Batch, Step
 
@@ -65,7 +67,7 @@ def prepare(dtype: torch.dtype, scene: Scene) -> None:
 
 def rehearse(
     scene: Scene, method: Method, formats: Formats, step: Step, validation: Batch | None, depth: int, *,
-    quantised: bool = False,
+    stored: Quantization | None = None,
 ) -> Account:  # fmt: skip
     """A step of the run, with so many layers.
 
@@ -76,16 +78,16 @@ def rehearse(
         step: The step with the largest micro-batch, that one first.
         validation: The largest validation batch; None: none.
         depth: Number of layers.
-        quantised: Whether the linear layers are no plain ones, so that methods take their general way through them.
+        stored: How the linear layers of the base are quantised; None: they are plain.
     """
     hollow = Hollow()
     with hollow:
         model = build(scene, depth, formats.weights)
         _own(hollow, model)
         parameters, linear = sum(p.numel() for p in model.parameters()), _linear_layers(model)
-        sizes = [layer.weight.numel() for layer in linear]
-        for layer in linear if quantised else ():
-            layer.register_forward_hook(lambda *_: None)
+        widest = max((layer.weight.numel() for layer in linear), default=0)
+        if stored is not None:
+            quantise(linear, stored, hollow)
         module = FineTuner(
             scene.config, method, scene.objective, scene.optimizer, scene.optimizer_options, scene.total_steps, lambda: model
         )
@@ -105,7 +107,7 @@ def rehearse(
     windows = dict(hollow.peaks)
     if step.micro[0].documents is not None and scene.checks:
         windows[PACKING] = {WEIGHTS: windows["update"][WEIGHTS], ACTIVATIONS: scene.checks[formats.weights.itemsize]}
-    return Account(found, parameters, sum(sizes), max(sizes, default=0), windows, flops, moved)
+    return Account(found, parameters, widest, windows, flops, moved)
 
 
 def _train(hollow: Hollow, module: FineTuner, formats: Formats, step: Step) -> None:
@@ -249,7 +251,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def account(
     scene: Scene, method: Method, formats: Formats, step: Step, validation: Batch | None, *, gpu: bool = False,
-    quantised: bool = False,
+    stored: Quantization | None = None,
 ) -> Account:  # fmt: skip
     """The account of a step of the whole model, from two that are not as deep; arguments as of `rehearse`.
 
@@ -261,10 +263,10 @@ def account(
     shallow, deep, whole = _depths(scene, method)
     if validation is not None and 2 * validation.input_ids.numel() < step.micro[0].input_ids.numel() * scene.depth:
         validation = None  # it keeps one layer at a time and cannot be the worst moment
-    first = rehearse(scene, method, formats, step, validation, shallow, quantised=quantised)
+    first = rehearse(scene, method, formats, step, validation, shallow, stored=stored)
     if deep == shallow:
         return first
-    second = rehearse(scene, method, formats, step, None, deep, quantised=quantised)
+    second = rehearse(scene, method, formats, step, None, deep, stored=stored)
     found = first.at(second, scene.depth, shallow, deep)
     return found if whole is None else replace(found, trainable=whole)
 

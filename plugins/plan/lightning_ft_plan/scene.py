@@ -59,10 +59,8 @@ class Account:
     """Numbers that train."""
     parameters: float
     """Numbers of the model, without what the method adds."""
-    quantisable: float
-    """Numbers of the linear layers below the output head, which a quantiser takes."""
     widest: float
-    """Numbers of the largest of them."""
+    """Numbers of the largest linear layer below the output head."""
     windows: Mapping[str, Mapping[str, float]]
     """Bytes by part at the worst moment of each stage."""
     flops: float
@@ -86,9 +84,8 @@ class Account:
             lasting = {part: windows["update"][part] for part in (WEIGHTS, OPTIMIZER)}
             windows[VALIDATION] = {**self.windows[VALIDATION], **lasting}
         return Account(
-            line(self.trainable, other.trainable), line(self.parameters, other.parameters),
-            line(self.quantisable, other.quantisable), max(self.widest, other.widest), windows,
-            line(self.flops, other.flops), line(self.moved, other.moved),
+            line(self.trainable, other.trainable), line(self.parameters, other.parameters), max(self.widest, other.widest),
+            windows, line(self.flops, other.flops), line(self.moved, other.moved),
         )  # fmt: skip
 
 
