@@ -1,6 +1,6 @@
 """What `plan` says a run will take, and what the same run then takes: peak memory of two processes, and how long `plan` took.
 
-`python -m benchmarks.plan SETTING OUT predict|run METHOD TOKENS`
+`python -m benchmarks.plan SETTING OUT predict|run METHOD TOKENS`; METHOD+KIND is the method on a base quantised to KIND.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # memory is what is measured, and other wor
 def arguments(setting: Setting, method: str, tokens: str, output: Path) -> list[str]:
     """The flags of both: a few steps of micro-batches of so many tokens, nothing before and nothing behind them."""
     options = setting.options
+    method, _, kind = method.partition("+")
     flags = {
         "model": setting.model, "data": str(setting.folder / "train.jsonl"), "split": "[1.0,0.0]", "method": method,
         "batch_tokens": tokens, "max_length": options["max_length"], "max_steps": options["steps"], "seed": options["seed"],
         "verdict_rows": 0, "save_every": 0, "preflight": "false", "output": output,
+        **({"quantize": kind} if kind else {}),
     }  # fmt: skip
     return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
 
@@ -35,7 +37,7 @@ def predict(words: list[str], method: str, out: Path) -> dict[str, float]:
     if command(["plan", *words, "--json", str(plan)]):
         raise SystemExit(1)
     seconds = time.perf_counter() - begin
-    row = next(row for row in json.loads(plan.read_text(encoding="utf-8"))["methods"] if row["name"] == method)
+    row = next(row for row in json.loads(plan.read_text(encoding="utf-8"))["methods"] if row["name"] == method.replace("+", " + "))
     return {"peak_mb": row["memory"] / 2**20, "plan_s": seconds}
 
 
