@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.backbone import quiet_peft
 from lightning_ft.errors import UsageError
 from lightning_ft_methods.adapter import Adapter, check_share, check_targets, check_whole, targets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from peft import BOFTConfig, OFTConfig
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class BOFT(Adapter):
                 raise UsageError(
                     f"Expected --method.factors 1 on a machine without a CUDA toolkit, which more need; got {self.factors}."
                 )
-        return super().attach(model, total_steps)
+        with _permutations_at_once():
+            return super().attach(model, total_steps)
 
     def peft_config(self, model: nn.Module, total_steps: int) -> BOFTConfig:
         """Peft's `BOFTConfig`."""
@@ -113,3 +117,29 @@ class BOFT(Adapter):
             boft_dropout=self.dropout,
             target_modules=targets(self.target_modules),
         )
+
+
+@contextlib.contextmanager
+def _permutations_at_once() -> Iterator[None]:
+    """Within the block peft's BOFT layers write their permutation matrices in one operation each.
+
+    It sets the ones of each, of which there are as many as the layer has inputs, one by one: on wide layers that is most of the
+    time of attaching.
+    """
+    from peft.tuners.boft.layer import BOFTLayer
+
+    layer: Any = BOFTLayer
+    before = layer.perm2mat
+    layer.perm2mat = lambda _, indices: permutation_matrix(indices)
+    try:
+        yield
+    finally:
+        layer.perm2mat = before
+
+
+def permutation_matrix(indices: Tensor) -> Tensor:
+    """P of shape (n, n) with P[i, indices[i]] = 1 and 0 elsewhere."""
+    import torch
+
+    size = len(indices)
+    return torch.zeros(size, size).scatter_(1, indices.view(-1, 1), 1.0)
