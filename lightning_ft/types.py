@@ -89,6 +89,10 @@ class Classified:
     label: str
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_conversation(self) -> Conversation:
+        """The text as what the user says and the class, in words, as the answer."""
+        return Conversation((Message("user", self.text), Message("assistant", self.label)), meta=self.meta)
+
 
 Example = Conversation | Text | Preference | Unpaired | Classified
 
