@@ -190,7 +190,7 @@ def _to_conv1d(model: nn.Module, names: list[str]) -> None:
     for name in names:
         old: Any = model.get_submodule(name)
         with torch.device("meta"):
-            new = Conv1D(old.out_features, old.in_features)
+            new = Conv1D(old.out_features, old.in_features)  # type: ignore[no-untyped-call]  # of transformers
         new.weight, new.bias = nn.Parameter(old.weight.detach().t().contiguous()), old.bias
         model.set_submodule(name, new)
 
