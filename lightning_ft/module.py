@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
+from lightning_ft.engine.gated import fuse_gates, fuse_rotations
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
 from lightning_ft.errors import TrainingError, UsageError
@@ -99,7 +100,8 @@ class FineTuner(L.LightningModule):
         if self.start_from is not None:
             check_same_adapter(self.model, self.start_from, self.method.schedule)
             load_trained(self.model, self.method, self.start_from)
-        fuse_norms(self.model)
+        for fuse in (fuse_norms, fuse_gates, fuse_rotations):
+            fuse(self.model)
         if self.config.neftune_noise_alpha:
             self.noise = EmbeddingNoise(self.model, self.config.neftune_noise_alpha)
         self.model.train()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lightning_ft.engine.causal import causal_attention
-from lightning_ft.engine.document import attend
+from lightning_ft.engine.document import LONG, attend, attend_alike
 from lightning_ft.engine.head import base_model, evaluation_mode, unwrapped
 from lightning_ft.errors import TrainingError
 
@@ -194,11 +194,13 @@ def documents_attention(
         raise TrainingError(f"{type(module).__name__} needs a mask or a bias of its own. Use --packing false.")
     if _windows is not None:
         _windows.append(sliding_window)
-    if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
-        out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
-        return out, None
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
     unlimited = sliding_window is None or max(lengths) <= sliding_window
+    if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
+        if unlimited and lengths[0] >= LONG and len(set(lengths)) == 1:
+            return attend_alike(query, key, value, lengths[0], scaling), None
+        out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
+        return out, None
     if softcap is None and s_aux is None and not dropout and unlimited and _all_bf16_on_cpu(query, key, value):
         return causal_attention(query, key, value, cu_seq_lens, scaling), None
     # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
