@@ -55,7 +55,7 @@ def attend_alike(query: Tensor, key: Tensor, value: Tensor, length: int, scaling
     Returns:
         (1, N * length, H, D).
     """
-    q, k, v = (x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x[0].view(x.shape[1], -1, length, x.shape[3]).transpose(0, 1) for x in (query, key, value))
     with sdpa_kernel(_FASTEST_FIRST, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).reshape(1, -1, *out.shape[1:2], out.shape[3])

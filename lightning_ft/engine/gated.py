@@ -68,8 +68,8 @@ def _short(cls: type[nn.Module]) -> type[nn.Module] | None:
             return out
         gate, up = self.gate_proj(x), self.up_proj(x)
         fits = gate.dtype == up.dtype != torch.float64 and gate.is_contiguous() and up.is_contiguous()
-        out = self.down_proj(_Gated.apply(gate, up) if fits else self.act_fn(gate) * up)
-        return out
+        middle = _Gated.apply(gate, up) if fits else self.act_fn(gate) * up  # type: ignore[no-untyped-call]  # of torch
+        return self.down_proj(middle)  # type: ignore[no-any-return]
 
     if not _is_gated(cls):
         return None
@@ -138,7 +138,7 @@ def _rotation(theirs: Callable[..., Any]) -> Callable[..., Any]:
     def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs or not all(_rotation_fits(x, cos, sin) for x in (q, k)):
             return theirs(q, k, cos, sin, *args, **kwargs)
-        return tuple(_Rotated.apply(x, cos, sin) for x in (q, k))
+        return tuple(_Rotated.apply(x, cos, sin) for x in (q, k))  # type: ignore[no-untyped-call]  # of torch
 
     rotate.rotates_in_one_kernel = True  # type: ignore[attr-defined]
     return rotate
