@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
+from lightning_ft.doubt import Doubt
 from lightning_ft.engine.gated import fuse_gates, fuse_rotations
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
@@ -79,6 +80,7 @@ class FineTuner(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.counted: dict[str, Tensor] = {}
         self._micro: list[tuple[Tensor, Batch]] = []
+        self._doubt: Doubt | None = None
         self.sources: tuple[str, ...] = ()
         """Files whose validation loss is told apart."""
         self._validation = torch.zeros(1, 3, dtype=torch.float64)
@@ -172,33 +174,52 @@ class FineTuner(L.LightningModule):
             TrainingError: loss or gradient is NaN or infinite; names the rows. Every rank sees the same averaged
                 gradients, so all of them stop here and none is left waiting.
         """
+        self.settle()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = optim.grad_norm(params).detach()
-        if not torch.isfinite(self.grad_norm):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None and Doubt.can_wait(optimizer, params):
+            self._doubt = Doubt(optimizer, self.grad_norm, self._micro, self.global_step)
+        elif not torch.isfinite(self.grad_norm):
             bad = [batch for loss, batch in self._micro if not torch.isfinite(loss)]
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if not bad and scaler is not None and scaler.get_scale() > 1:
                 return  # fp16 finds its scale that way: the scaler skips this step and halves it
-            raise TrainingError(self._not_finite(bad))
+            raise TrainingError(self._not_finite(self._micro, self.global_step))
         if self.config.max_grad_norm:
             optim.clip(params, self.grad_norm, self.config.max_grad_norm)
 
-    def _not_finite(self, bad: list[Batch]) -> str:
+    def settle(self) -> None:
+        """Learn how the last step went, if that is not known yet: before the next one, a log line, a save and the end.
+
+        Raises:
+            TrainingError: its loss or gradient was not finite, and the optimiser left everything as it was.
+        """
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None and not doubt.finite():
+            raise TrainingError(self._not_finite(doubt.micro, doubt.step))
+
+    def on_train_end(self) -> None:
+        """Learn how the last step went."""
+        self.settle()
+
+    def _not_finite(self, micro: list[tuple[Tensor, Batch]], step: int) -> str:
         """What to tell of a step with a loss or gradient that is not finite.
 
         Args:
-            bad: This rank's micro-batches whose loss is not; none: it was the gradient, or another rank's loss.
+            micro: This rank's losses and micro-batches; where no loss is bad, it was the gradient, or another rank's loss.
+            step: 0-based number of the step.
         """
+        bad = [batch for loss, batch in micro if not torch.isfinite(loss)]
         rows = [row for batch in bad for row in self._bad_rows(batch)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             found: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(found, rows)
             rows = [row for of_rank in found for row in of_rank]
         what = "loss" if rows else "gradient"
-        rows = rows or [row for _, batch in self._micro for row in batch.rows]
+        rows = rows or [row for _, batch in micro for row in batch.rows]
         more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
         return (
-            f"The {what} of step {self.global_step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "
+            f"The {what} of step {step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "
             "Lower --learning_rate, or look at these rows; --precision fp32 rules out overflow."
         )
 
@@ -270,6 +291,7 @@ class FineTuner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model goes into the folder in its own format; Lightning's dictionary needs none of it."""
+        self.settle()
         checkpoint["state_dict"] = {}
         checkpoint["method"] = self.method.training_state(self.model)
 

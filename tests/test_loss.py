@@ -12,8 +12,9 @@ import transformers as tf
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
+from lightning_ft.data.targets import found_ahead, supervised
 from lightning_ft.engine.head import base_model
-from lightning_ft.engine.loss import head_path, score_rows, supervised, token_logps, token_loss, verify_head
+from lightning_ft.engine.loss import head_path, score_rows, token_logps, token_loss, verify_head
 from lightning_ft.types import IGNORE_INDEX, Batch
 
 VOCAB = 97
@@ -132,6 +133,22 @@ def test_first_token_of_a_packed_document_is_no_target() -> None:
     chosen = supervised(batch)
     assert chosen.index.tolist() == [0, 1, 2, 5, 6, 7]
     assert chosen.targets.tolist() == [4, 5, 6, 9, 10, 11]
+
+
+def test_targets_found_ahead_are_taken_until_labels_or_weights_are_others() -> None:
+    batch = found_ahead(padded())
+    known = batch.supervised
+    assert supervised(batch) is known
+    moved = batch.to("cpu")
+    assert moved.supervised is not None
+    assert supervised(moved) is moved.supervised
+    labels = batch.labels.clone()
+    labels[0] = IGNORE_INDEX
+    other = dataclasses.replace(batch, labels=labels)
+    assert supervised(other).index.tolist() == [i for i in supervised(batch).index.tolist() if i >= 11]
+    assert supervised(other.to("cpu")).index.tolist() == supervised(other).index.tolist()
+    weighted = dataclasses.replace(batch, weights=torch.full(batch.labels.shape, 0.5))
+    assert supervised(weighted).weights is not None
 
 
 def test_no_target_at_all_gives_zero_and_zero_gradients() -> None:

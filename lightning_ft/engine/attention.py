@@ -241,7 +241,10 @@ def _varlen_fits(query: Tensor, value: Tensor, dropout: float) -> bool:
 def _borders(cu_seq_lens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     """Borders on the device and the longest document, once for all layers."""
     longest = max(end - start for start, end in itertools.pairwise(cu_seq_lens))
-    return torch.tensor(cu_seq_lens, dtype=torch.int32, device=device), longest
+    borders = torch.tensor(cu_seq_lens, dtype=torch.int32)
+    if device.type == "cuda":
+        borders = borders.pin_memory()  # or the host would wait for the copy
+    return borders.to(device, non_blocking=True), longest
 
 
 def _varlen(

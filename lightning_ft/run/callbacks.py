@@ -258,6 +258,8 @@ class Recorder(L.Callback):
         self._supervised += batch.totals["tokens"]
         step = trainer.global_step
         due = step % self.log_every == 0 or step >= self.schedule.total_steps
+        if due:
+            module.settle()
         if due and torch.cuda.is_available():
             torch.cuda.synchronize()
         self._seconds += time.perf_counter() - self._start
