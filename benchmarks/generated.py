@@ -7,11 +7,13 @@ number, or the least and the greatest of a range) and `supervised` (the share of
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.setting import CHAT_TEMPLATE, SPECIAL, Messages, Setting, encode, write
+from benchmarks.setting import CHAT_TEMPLATE, SPECIAL, Messages, Setting, encode, save_model, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,12 +36,26 @@ def build(options: dict[str, Any], data: Path | None, folder: Path) -> Setting:
     Raises:
         ValueError: rows are too short for two turns, or `supervised` leaves one of them without a word.
     """
-    import torch
-
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = word_tokenizer(options["vocab_size"])
     rows = [(messages, encode(tokenizer, messages, sys.maxsize)) for messages in generate_rows(options)]
-    return write(options, tokenizer, {"train": rows}, folder, "cuda" if torch.cuda.is_available() else "cpu")
+    return write(options, model(options, tokenizer, folder), {"train": rows}, folder)
+
+
+def model(options: dict[str, Any], tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, int]:
+    """Write the model, unless a suite before this one left the same; the sizes of `save_model`."""
+    import torch
+
+    device, known = "cuda" if torch.cuda.is_available() else "cpu", folder / "model.json"
+    wanted = {"device": device, **{key: options[key] for key in ("vocab_size", "shape", "seed")}}
+    if known.is_file() and (found := json.loads(known.read_text(encoding="utf-8")))["of"] == wanted:
+        return dict(found["sizes"])
+    known.unlink(missing_ok=True)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    tokenizer.save_pretrained(folder / "model")
+    sizes = save_model(tokenizer, options, folder / "model", device)
+    known.write_text(json.dumps({"of": wanted, "sizes": sizes}) + "\n", encoding="utf-8")
+    return sizes
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

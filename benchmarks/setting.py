@@ -76,24 +76,21 @@ def build(options: dict[str, Any], data: Path, folder: Path) -> Setting:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = cut_tokenizer(data / options["tokenizer"], options["vocab_size"])
     rows = select_rows(tokenizer, options, data / options["data"])
-    parts = {"train": rows[: options["train_rows"]], "heldout": rows[options["train_rows"] :]}
-    return write(options, tokenizer, parts, folder)
+    tokenizer.save_pretrained(folder / "model")
+    sizes = save_model(tokenizer, options, folder / "model")
+    return write(options, sizes, {"train": rows[: options["train_rows"]], "heldout": rows[options["train_rows"] :]}, folder)
 
 
-def write(
-    options: dict[str, Any], tokenizer: PreTrainedTokenizerFast, parts: dict[str, list[Row]], folder: Path, device: str = "cpu"
-) -> Setting:
-    """Write tokenizer, model and rows, and `setting.json` with what was counted.
+def write(options: dict[str, Any], sizes: dict[str, int], parts: dict[str, list[Row]], folder: Path) -> Setting:
+    """Write the rows, and `setting.json` with what was counted.
 
     Args:
         options: the suite's `setting`.
-        tokenizer: of the model.
+        sizes: of the model, as `save_model` returns them.
         parts: the rows of each file.
         folder: what is written.
-        device: where the weights are drawn.
     """
-    tokenizer.save_pretrained(folder / "model")
-    facts: dict[str, Any] = save_model(tokenizer, options, folder / "model", device)
+    facts: dict[str, Any] = dict(sizes)
     for part, chosen in parts.items():
         lines = [json.dumps({"messages": messages}, ensure_ascii=False) for messages, _ in chosen]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

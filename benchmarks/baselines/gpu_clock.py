@@ -70,7 +70,7 @@ class GpuClock:
 
     def _stepped(self) -> None:
         if torch.cuda.is_available():
-            mark = torch.cuda.Event(enable_timing=True)
+            mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # no annotations
             mark.record()
             self.marks.append(mark)
         else:

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer at its best on one GPU: bf16 weights, Liger's kernels for the layers, fused AdamW, no recomputed activations.
+"""TRL's SFTTrainer at its best on one GPU: bf16 weights, Liger's kernels in the layers, fused AdamW, nothing recomputed.
 
 Its loss is its own, which never makes the full logits and which Liger's must not replace. All rows are of one length, so
 that nothing is padded. Words behind the two folders, as the suite gives them: `method` (lora or full), `quantize` (nf4),
@@ -49,7 +49,8 @@ def four_bits(kind: str | None) -> Any:
 
     if kind is None:
         return None
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=torch.bfloat16)
+    compute = torch.bfloat16
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=compute)  # type: ignore[no-untyped-call]  # no annotations
 
 
 if __name__ == "__main__":
