@@ -6,8 +6,6 @@ builds of PyTorch come with Triton.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +17,7 @@ _ROW = 4096
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _gated(gate: Any, up: Any, out: Any, size: Any, BLOCK: tl.constexpr) -> None:
+def _gated(gate, up, out, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     g = tl.load(gate + at, mask=mask, other=0.0).to(tl.float32)
@@ -28,7 +26,7 @@ def _gated(gate: Any, up: Any, out: Any, size: Any, BLOCK: tl.constexpr) -> None
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _gated_back(grad: Any, gate: Any, up: Any, d_gate: Any, d_up: Any, size: Any, BLOCK: tl.constexpr) -> None:
+def _gated_back(grad, gate, up, d_gate, d_up, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     d = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
@@ -40,11 +38,11 @@ def _gated_back(grad: Any, gate: Any, up: Any, d_gate: Any, d_up: Any, size: Any
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rotated(
-    x: Any, out: Any, cos: Any, sin: Any, heads: tl.constexpr, length: Any, x_row: Any, x_head: Any, x_token: Any, out_row: Any,
-    out_head: Any, out_token: Any, c_row: Any, c_token: Any, half: Any, BACK: tl.constexpr, HALF: tl.constexpr,
+def _rotated(  # type: ignore[no-untyped-def]
+    x, out, cos, sin, heads: tl.constexpr, length, x_row, x_head, x_token, out_row,
+    out_head, out_token, c_row, c_token, half, BACK: tl.constexpr, HALF: tl.constexpr,
     HEADS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) // length
     token = tl.program_id(0).to(tl.int64) % length
     col = tl.arange(0, HALF)
@@ -72,10 +70,10 @@ def _rotated(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _likelihood(
-    logits: Any, targets: Any, nll: Any, hits: Any, stride: Any, size: tl.constexpr, smoothing: Any, GRADIENT: tl.constexpr,
+def _likelihood(  # type: ignore[no-untyped-def]
+    logits, targets, nll, hits, stride, size: tl.constexpr, smoothing, GRADIENT: tl.constexpr,
     HITS: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     here = logits + row * stride
     target = tl.load(targets + row)
