@@ -285,15 +285,20 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    machine = result["hardware"].get("gpu") or f"{result['hardware']['cpu']}-{result['hardware']['cores']}c"
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    name = f"{suite.name}_{slug}_{result['date'][:10]}.json"
-    target = arguments.output or HERE / "results" / (name if result["complete"] else f"trial_{name}")
+    target = arguments.output or HERE / "results" / file_name(result)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target}")
     from benchmarks import report
 
     return report.main([str(target)])
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """Of the result file: suite, the GPU or else the processor and its cores, date."""
+    hardware = result["hardware"]
+    machine = hardware.get("gpu") or f"{hardware['cpu']}-{hardware['cores']}c"
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    return f"{'' if result['complete'] else 'trial_'}{result['suite']}_{slug}_{result['date'][:10]}.json"
 
 
 def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], gpu: dict[str, Any]) -> dict[str, Any]:
