@@ -93,6 +93,9 @@ class Bench:
     def environment(self, number: int) -> dict[str, str]:
         """The same variables for every contestant: nothing tuned, no network, caches that are new in each round."""
         kept = {key: value for key, value in os.environ.items() if not FORGOTTEN.match(key)}
+        if self.suite.needs == "gpu" and "PYTHONPATH" in os.environ:
+            # One interpreter for all, on a machine that is often not one's own: its packages may lie in a folder beside it.
+            kept["PYTHONPATH"] = os.environ["PYTHONPATH"]
         caches = self.work / f"caches_{number}"
         own = {
             "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(caches / "datasets"),

@@ -62,8 +62,8 @@ class GpuClock:
             self._forward = args[0].numel()
 
     def _noted_backward(self, tensors: Any, *args: Any, **kwargs: Any) -> None:
-        """Note a loss; recomputed layers come here, too, with what is no single number."""
-        if isinstance(tensors, torch.Tensor) and tensors.numel() == 1:
+        """Note a loss; recomputed layers come here, too, with a list of tensors."""
+        if isinstance(tensors, torch.Tensor):
             self.losses[-1].append(tensors.detach().clone())
             self._seen += self._forward if len(self.marks) == 1 else 0
         self._backward(tensors, *args, **kwargs)
