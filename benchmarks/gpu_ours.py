@@ -1,7 +1,7 @@
 """lightning-ft on the setting of a GPU suite, by its Python door: rows packed end to end, so many tokens a step.
 
-Words behind the two folders, as the suite gives them: `method` (lora or full), `batch_tokens`, `ends` (whether the process ends
-behind its last step), and any other option of `fit`, as `quantize=nf4` or `gradient_checkpointing=true`.
+Words behind the two folders, as the suite gives them: `method` (lora or full), `batch_tokens` (of a micro-batch; else the
+setting's), `ends` (whether the process ends behind its last step), and any other option of `fit`, as `quantize=nf4`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def main() -> None:
     setting, folder, words = arguments()
     options = setting.options
     method, tokens, ends = words.pop("method"), words.pop("batch_tokens", options["batch_tokens"]), words.pop("ends", False)
-    GpuClock(setting, folder, method, tokens, ends=ends)
+    clock = GpuClock(setting, folder, method, tokens * words.get("accumulate", 1), ends=ends)
     import lightning_ft
 
     chosen = {"name": method, **({"rank": options["rank"], "alpha": options["alpha"]} if method == "lora" else {})}
@@ -25,6 +25,7 @@ def main() -> None:
         "verdict_rows": 0, "preflight": False, "eval_every": 10**9, "save_every": 0, "output": str(folder / "run"), **words,
     }  # fmt: skip
     lightning_ft.fit(model=setting.model, data=str(setting.folder / "train.jsonl"), split=[1.0, 0.0], **given)
+    clock.check()
 
 
 if __name__ == "__main__":

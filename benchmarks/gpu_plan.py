@@ -49,13 +49,14 @@ def predict(setting: Setting, out: Path) -> dict[str, float]:
 
 
 def run(setting: Setting, out: Path) -> dict[str, float]:
-    """Train with each method and batch shape; a run that fails is told, and its numbers are missing."""
-    found: dict[str, float] = {}
+    """Train with each method and batch shape; a run that fails is counted as `failed`, and its numbers are missing."""
+    found: dict[str, float] = {"failed": 0}
     for tokens, (method, kind) in product(setting.options["batch_tokens"], runs(setting)):
         called, folder = name(method, kind, tokens), out / "run"
         words = arguments(setting, method, tokens, folder) + (["--quantize", kind] if kind else [])
         measured = measure(lambda words=words: fit(words))  # type: ignore[misc]  # mypy does not know the type of a default
         print(f"{called}: {measured or 'FAILED'}", flush=True)
+        found["failed"] += not measured
         found |= {f"{called}_{metric}": value for metric, value in measured.items()}
         shutil.rmtree(folder, ignore_errors=True)
     return found

@@ -93,6 +93,9 @@ class Bench:
     def environment(self, number: int) -> dict[str, str]:
         """The same variables for every contestant: nothing tuned, no network, caches that are new in each round."""
         kept = {key: value for key, value in os.environ.items() if not FORGOTTEN.match(key)}
+        if self.suite.needs == "gpu" and "PYTHONPATH" in os.environ:
+            # One interpreter for all, on a machine that is often not one's own: its packages may lie in a folder beside it.
+            kept["PYTHONPATH"] = os.environ["PYTHONPATH"]
         caches = self.work / f"caches_{number}"
         own = {
             "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(caches / "datasets"),
@@ -285,15 +288,20 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    machine = result["hardware"].get("gpu") or f"{result['hardware']['cpu']}-{result['hardware']['cores']}c"
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    name = f"{suite.name}_{slug}_{result['date'][:10]}.json"
-    target = arguments.output or HERE / "results" / (name if result["complete"] else f"trial_{name}")
+    target = arguments.output or HERE / "results" / file_name(result)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target}")
     from benchmarks import report
 
     return report.main([str(target)])
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """Of the result file: suite, the GPU or else the processor and its cores, date."""
+    hardware = result["hardware"]
+    machine = hardware.get("gpu") or f"{hardware['cpu']}-{hardware['cores']}c"
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    return f"{'' if result['complete'] else 'trial_'}{result['suite']}_{slug}_{result['date'][:10]}.json"
 
 
 def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], gpu: dict[str, Any]) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class GpuClock:
             self._forward = args[0].numel()
 
     def _noted_backward(self, tensors: Any, *args: Any, **kwargs: Any) -> None:
-        """Note a loss; recomputed layers come here, too, with what is no single number."""
-        if isinstance(tensors, torch.Tensor) and tensors.numel() == 1:
+        """Note a loss; recomputed layers come here, too, with a list of tensors."""
+        if isinstance(tensors, torch.Tensor):
             self.losses[-1].append(tensors.detach().clone())
             self._seen += self._forward if len(self.marks) == 1 else 0
         self._backward(tensors, *args, **kwargs)
@@ -77,14 +77,23 @@ class GpuClock:
             self.marks.append(time.perf_counter())
         if len(self.marks) == 2:
             self._watch.remove()  # it would cost time in every layer
-        if len(self.marks) < self.options["steps"]:
-            self.losses.append([])
+        self.losses.append([])
+        if len(self.marks) != self.options["steps"]:
             return
         self.write()
         if self.ends:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+
+    def check(self) -> None:
+        """Called behind the run.
+
+        Raises:
+            RuntimeError: it made fewer steps than the setting says, so that nothing was written.
+        """
+        if len(self.marks) != self.options["steps"]:
+            raise RuntimeError(f"Expected {self.options['steps']} optimiser steps, counted {len(self.marks)}.")
 
     def milliseconds(self) -> list[float]:
         """Of each step but the first: from the end of the one before to its own."""
@@ -105,7 +114,7 @@ class GpuClock:
         durations = self.milliseconds()[self.options["warmup_steps"] - 1 :]
         # Before the first step a framework may have tried its ways of computing a loss.
         self.losses[0] = self.losses[0][-len(self.losses[1]) :]
-        losses = [float(sum(passes)) for passes in self.losses]
+        losses = [float(sum(passes)) for passes in self.losses if passes]
         if not all(map(math.isfinite, losses)):
             raise RuntimeError(f"Expected finite losses, got {losses}.")
         rate = self.batch_tokens * len(durations) / sum(durations) * 1e3

@@ -2,7 +2,8 @@
 
 Its loss is its own, which never makes the full logits and which Liger's must not replace. All rows are of one length, so
 that nothing is padded. Words behind the two folders, as the suite gives them: `method` (lora or full), `quantize` (nf4),
-`batch_tokens`, `ends` (whether the process ends behind its last step), and any other argument of SFTConfig.
+`batch_tokens` (of a micro-batch; else the setting's), `ends` (whether the process ends behind its last step), and any other
+argument of SFTConfig.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def main() -> None:
     options = setting.options
     method, tokens, ends = words.pop("method"), words.pop("batch_tokens", options["batch_tokens"]), words.pop("ends", False)
     quantisation = four_bits(words.pop("quantize", None))
-    GpuClock(setting, folder, method, tokens, ends=ends)
+    clock = GpuClock(setting, folder, method, tokens * words.get("gradient_accumulation_steps", 1), ends=ends)
     import torch
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -40,6 +41,7 @@ def main() -> None:
         processing_class=AutoTokenizer.from_pretrained(setting.model), quantization_config=quantisation,
     )  # fmt: skip
     trainer.train()
+    clock.check()
 
 
 def four_bits(kind: str | None) -> Any:
