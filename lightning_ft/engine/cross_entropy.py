@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_ft.engine.kernels import kernels
+from lightning_ft.engine import kernels
 from lightning_ft.engine.reordered import ROWS, Reordered, reordered
 
 _MIB = 2**20
@@ -143,7 +143,7 @@ class _Logits:
         self.size = _block(weight.shape[0], size, weight.device)
         wide = wide_dtype(weight.dtype)
         self.in_place = wide == weight.dtype
-        self.kernels = kernels() if weight.is_cuda and cap is None and wide == torch.float32 else None
+        self.kernels = kernels.of(self.low) if cap is None else None
         shape = (0 if self.kernels else self.size, weight.shape[0])
         self.wide = self.low if self.in_place else weight.new_empty(shape, dtype=wide)
         self.tanh = None if cap is None else torch.empty(shape, dtype=self.wide.dtype, device=weight.device)
@@ -163,7 +163,7 @@ class _Logits:
         """The chunk's nll, block by block; with `into`, `low` becomes the gradient of each row's nll."""
         if self.kernels is not None:
             low = self.low[: len(targets)]
-            found: Tensor = self.kernels.likelihood(low, targets, hits, self.smoothing, gradient=into is not None)
+            found = self.kernels.likelihood(low, targets, hits, self.smoothing, gradient=into is not None)
             if into is not None and into.bias is not None:
                 into.bias.add_(low.sum(0, dtype=found.dtype) if scale is None else scale.to(low.dtype) @ low)
             return found

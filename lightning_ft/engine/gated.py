@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightning_ft.engine.kernels import kernels
+from lightning_ft.engine import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lightning_ft.engine.kernels import Kernels
 
 _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _ROTATION = "apply_rotary_pos_emb"
@@ -63,12 +65,12 @@ def _short(cls: type[nn.Module]) -> type[nn.Module] | None:
     """The class whose forward has the kernel; None where it would be another function."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or not x.is_cuda or kernels() is None:
+        if args or kwargs or kernels.of(x) is None:
             out: Tensor = cls.forward(self, x, *args, **kwargs)
             return out
         gate, up = self.gate_proj(x), self.up_proj(x)
-        fits = gate.dtype == up.dtype != torch.float64 and gate.is_contiguous() and up.is_contiguous()
-        middle = _Gated.apply(gate, up) if fits else self.act_fn(gate) * up  # type: ignore[no-untyped-call]  # of torch
+        ours, fits = kernels.of(gate), gate.dtype == up.dtype and gate.is_contiguous() and up.is_contiguous()
+        middle = _Gated.apply(gate, up, ours) if ours and fits else self.act_fn(gate) * up  # type: ignore[no-untyped-call]  # of torch
         return self.down_proj(middle)  # type: ignore[no-any-return]
 
     if not _is_gated(cls):
@@ -98,23 +100,18 @@ class _Gated(torch.autograd.Function):
     """`y = silu(g) u`: with s = sigmoid(g) and G = dL/dy, dL/dg = G u s (1 + g (1 - s)) and dL/du = G g s."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, ours: Kernels) -> Tensor:
         """Both of one shape and contiguous."""
         ctx.save_for_backward(gate, up)
-        return _kernels().gated(gate, up)  # type: ignore[no-any-return]
+        ctx.ours = ours
+        return ours.gated(gate, up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensors
-        return _kernels().gated_backward(grad.contiguous(), gate, up)  # type: ignore[no-any-return]
-
-
-def _kernels() -> Any:
-    found = kernels()
-    assert found is not None, "asked before"
-    return found
+        return *ctx.ours.gated_backward(grad.contiguous(), gate, up), None
 
 
 def _rotates_halves(theirs: Callable[..., Any]) -> bool:
@@ -136,9 +133,10 @@ def _rotated_plainly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _rotation(theirs: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(theirs)
     def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs or not all(_rotation_fits(x, cos, sin) for x in (q, k)):
+        ours = kernels.of(q)
+        if args or kwargs or ours is None or not all(_rotation_fits(x, cos, sin) for x in (q, k)):
             return theirs(q, k, cos, sin, *args, **kwargs)
-        return tuple(_Rotated.apply(x, cos, sin) for x in (q, k))  # type: ignore[no-untyped-call]  # of torch
+        return tuple(_Rotated.apply(x, cos, sin, ours) for x in (q, k))  # type: ignore[no-untyped-call]  # of torch
 
     rotate.rotates_in_one_kernel = True  # type: ignore[attr-defined]
     return rotate
@@ -146,10 +144,7 @@ def _rotation(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rotation_fits(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     return (
-        x.is_cuda
-        and kernels() is not None
-        and x.dtype != torch.float64
-        and x.ndim == 4
+        x.ndim == 4
         and cos.shape == sin.shape == (cos.shape[0], x.shape[2], x.shape[3])
         and cos.shape[0] in (1, x.shape[0])
         and x.shape[3] % 2 == 0
@@ -164,10 +159,11 @@ class _Rotated(torch.autograd.Function):
     """The rotation of all heads; its gradient is rotated back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, ours: Kernels) -> Tensor:
         """x: (B, H, T, D); cos and sin: (B or 1, T, D)."""
         ctx.save_for_backward(cos, sin)
-        return _kernels().rotated(x, cos, sin)  # type: ignore[no-any-return]
+        ctx.ours = ours
+        return ours.rotated(x, cos, sin)
 
     @staticmethod
     @once_differentiable
@@ -175,4 +171,4 @@ class _Rotated(torch.autograd.Function):
         """The gradient of x."""
         cos, sin = ctx.saved_tensors
         grad = grad if grad.stride(3) == 1 else grad.contiguous()
-        return _kernels().rotated(grad, cos, sin, back=True), None, None
+        return ctx.ours.rotated(grad, cos, sin, back=True), None, None, None

@@ -175,7 +175,7 @@ class Planning:
         )  # fmt: skip
 
     def _surroundings(self, load: Load, formats: Formats) -> Surroundings:
-        from lightning_ft_plan.rehearsal import gpu_chunk
+        from lightning_ft_plan.gpu import gpu_chunk
 
         base = Path(self.work.location.base)
         files = [path.stat().st_size for path in base.glob("*.safetensors")] if base.is_dir() else []
@@ -183,7 +183,7 @@ class Planning:
         gpu = self.target.device == "gpu"
         other = stored is not None and stored != formats.weights and not gpu
         tokens = load.step.micro[0].input_ids.numel()
-        chunk = gpu_chunk(self.scene, formats.weights, self.target.memory, tokens) if gpu else 0
+        chunk = gpu_chunk(self.scene, formats, self.target.memory, tokens) if gpu else 0
         return Surroundings(self.target.device, self.process, load.shapes, sum(files) if other else 0, chunk)
 
     def _speed(self, account: Account, *, trains_base: bool) -> Speed | None:
