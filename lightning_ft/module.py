@@ -25,6 +25,7 @@ from lightning_ft.engine.gated import fuse_gates, fuse_rotations
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
 from lightning_ft.errors import TrainingError, UsageError
+from lightning_ft.master import MasterWeights
 from lightning_ft.monitor import LOSS, TOKEN_ACCURACY, of_source
 
 if TYPE_CHECKING:
@@ -275,8 +276,12 @@ class FineTuner(L.LightningModule):
         options = dict(self.optimizer_options)
         if "fused" in inspect.signature(self.optimizer_class).parameters:
             options.setdefault("fused", True)
+
+        def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+            return self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
+
         try:
-            optimizer = self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
+            optimizer = MasterWeights(make, groups) if self.config.master_weights == "split" else make(groups)
         except (TypeError, ValueError) as error:
             raise UsageError(f"Optimiser {self.optimizer_class.__name__} refused its options: {error}.") from error
         c = self.config

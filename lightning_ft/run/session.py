@@ -145,7 +145,7 @@ class Session:
             raise UsageError(
                 f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out."
             )
-        chosen = formats(self.config.precision, trains_base=method.trains_base)
+        chosen = formats(self.config.precision, trains_base=method.trains_base, master=self.config.master_weights)
         self.say(chosen.sentence)
         device = self.world.device
         self.spec = replace(self.spec, dtype=chosen.weights, device=device)

@@ -20,6 +20,7 @@ from lightning_ft.engine.head import base_model, head_module, head_path
 from lightning_ft.engine.loss import score_rows, verify_head
 from lightning_ft.engine.reordered import reordered
 from lightning_ft.errors import UsageError
+from lightning_ft.master import MasterWeights
 from lightning_ft.module import FineTuner
 from lightning_ft.optim import clip, grad_norm
 from lightning_ft.types import IGNORE_INDEX
@@ -122,6 +123,8 @@ def _train(hollow: Hollow, module: FineTuner, formats: Formats, step: Step) -> N
         for value in state.values():
             if isinstance(value, Tensor):
                 hollow.assign(value, OPTIMIZER)
+    for half in optimizer.lower.values() if isinstance(optimizer, MasterWeights) else ():
+        hollow.assign(half, OPTIMIZER)
     for p in trained if len(step.micro) > 1 else ():
         p.grad = torch.empty_like(p)
         hollow.assign(p.grad, GRADIENTS)
