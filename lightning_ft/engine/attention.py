@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, masking_utils
 
 from lightning_ft.engine.causal import causal_attention
 from lightning_ft.engine.document import LONG, attend, attend_alike
@@ -40,6 +40,7 @@ _CHECK_LENGTHS = (7, 19, 131, 12)
 """Documents of a check; the long one where the model has so many positions."""
 _UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
 """Layer types whose state crosses borders, or whose windows a short check would not see."""
+_LOOK = "find_packed_sequence_indices"
 _windows: list[int | None] | None = None
 """While a check runs: the sliding window of each call of the attention function."""
 
@@ -101,6 +102,22 @@ def documents(model: nn.Module) -> Iterator[None]:
         finally:
             for module, name, original in replaced:
                 setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def whole_rows() -> Iterator[None]:
+    """Within the block, which is for padded batches, transformers does not look for documents in a row.
+
+    It would look at positions that it made itself, and wait for the GPU to hear that there is one sequence in each row.
+    """
+    look = getattr(masking_utils, _LOOK, None)
+    if look is not None:
+        setattr(masking_utils, _LOOK, lambda positions: None)
+    try:
+        yield
+    finally:
+        if look is not None:
+            setattr(masking_utils, _LOOK, look)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ft.data.targets import supervised
-from lightning_ft.engine.attention import documents, forward_kwargs
+from lightning_ft.engine.attention import documents, forward_kwargs, whole_rows
 from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy, wide_dtype
 from lightning_ft.engine.head import HeadPath, bypassed, demote, head_linear, head_module, head_path, reshard, takes_selection
 from lightning_ft.types import IGNORE_INDEX, Batch, Supervised
@@ -151,7 +151,7 @@ def _states(model: nn.Module, batch: Batch, path: HeadPath, index: Tensor) -> Te
         columns, where = torch.unique(index % length, return_inverse=True)
         extra["logits_to_keep"] = columns - length
     with (
-        documents(model) if batch.documents is not None else contextlib.nullcontext(),
+        documents(model) if batch.documents is not None else whole_rows(),
         bypassed(model, path) if path.name == "chunked" else contextlib.nullcontext(),
     ):
         out: Tensor = model(input_ids=batch.input_ids, **forward_kwargs(batch), **extra).logits
