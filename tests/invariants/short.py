@@ -28,7 +28,9 @@ def arm(put: Callable[[Any, str, Any], object], place: str, at: int = 0, most: i
         most: Rows for which there is room.
         rank: Where.
     """
-    micro, states, done = FineTuner._micro_loss, torch.optim.Adam._init_group, []
+    micro = FineTuner._micro_loss
+    states: Any = torch.optim.Adam._init_group
+    done: list[bool] = []
 
     def micro_loss(self: FineTuner, batch: Batch, step: Step) -> Tensor:
         short = self.global_rank == rank and step.number >= at and len(batch.rows) > most
