@@ -31,7 +31,7 @@ LAYERS = (
     ("models and their answers", "backbone loading decoding generation"),
     ("the core's own plugin", "defaults builtin likelihood"),
     ("evidence", "evaluation bootstrap charts page report"),
-    ("one optimiser step", "optim doubt master module"),
+    ("one optimiser step", "optim doubt master shortage module"),
     ("the kit for plugins", "testing"),
     ("what surrounds training", "run"),
     ("the Python interface", "api"),

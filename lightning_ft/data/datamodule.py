@@ -140,6 +140,15 @@ class FineTuneData(L.LightningDataModule):
             generator=torch.Generator().manual_seed(0),
         )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A step in smaller micro-batches, if the memory has not sufficed for the scheduled ones."""
+        if not isinstance(batch, Step):
+            return batch
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        step: Step = module.shortage.cut(batch)
+        return step.pin_memory() if step is not batch and module.device.type == "cuda" else step
+
     def validation_plan(self, split: Split = "validation", rank: int = 0, world_size: int = 1) -> list[tuple[int, ...]]:
         """Row indices of each evaluation batch of a rank: like lengths together, bounded in rows or in tokens."""
         lengths = self.tables[split].lengths

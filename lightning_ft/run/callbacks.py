@@ -18,6 +18,7 @@ from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, 
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.hardware import device_use, peak_memory
+from lightning_ft.shortage import NoMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,6 +155,11 @@ class Saver(L.Callback):
         """Write the checkpoint of `step`, then delete those that are neither newest nor among the best."""
         trainer.save_checkpoint(checkpoint.path_of(self.folder, step))
         self._prune(trainer, step)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save the last step where there is no memory for the next one, so that the run goes on from there."""
+        if isinstance(exception, NoMemoryError) and exception.whole and trainer.global_step:
+            self.save(trainer, trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Delete what a run that was killed behind its last save had no time to delete: its resume has no save to do."""

@@ -146,23 +146,6 @@ def place(model: torch.nn.Module, device: torch.device) -> None:
         ) from error
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on a CPU torch has only a sentence for that."""
-    said = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
-    )
-
-
-def memory_advice(error: BaseException) -> str:
-    """The sentence for it."""
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return (
-        f"The memory does not suffice for a micro-batch ({first.rstrip('.')}); lower --batch_tokens or --max_length, or type "
-        "--gradient_checkpointing true."
-    )
-
-
 def device_use(cpu_seconds: float, seconds: float) -> float | None:
     """How busy the device is, from 0 to 1; None where that cannot be asked.
 
