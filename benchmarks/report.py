@@ -14,6 +14,8 @@ REQUIRED = (
     "schema", "suite", "title", "date", "revision", "complete", "hardware", "versions", "rounds", "summary", "ratios",
     "targets",
 )  # fmt: skip
+ACROSS = 12
+"""Most metrics that are columns of a table."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -30,14 +32,16 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """One line per contestant: median (least to greatest) of every metric."""
+    """Median (least to greatest) of every metric: a line per contestant, or per metric where those are too many for columns."""
     summary = result["summary"]
     metrics = list(dict.fromkeys(metric for values in summary.values() for metric in values))
-    lines = [f"| contestant | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
-    for name, values in summary.items():
-        cells = [_cell(values[metric]) if metric in values else "" for metric in metrics]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = {(name, metric): _cell(spread) for name, values in summary.items() for metric, spread in values.items()}
+    if len(metrics) <= ACROSS:
+        rows = [["contestant", *metrics], *([name, *(cells.get((name, metric), "") for metric in metrics)] for name in summary)]
+    else:
+        rows = [["metric", *summary], *([metric, *(cells.get((name, metric), "") for name in summary)] for metric in metrics)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def check(result: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -69,10 +73,11 @@ def render(result: dict[str, Any]) -> str:
     """The whole report as Markdown."""
     hardware, numbers = result["hardware"], {entry["round"] for entry in result["rounds"]}
     revision = (result["revision"] or "unknown")[:12]
+    gpu = f"{hardware['gpu']}, {hardware['gpu_memory_gb']} GB, driver {hardware['gpu_driver']}; " if "gpu" in hardware else ""
     lines = [
         f"## {result['title']}",
         "",
-        f"{result['date'][:10]}, revision {revision}, {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{result['date'][:10]}, revision {revision}, {gpu}{hardware['cpu']}, {hardware['cores']} cores, "
         f"{hardware['threads']} threads, {hardware['memory_gb']} GB, {' '.join(hardware['flags'])}; "
         f"{len(numbers)} rounds, median (least to greatest).",
         "",

@@ -29,12 +29,15 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks"
 SCHEMA = 1
 PACKAGES = (
-    "torch", "lightning", "transformers", "peft", "datasets", "accelerate", "tokenizers", "trl", "lightning-ft",
+    "torch", "lightning", "transformers", "peft", "datasets", "accelerate", "tokenizers", "trl", "bitsandbytes",
+    "liger-kernel", "triton", "lightning-ft",
 )  # fmt: skip
 FORGOTTEN = re.compile(
-    r"^(OMP|MKL|KMP|GOMP|MALLOC|GLIBC|LIGHTNING_FT|PYTEST)_|^(LD_PRELOAD|TOKENIZERS_PARALLELISM|PYTHONPATH)$"
+    r"^(OMP|MKL|KMP|GOMP|MALLOC|GLIBC|LIGHTNING_FT|PYTEST|PYTORCH)_|^(LD_PRELOAD|TOKENIZERS_PARALLELISM|PYTHONPATH)$"
 )
 """Variables of the caller that would favour or hinder somebody."""
+GENERATED = "benchmarks.generated"
+"""The builder of settings that reads no data."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Suite:
     contestants: dict[str, dict[str, Any]]
     targets: list[dict[str, Any]]
     setting: dict[str, Any] | None = None
+    needs: str | None = None
+    """What the machine must have: `gpu`, or nothing beside a processor."""
 
     @classmethod
     def load(cls, name: str) -> Suite:
@@ -60,6 +65,8 @@ class Suite:
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
             raise ValueError(f"Expected a suite ({known}), got '{name}'.")
         suite = cls(name=name, **yaml.safe_load(path.read_text(encoding="utf-8")))
+        if suite.needs not in (None, "gpu"):
+            raise ValueError(f"{path}: expected needs to be gpu, got {suite.needs}.")
         for contestant, spec in suite.contestants.items():
             if ("module" in spec) == ("command" in spec) or set(spec) - {"module", "command", "venv", "args", "exit_code"}:
                 raise ValueError(f"{path}: expected contestant {contestant} to have either a module or a command, got {spec}.")
@@ -86,6 +93,9 @@ class Bench:
     def environment(self, number: int) -> dict[str, str]:
         """The same variables for every contestant: nothing tuned, no network, caches that are new in each round."""
         kept = {key: value for key, value in os.environ.items() if not FORGOTTEN.match(key)}
+        if self.suite.needs == "gpu" and "PYTHONPATH" in os.environ:
+            # One interpreter for all, on a machine that is often not one's own: its packages may lie in a folder beside it.
+            kept["PYTHONPATH"] = os.environ["PYTHONPATH"]
         caches = self.work / f"caches_{number}"
         own = {
             "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(caches / "datasets"),
@@ -97,12 +107,13 @@ class Bench:
         """Write the suite's setting folder; what was counted comes back."""
         if self.suite.setting is None:
             return None
-        if self.data is None:
-            raise ValueError("Expected the folder of public data sets: type --data FOLDER or set LIGHTNING_FT_DATA.")
         options = {**self.suite.setting, **overrides}
         module = options.get("build", "benchmarks.setting")
+        if self.data is None and module != GENERATED:
+            raise ValueError("Expected the folder of public data sets: type --data FOLDER or set LIGHTNING_FT_DATA.")
         call = f"import {module} as m, json, sys, pathlib as p; m.build(json.loads(sys.argv[1]), *map(p.Path, sys.argv[2:]))"
-        command = [self.pythons["main"], "-c", call, json.dumps(options), str(self.data), str(self.work / "setting")]
+        data = str(self.data or os.devnull)
+        command = [self.pythons["main"], "-c", call, json.dumps(options), data, str(self.work / "setting")]
         subprocess.run(command, check=True, cwd=ROOT, env=self.environment(0), stdout=subprocess.DEVNULL)
         facts: dict[str, Any] = json.loads((self.work / "setting" / "setting.json").read_text(encoding="utf-8"))
         return facts
@@ -110,7 +121,8 @@ class Bench:
     def measure(self, contestant: str, number: int) -> dict[str, Any]:
         """One contestant once: its own numbers, wall seconds and peak memory."""
         spec = self.suite.contestants[contestant]
-        out = self.work / f"round_{number}" / contestant
+        out = self.work / self.suite.name / f"round_{number}" / contestant
+        shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         load = os.getloadavg()[0]
         status, wall, peak = self._process(self._command(spec, out, number), out, number)
@@ -197,6 +209,31 @@ def hardware(threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def graphics(python: str) -> dict[str, Any] | None:
+    """The first GPU's name, memory and driver; None where torch sees none.
+
+    Another process looks, as whoever asks CUDA takes some of the GPU's memory until its end.
+    """
+    code = (
+        "import json, torch\n"
+        "found = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None\n"
+        "print(json.dumps(found and {'gpu': found.name, 'gpu_memory_gb': round(found.total_memory / 2**30, 1)}))"
+    )
+    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    found: dict[str, Any] | None = json.loads(done.stdout)
+    return found and {**found, "gpu_driver": driver_version()}
+
+
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver, by its tool or the kernel's module; None where neither tells."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if shutil.which(asked[0]) and (lines := subprocess.run(asked, capture_output=True, text=True).stdout.split()):
+        return lines[0]
+    module = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Module.*?\s(\d+\.[\d.]+)\s", module.read_text(encoding="utf-8")) if module.is_file() else None
+    return found[1] if found else None
+
+
 def revision() -> str | None:
     """The commit that is measured, with `+` where files differ from it."""
     try:
@@ -228,7 +265,9 @@ def ratios(rounds: list[dict[str, Any]], targets: list[dict[str, Any]]) -> list[
     found = []
     for target in targets:
         pairs = [(table.get((n, target["of"])), table.get((n, target.get("over", "")))) for n in numbers]
-        values = [of[target["metric"]] / over[target["metric"]] for of, over in pairs if of and over]
+        metric = target["metric"]
+        # What a contestant could not measure is missing, and the target then not met.
+        values = [of[metric] / over[metric] for of, over in pairs if of and over and metric in of and metric in over]
         if values:
             key = {name: target[name] for name in ("metric", "of", "over")}
             found.append({**key, "per_round": values, **spread(values)})
@@ -241,13 +280,15 @@ def main(argv: list[str] | None = None) -> int:
     overrides = {key: int(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
     try:
         suite = Suite.load(arguments.suite)
-        result = run(suite, arguments, overrides)
+        gpu = graphics(sys.executable) if suite.needs == "gpu" else None
+        if suite.needs == "gpu" and gpu is None:
+            print(f"skipped: {suite.name} needs an NVIDIA GPU, none is here")
+            return 0
+        result = run(suite, arguments, overrides, gpu or {})
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    slug = re.sub(r"[^a-z0-9]+", "-", result["hardware"]["cpu"].lower()).strip("-")
-    name = f"{suite.name}_{slug}-{result['hardware']['cores']}c_{result['date'][:10]}.json"
-    target = arguments.output or HERE / "results" / (name if result["complete"] else f"trial_{name}")
+    target = arguments.output or HERE / "results" / file_name(result)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target}")
     from benchmarks import report
@@ -255,8 +296,16 @@ def main(argv: list[str] | None = None) -> int:
     return report.main([str(target)])
 
 
-def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
-    """All rounds of a suite; the result file's content."""
+def file_name(result: dict[str, Any]) -> str:
+    """Of the result file: suite, the GPU or else the processor and its cores, date."""
+    hardware = result["hardware"]
+    machine = hardware.get("gpu") or f"{hardware['cpu']}-{hardware['cores']}c"
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    return f"{'' if result['complete'] else 'trial_'}{result['suite']}_{slug}_{result['date'][:10]}.json"
+
+
+def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], gpu: dict[str, Any]) -> dict[str, Any]:
+    """All rounds of a suite, on a GPU where it needs one; the result file's content."""
     chosen = arguments.only.split(",") if arguments.only else list(suite.contestants)
     if unknown := set(chosen) - set(suite.contestants):
         raise ValueError(f"Expected --only to name contestants of {suite.name}, got {', '.join(sorted(unknown))}.")
@@ -265,7 +314,9 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any]) 
         pythons["peers"] = peers_python(arguments.peers_venv)
     threads = arguments.threads or len(os.sched_getaffinity(0))
     number_of_rounds = arguments.rounds or suite.rounds
-    work = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    work = arguments.keep.resolve() if arguments.keep is not None else Path(tempfile.mkdtemp(prefix="benchmark-"))
+    for caches in work.glob("caches_*"):
+        shutil.rmtree(caches)
     try:
         bench = Bench(suite, pythons, work, arguments.data, threads, arguments.timeout)
         setting = bench.build_setting(overrides)
@@ -277,13 +328,14 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any]) 
                 numbers = "  ".join(f"{key} {value:.4g}" for key, value in rounds[-1]["metrics"].items())
                 print(f"round {number}/{number_of_rounds}  {contestant}: {numbers}", flush=True)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if arguments.keep is None:
+            shutil.rmtree(work, ignore_errors=True)
     return {
         "schema": SCHEMA, "suite": suite.name, "title": suite.title,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "revision": revision(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "revision": revision() or arguments.revision,
         # Only a complete run may be compared with the targets.
         "complete": not (overrides or arguments.only or arguments.threads) and number_of_rounds >= suite.rounds,
-        "hardware": hardware(threads), "versions": {name: versions(python) for name, python in pythons.items()},
+        "hardware": hardware(threads) | gpu, "versions": {name: versions(python) for name, python in pythons.items()},
         "setting": setting, "untrained": untrained, "contestants": {name: suite.contestants[name] for name in chosen},
         "rounds": rounds, "summary": summarise(rounds), "ratios": ratios(rounds, suite.targets), "targets": suite.targets,
     }  # fmt: skip
@@ -301,6 +353,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds after which a contestant is stopped")
     parser.add_argument("--data", type=Path, default=Path(data) if Path(data).is_dir() else None, help="public data sets")
     parser.add_argument("--peers-venv", type=Path, default=HERE / ".venv-peers", help="environment of the peers")
+    parser.add_argument("--revision", help="the commit that is measured, where there is no repository to ask")
+    parser.add_argument("--keep", type=Path, help="a folder for setting, logs and what contestants write, which stays")
     parser.add_argument("--output", type=Path, help="the file to write instead of one in benchmarks/results")
     return parser.parse_args(argv)
 

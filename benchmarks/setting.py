@@ -26,6 +26,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 Messages = list[dict[str, str]]
+Row = tuple[Messages, dict[str, list[int]]]
+"""A conversation, and what it is encoded to."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,23 @@ def build(options: dict[str, Any], data: Path, folder: Path) -> Setting:
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = cut_tokenizer(data / options["tokenizer"], options["vocab_size"])
-    tokenizer.save_pretrained(folder / "model")
-    parameters = save_model(tokenizer, options, folder / "model")
     rows = select_rows(tokenizer, options, data / options["data"])
-    facts: dict[str, Any] = {"parameters": parameters}
-    for part, chosen in (("train", rows[: options["train_rows"]]), ("heldout", rows[options["train_rows"] :])):
+    tokenizer.save_pretrained(folder / "model")
+    sizes = save_model(tokenizer, options, folder / "model")
+    return write(options, sizes, {"train": rows[: options["train_rows"]], "heldout": rows[options["train_rows"] :]}, folder)
+
+
+def write(options: dict[str, Any], sizes: dict[str, int], parts: dict[str, list[Row]], folder: Path) -> Setting:
+    """Write the rows, and `setting.json` with what was counted.
+
+    Args:
+        options: the suite's `setting`.
+        sizes: of the model, as `save_model` returns them.
+        parts: the rows of each file.
+        folder: what is written.
+    """
+    facts: dict[str, Any] = dict(sizes)
+    for part, chosen in parts.items():
         lines = [json.dumps({"messages": messages}, ensure_ascii=False) for messages, _ in chosen]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         facts[f"{part}_tokens"] = sum(len(encoded["input_ids"]) for _, encoded in chosen)
@@ -114,27 +128,37 @@ def cut_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], folder: Path) -> int:
-    """Write a Llama with seeded random weights in bfloat16, as most published models are stored; its size comes back."""
+def save_model(
+    tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], folder: Path, device: str = "cpu"
+) -> dict[str, int]:
+    """Write a Llama with seeded random weights in bfloat16, as most published models are stored.
+
+    Returns:
+        `parameters`, and those of its matrix products, `product_parameters`: all but the input embedding and the norms. An
+        output head that is tied to the embedding is in both.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    shape = {"max_position_embeddings": 2048, "tie_word_embeddings": True, **options["shape"]}
     config = LlamaConfig(
-        vocab_size=options["vocab_size"], max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **options["shape"],
+        vocab_size=options["vocab_size"], bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **shape,
     )  # fmt: skip
     torch.manual_seed(options["seed"])
-    model = LlamaForCausalLM(config)
+    with torch.device(device):
+        model = LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]  # nn.Module.to is overloaded oddly there
-    return sum(parameter.numel() for parameter in model.parameters())
+    products = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    return {"parameters": sum(p.numel() for p in model.parameters()), "product_parameters": products}
 
 
-def select_rows(tokenizer: Any, options: dict[str, Any], path: Path) -> list[tuple[Messages, dict[str, list[int]]]]:
+def select_rows(tokenizer: Any, options: dict[str, Any], path: Path) -> list[Row]:
     """`train_rows + heldout_rows` conversations that fit into `max_length` uncut, in a seeded random order."""
     wanted = options["train_rows"] + options["heldout_rows"]
     conversations = list(read_rows(path))
     random.Random(options["seed"]).shuffle(conversations)
-    rows: list[tuple[Messages, dict[str, list[int]]]] = []
+    rows: list[Row] = []
     for messages in conversations:
         encoded = encode(tokenizer, messages, 10**9)
         if len(encoded["input_ids"]) <= options["max_length"]:

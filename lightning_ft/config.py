@@ -17,6 +17,7 @@ from lightning_ft.monitor import Mode, check_monitor
 from lightning_ft.quantization import ComputeType, Format, wanted
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Master = Literal["fp32", "split", "none"]
 OnError = Literal["fail", "skip"]
 Packing = Literal["auto", "on", "off"]
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "inverse_sqrt", "wsd"]
@@ -144,6 +145,10 @@ class TrainingConfig:
     """An improvement counts for `early_stopping` where it is larger than this."""
     precision: Precision = "auto"
     """auto: bf16 where the hardware computes it fast, else fp32."""
+    master_weights: Master = "fp32"
+    """Where base weights train in bf16. fp32: they are float32, and cast for every product; split: the model holds their upper
+    16 bits and the optimiser the lower, so that nothing is cast and no update is rounded away, and activations are bf16, too;
+    none: bf16 alone, in which small updates are lost."""
     quantize: Format | None = None
     """Keep the frozen base in few bits (QLoRA): nf4, fp4 or int8; None: as `precision` says, or as the adapter that is
     trained on was."""

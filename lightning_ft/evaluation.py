@@ -95,7 +95,7 @@ def as_given(example: Example) -> Conversation | Text:
     if isinstance(example, Unpaired):
         return Conversation(example.prompt + example.completion, meta=example.meta)
     if isinstance(example, Classified):
-        return Conversation((Message("user", example.text), Message("assistant", example.label)), meta=example.meta)
+        return example.as_conversation()
     return example
 
 

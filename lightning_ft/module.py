@@ -20,10 +20,14 @@ from torch.distributed.tensor import DTensor
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
+from lightning_ft.doubt import Doubt
+from lightning_ft.engine.gated import fuse_gates, fuse_rotations
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
 from lightning_ft.errors import TrainingError, UsageError
+from lightning_ft.master import MasterWeights
 from lightning_ft.monitor import LOSS, TOKEN_ACCURACY, of_source
+from lightning_ft.shortage import RunAgainError, Shortage, Untouched, first_line, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,6 +82,13 @@ class FineTuner(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.counted: dict[str, Tensor] = {}
         self._micro: list[tuple[Tensor, Batch]] = []
+        self._doubt: Doubt | None = None
+        self.shortage = Shortage(lambda step, parts: None)
+        """What becomes of a step for which there is no memory."""
+        self._batch: Batch | None = None
+        self._loss: Tensor | None = None
+        self._updating = False
+        self._untouched: Untouched | None = None
         self.sources: tuple[str, ...] = ()
         """Files whose validation loss is told apart."""
         self._validation = torch.zeros(1, 3, dtype=torch.float64)
@@ -99,7 +110,8 @@ class FineTuner(L.LightningModule):
         if self.start_from is not None:
             check_same_adapter(self.model, self.start_from, self.method.schedule)
             load_trained(self.model, self.method, self.start_from)
-        fuse_norms(self.model)
+        for fuse in (fuse_norms, fuse_gates, fuse_rotations):
+            fuse(self.model)
         if self.config.neftune_noise_alpha:
             self.noise = EmbeddingNoise(self.model, self.config.neftune_noise_alpha)
         self.model.train()
@@ -139,15 +151,83 @@ class FineTuner(L.LightningModule):
 
     def training_step(self, step: Step, index: int) -> Tensor:
         """Backward through all micro-batches but the last, whose loss Lightning takes backward itself."""
+        self.shortage.step, self.shortage.strategy = step, self.trainer.strategy
+        self._loss = self._batch = None
+        try:
+            loss = self._all_but_the_last(step)
+        except (RuntimeError, MemoryError) as error:
+            self.shortage.note(error, self._batch or step.micro[0])
+        if self.shortage.failed:
+            self._micro = []
+            loss = self.shortage.stand_in(self.trained_parameters())
+        self._loss = loss
+        return loss
+
+    def _all_but_the_last(self, step: Step) -> Tensor:
         self._micro = []
         self.counted = {}
         for batch in step.micro[:-1]:
+            self._batch = batch
             loss = self._micro_loss(batch, step)
             self.trainer.strategy.backward(loss, None)
-        last = self._micro_loss(step.micro[-1], step)
+        self._batch = step.micro[-1]
+        last = self._micro_loss(self._batch, step)
         self.step_loss = torch.stack([loss for loss, _ in self._micro]).sum()
         penalty = self.method.regularizer(self.model)
         return last if penalty is None else last + penalty
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward; through the last micro-batch ranks reduce the gradients, and agree on whether there was room.
+
+        Raises:
+            RunAgainError: there was none, so that `optimizer_step` has to begin anew.
+            NoMemoryError: there was none for a single row.
+        """
+        if self._loss is None:  # of `training_step`, which takes note itself
+            loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch has no types for it
+            return
+        self.shortage.before_last(self.trained_parameters())
+        try:
+            loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch has no types for it
+        except (RuntimeError, MemoryError) as error:
+            assert self._batch is not None
+            self.shortage.note(error, self._batch)
+            for tensor in (loss, self._loss):
+                tensor.detach_()  # who called still holds them, and by them the graph
+            broken = True
+        else:
+            broken = False
+        self._loss = None
+        if broken:
+            self._micro = []
+            self.shortage.finish()
+        self.shortage.agree()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """The step; as long as there is no room for it, the same step in micro-batches of half as many rows."""
+        while True:
+            self._updating, self._untouched = False, None
+            try:
+                super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+                return
+            except RunAgainError:
+                pass
+            except (RuntimeError, MemoryError) as error:
+                if not self._updating or not out_of_memory(error):
+                    raise
+                said = first_line(error)
+            if self._updating:
+                self.shortage.update_again(optimizer.optimizer, self._untouched, said)
+                return
+            self.run_again()
+
+    def run_again(self) -> None:
+        """Begin the step anew, after it was agreed that there was no room for it."""
+        self._micro = []
+        self.zero_grad(set_to_none=True)
+        self.shortage.again()
+        assert self.shortage.step is not None
+        torch.manual_seed(self._dropout_seed(self.shortage.step.number))
 
     def _micro_loss(self, batch: Batch, step: Step) -> Tensor:
         """This micro-batch's part of the step's loss, times the number of ranks because DDP averages gradients."""
@@ -170,33 +250,55 @@ class FineTuner(L.LightningModule):
             TrainingError: loss or gradient is NaN or infinite; names the rows. Every rank sees the same averaged
                 gradients, so all of them stop here and none is left waiting.
         """
+        self.settle()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = optim.grad_norm(params).detach()
-        if not torch.isfinite(self.grad_norm):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None and Doubt.can_wait(optimizer, params):
+            self._doubt = Doubt(optimizer, self.grad_norm, self._micro, self.global_step)
+        elif not torch.isfinite(self.grad_norm):
             bad = [batch for loss, batch in self._micro if not torch.isfinite(loss)]
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if not bad and scaler is not None and scaler.get_scale() > 1:
                 return  # fp16 finds its scale that way: the scaler skips this step and halves it
-            raise TrainingError(self._not_finite(bad))
+            raise TrainingError(self._not_finite(self._micro, self.global_step))
         if self.config.max_grad_norm:
             optim.clip(params, self.grad_norm, self.config.max_grad_norm)
+        self._updating = True
+        if not optimizer.state and scaler is None:  # a scaler would have to be asked again what it makes of the gradients
+            self._untouched = Untouched(optimizer)
 
-    def _not_finite(self, bad: list[Batch]) -> str:
+    def settle(self) -> None:
+        """Learn how the last step went, if that is not known yet: before the next one, a log line, a save and the end.
+
+        Raises:
+            TrainingError: its loss or gradient was not finite, and the optimiser left everything as it was.
+        """
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None and not doubt.finite():
+            raise TrainingError(self._not_finite(doubt.micro, doubt.step))
+
+    def on_train_end(self) -> None:
+        """Learn how the last step went."""
+        self.settle()
+
+    def _not_finite(self, micro: list[tuple[Tensor, Batch]], step: int) -> str:
         """What to tell of a step with a loss or gradient that is not finite.
 
         Args:
-            bad: This rank's micro-batches whose loss is not; none: it was the gradient, or another rank's loss.
+            micro: This rank's losses and micro-batches; where no loss is bad, it was the gradient, or another rank's loss.
+            step: 0-based number of the step.
         """
+        bad = [batch for loss, batch in micro if not torch.isfinite(loss)]
         rows = [row for batch in bad for row in self._bad_rows(batch)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             found: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(found, rows)
             rows = [row for of_rank in found for row in of_rank]
         what = "loss" if rows else "gradient"
-        rows = rows or [row for _, batch in self._micro for row in batch.rows]
+        rows = rows or [row for _, batch in micro for row in batch.rows]
         more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
         return (
-            f"The {what} of step {self.global_step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "
+            f"The {what} of step {step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "
             "Lower --learning_rate, or look at these rows; --precision fp32 rules out overflow."
         )
 
@@ -252,8 +354,12 @@ class FineTuner(L.LightningModule):
         options = dict(self.optimizer_options)
         if "fused" in inspect.signature(self.optimizer_class).parameters:
             options.setdefault("fused", True)
+
+        def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+            return self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
+
         try:
-            optimizer = self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
+            optimizer = MasterWeights(make, groups) if self.config.master_weights == "split" else make(groups)
         except (TypeError, ValueError) as error:
             raise UsageError(f"Optimiser {self.optimizer_class.__name__} refused its options: {error}.") from error
         c = self.config
@@ -268,11 +374,14 @@ class FineTuner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model goes into the folder in its own format; Lightning's dictionary needs none of it."""
+        self.settle()
         checkpoint["state_dict"] = {}
         checkpoint["method"] = self.method.training_state(self.model)
+        checkpoint["parts"] = self.shortage.parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the trained weights back, from the model files of the checkpoint's folder."""
         folder: Path = checkpoint.pop("folder")
         load_trained(self.model, self.method, folder)
+        self.shortage.go_on(checkpoint.pop("parts", 1))
         self.method.load_training_state(self.model, checkpoint.pop("method", {}))

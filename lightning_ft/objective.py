@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lightning_ft.types import Conversation, Example, Text
+from lightning_ft.types import Classified, Conversation, Example, Text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +27,8 @@ class Objective(ABC):
     """What users type, case-insensitively."""
     default: ClassVar[bool] = False
     """Whether this objective is taken when none is named."""
-    examples: ClassVar[tuple[type[Example], ...]] = (Conversation, Text)
-    """The example types that it can train on."""
+    examples: ClassVar[tuple[type[Example], ...]] = (Conversation, Text, Classified)
+    """The example types that it can train on; a class is trained as the answer to its text."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:

@@ -143,9 +143,17 @@ def grad_norm(params: Sequence[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together, right for plain, sharded and mixed parameters."""
     norms = []
     for bucket in _buckets(p.grad for p in params if p.grad is not None):
+        if all(g.dtype in (torch.bfloat16, torch.float16) for g in bucket):  # the norm of each would be rounded to 16 bits
+            norms.append(torch.linalg.vector_norm(torch.stack([_wide_norm(g) for g in bucket])))
+            continue
         norm = torch.nn.utils.get_total_norm(bucket)
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def _wide_norm(grad: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def clip(params: Sequence[nn.Parameter], norm: Tensor, limit: float) -> None:

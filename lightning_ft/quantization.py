@@ -118,6 +118,17 @@ def is_quantized(model: nn.Module, *, bits: int | None = None) -> bool:
     return bool(getattr(base, names[bits], False))
 
 
+def loads_by_peft_alone(model: nn.Module) -> bool:
+    """Whether all adapted matrices in few bits have layers of peft's own, so that it can put them there without us."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return all(
+        type(module).__module__.startswith("peft.") or module.weight.is_floating_point()
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+    )
+
+
 def keep_types(model: nn.Module) -> None:
     """Let adapted layers of a quantised base return the type that went in.
 

@@ -5,11 +5,11 @@ Nothing here imports torch at run time, so that tasks and methods can be listed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -89,6 +89,10 @@ class Classified:
     label: str
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_conversation(self) -> Conversation:
+        """The text as what the user says and the class, in words, as the answer."""
+        return Conversation((Message("user", self.text), Message("assistant", self.label)), meta=self.meta)
+
 
 Example = Conversation | Text | Preference | Unpaired | Classified
 
@@ -141,6 +145,22 @@ class Encoded:
         return sum(label != IGNORE_INDEX for label in labels)  # of a table, whose rows are arrays
 
 
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """The N positions of a batch at which a token is predicted, in row order."""
+
+    index: Tensor
+    """(N,) position in the flattened (B * T) batch whose output predicts the target."""
+    targets: Tensor
+    """(N,) int64 token ids."""
+    weights: Tensor | None
+    """(N,) loss weight of each target; None: all 1."""
+    labels: Tensor
+    """The batch's labels from which these were found."""
+    row_weights: Tensor | None
+    """The batch's weights from which these were found."""
+
+
 @dataclass(slots=True)
 class Batch:
     """One micro-batch on one rank.
@@ -165,18 +185,30 @@ class Batch:
     group: str | None = None
     """Rows that belong together (a preference pair, a prompt's samples), for objectives that need it."""
 
+    supervised: Supervised | None = None
+    """Where `labels` has targets, as `data.targets` found it before the batch went to a GPU; None: to be found."""
+
     def to(self, device: Any) -> Batch:
         """The same batch on another device (Lightning's transfer calls this)."""
-        return Batch(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            documents=self.documents,
-            rows=self.rows,
-            weights=None if self.weights is None else self.weights.to(device, non_blocking=True),
-            lengths=self.lengths,
-            group=self.group,
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory from which a GPU copies while the host goes on (torch's DataLoader calls this)."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        labels = change(self.labels)
+        weights = None if self.weights is None else change(self.weights)
+        known = self.supervised
+        if known is not None and known.labels is self.labels and known.row_weights is self.weights:
+            own = None if known.weights is None else change(known.weights)
+            known = Supervised(change(known.index), change(known.targets), own, labels, weights)
+        else:
+            known = None
+        return replace(
+            self, input_ids=change(self.input_ids), labels=labels, position_ids=change(self.position_ids), weights=weights,
+            supervised=known,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -192,6 +224,10 @@ class Step:
     def to(self, device: Any) -> Step:
         """The same step on another device."""
         return Step(self.number, tuple(batch.to(device) for batch in self.micro), self.totals)
+
+    def pin_memory(self) -> Step:
+        """The same step in memory from which a GPU copies while the host goes on."""
+        return Step(self.number, tuple(batch.pin_memory() for batch in self.micro), self.totals)
 
 
 @dataclass(slots=True)

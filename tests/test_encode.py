@@ -11,7 +11,7 @@ from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.testing.models import tiny_tokenizer
-from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Encoded, Message, Text
+from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Encoded, Message, Text, Unpaired
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,12 +205,19 @@ def test_fingerprint_follows_what_changes_the_tokens(tiny_tokenizer: PreTrainedT
     assert len({first, *others}) == 4
 
 
+def test_a_class_is_the_answer_to_its_text(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(tiny_tokenizer, Template.resolve("auto", tiny_tokenizer), 99)
+    of_class, of_turns = encoder.encode([Classified("My card is gone.", "lost"), pair("My card is gone.", "lost")], ["a", "a"])
+    assert of_class == of_turns
+    assert any(label != IGNORE_INDEX for label in of_class.labels)
+
+
 def test_wrong_use_is_said(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     template = Template.resolve("auto", tiny_tokenizer)
     with pytest.raises(UsageError, match="fast tokenizer"):
         Encoder(object(), template, 9)
-    with pytest.raises(UsageError, match="got Classified, which is no single text"):
-        Encoder(tiny_tokenizer, template, 9).render_example(Classified("a", "b"))
+    with pytest.raises(UsageError, match="got Unpaired, which is no single text"):
+        Encoder(tiny_tokenizer, template, 9).render_example(Unpaired((), (), desirable=True))
     alpaca = Encoder(tiny_tokenizer, Template.resolve("alpaca", tiny_tokenizer), 99)
     with pytest.raises(DataError, match=r"^d.jsonl:3: .*'alpaca'.*'tool'"):
         alpaca.encode([Conversation((Message("tool", "x"), Message("assistant", "y")))], ["d.jsonl:3"])
@@ -224,7 +231,7 @@ def test_rows_are_the_same_in_chunks_and_alone(rows: int, monkeypatch: pytest.Mo
     encoder = Encoder(tokenizer, Template.resolve("alpaca", tokenizer), 60)
     examples: list[Example] = [pair(f"{i} " * (i + 1), f"a{i}") if i % 3 else Text(f"text {i}") for i in range(rows)]
     if rows > 4:
-        examples[4] = Classified("a", "b")
+        examples[4] = Unpaired((), (), desirable=True)
     names = [f"f:{i}" for i in range(rows)]
     together = encoder.try_encode(examples, names)
     assert together == [encoder.try_encode([example], [name])[0] for example, name in zip(examples, names, strict=True)]

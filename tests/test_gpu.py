@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,6 +183,65 @@ def test_answers_are_the_cpus(backbone: Path, rows: Path, tmp_path: Path) -> Non
         for where in (HIDDEN, {})
     ]
     assert said[0] == said[1]
+
+
+WATCHED = """
+import sys, torch
+from lightning_ft.module import FineTuner
+from lightning_ft.run.callbacks import Recorder
+begin, log = FineTuner.on_train_batch_start, Recorder._check_counts
+def watch(self, step, index):
+    torch.cuda.set_sync_debug_mode("error" if step.number >= 2 else "default")
+    begin(self, step, index)
+def told(self, *given):
+    torch.cuda.set_sync_debug_mode("default")
+    log(self, *given)
+FineTuner.on_train_batch_start, Recorder._check_counts = watch, told
+from lightning_ft.cli import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_no_step_waits_for_the_gpu(backbone: Path, rows: Path, tmp_path: Path, method: str, packing: str) -> None:
+    """Between two log lines the host only queues work: torch raises at whatever would wait."""
+    given = ("fit", backbone, "--data", rows, "--max_steps", 8, "--log_every", 100, "--batch_size", 8, "--verdict_rows", 0)
+    more = ("--eval_every", 100, "--packing", packing, "--method", method, "--debug", "--output", tmp_path / "run")
+    command = [sys.executable, "-c", WATCHED, *map(str, given + more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+POISONED = """
+import sys, torch
+from lightning_ft.module import FineTuner
+plain = FineTuner._micro_loss
+def poisoned(self, batch, step):
+    return plain(self, batch, step) * (float("nan") if step.number == 5 else 1.0)
+FineTuner._micro_loss = poisoned
+end = FineTuner.configure_gradient_clipping
+def seen(self, optimizer, *given, **more):
+    if self.global_step == 6:
+        torch.save([p.detach().cpu() for p in self.trained_parameters()], sys.argv[1])
+    end(self, optimizer, *given, **more)
+FineTuner.configure_gradient_clipping = seen
+from lightning_ft.cli import main
+raise SystemExit(main(sys.argv[2:]))
+"""
+
+
+def test_a_step_that_is_not_finite_is_told_one_step_later_and_changes_nothing(
+    backbone: Path, rows: Path, tmp_path: Path
+) -> None:
+    given = ("fit", backbone, "--data", rows, *FIT, "--log_every", 100, "--save_every", 5, "--output", tmp_path / "run")
+    command = [sys.executable, "-c", POISONED, str(tmp_path / "seen.pt"), *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "of step 6 is not finite" in done.stderr
+    saved = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-step-5" / "adapter_model.safetensors")
+    seen = torch.load(tmp_path / "seen.pt")
+    assert sorted(float(t.double().norm()) for t in seen) == sorted(float(t.double().norm()) for t in saved.values())
 
 
 def test_packed_rows_go_through_one_kernel(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

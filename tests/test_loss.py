@@ -11,9 +11,11 @@ import torch.nn.functional as F
 import transformers as tf
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_ft.data.targets import found_ahead, supervised
 from lightning_ft.engine.head import base_model
-from lightning_ft.engine.loss import head_path, score_rows, supervised, token_logps, token_loss, verify_head
+from lightning_ft.engine.loss import head_path, score_rows, token_logps, token_loss, verify_head
 from lightning_ft.types import IGNORE_INDEX, Batch
 
 VOCAB = 97
@@ -132,6 +134,55 @@ def test_first_token_of_a_packed_document_is_no_target() -> None:
     chosen = supervised(batch)
     assert chosen.index.tolist() == [0, 1, 2, 5, 6, 7]
     assert chosen.targets.tolist() == [4, 5, 6, 9, 10, 11]
+
+
+def test_targets_found_ahead_are_taken_until_labels_or_weights_are_others() -> None:
+    batch = found_ahead(padded())
+    known = batch.supervised
+    assert supervised(batch) is known
+    moved = batch.to("cpu")
+    assert moved.supervised is not None
+    assert supervised(moved) is moved.supervised
+    labels = batch.labels.clone()
+    labels[0] = IGNORE_INDEX
+    other = dataclasses.replace(batch, labels=labels)
+    assert supervised(other).index.tolist() == [i for i in supervised(batch).index.tolist() if i >= 11]
+    assert supervised(other.to("cpu")).index.tolist() == supervised(other).index.tolist()
+    weighted = dataclasses.replace(batch, weights=torch.full(batch.labels.shape, 0.5))
+    assert supervised(weighted).weights is not None
+
+
+class Asked(TorchDispatchMode):
+    """Notes operators whose result a host has to wait for where they run on a GPU."""
+
+    WAITS = frozenset({"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "item", "masked_select"})
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[-1]
+        self.names += [name] if name in self.WAITS else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_a_step_asks_for_no_value(kind: str) -> None:
+    """On a GPU each would be a wait, which torch's own `set_sync_debug_mode` finds there (tests/test_gpu.py)."""
+    model = make("llama")
+    ids = torch.arange(3, 12)[None]
+    positions = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3]])
+    batch = padded() if kind == "padded" else Batch(ids, ids.clone(), positions, (0, 4, 5, 9), ("a:1", "a:2", "a:3"))
+    head_path(model)
+    with Asked() as asked:
+        supervised(batch)
+    assert asked.names, "looking for targets would wait"
+    batch = found_ahead(batch)
+    with Asked() as asked:
+        loss, _ = token_loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # of torch
+    assert not asked.names
 
 
 def test_no_target_at_all_gives_zero_and_zero_gradients() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_ft.backbone import set_dropout
 from lightning_ft.builtin import SFT
+from lightning_ft.data.collate import muted
 from lightning_ft.engine.attention import documents_attention
 from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import score_rows
@@ -69,6 +70,14 @@ def test_each_document_has_the_variance_of_its_own_length(batch: Batch) -> None:
     rest = found[:, 0, 44:] if batch.documents else found[:, 0, 4:]
     assert rest.numel()
     assert not rest.any(), "padding has no noise"
+
+
+def test_a_batch_that_only_keeps_a_rank_in_step_has_none() -> None:
+    model = tiny_llama()
+    noise, batch = EmbeddingNoise(model, 5.0), muted(padded())
+    plain = model.get_input_embeddings()(batch.input_ids)
+    with noise.on(batch):
+        assert torch.equal(model.get_input_embeddings()(batch.input_ids), plain)
 
 
 def test_there_is_none_without_a_gradient_nor_outside_of_a_step() -> None:

@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "early_stopping_threshold", "verdict_rows", "max_new_tokens", "preflight",
     ),
     "Machine": (
-        "precision", "quantize", "double_quant", "compute_dtype", "strategy", "devices", "workers",
+        "precision", "master_weights", "quantize", "double_quant", "compute_dtype", "strategy", "devices", "workers",
         "gradient_checkpointing", "trainer",
     ),
     "Run": ("name", "output", "resume", "seed"),

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lightning_ft.data.collate import muted, pack, pad
 from lightning_ft.data.shapes import best_lengths, filled
 from lightning_ft.data.stream import Shard
+from lightning_ft.data.targets import found_ahead
 from lightning_ft.types import Batch, Step
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class FineTuneData(L.LightningDataModule):
                 batch = pack(rows, self.filled(sum(len(row.input_ids) for row in rows)), self.pad_id)
             else:
                 batch = pad(rows, self.pad_id)
-            batches.append(muted(batch) if (rank, position) in plan.fillers else batch)
+            batches.append(found_ahead(muted(batch) if (rank, position) in plan.fillers else batch))
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
 
     def filled(self, tokens: int) -> int:
@@ -134,9 +135,19 @@ class FineTuneData(L.LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
             # Every iter(DataLoader) draws a base seed: from its own generator, or dropout would depend on it.
             generator=torch.Generator().manual_seed(0),
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A step in smaller micro-batches, if the memory has not sufficed for the scheduled ones."""
+        if not isinstance(batch, Step):
+            return batch
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        step: Step = module.shortage.cut(batch)
+        return step.pin_memory() if step is not batch and module.device.type == "cuda" else step
 
     def validation_plan(self, split: Split = "validation", rank: int = 0, world_size: int = 1) -> list[tuple[int, ...]]:
         """Row indices of each evaluation batch of a rank: like lengths together, bounded in rows or in tokens."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning_ft.data.render import Rendered, Span, adds_bos
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.types import IGNORE_INDEX, Conversation, Encoded, Text
+from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Encoded, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -114,6 +114,8 @@ class Encoder:
         Raises:
             UsageError: the template cannot render it, or the example is of a kind that has no single text.
         """
+        if isinstance(example, Classified):
+            example = example.as_conversation()
         if isinstance(example, Conversation):
             return self._template.render(example)
         if isinstance(example, Text):

@@ -21,10 +21,10 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, masking_utils
 
 from lightning_ft.engine.causal import causal_attention
-from lightning_ft.engine.document import attend
+from lightning_ft.engine.document import LONG, attend, attend_alike
 from lightning_ft.engine.head import base_model, evaluation_mode, unwrapped
 from lightning_ft.errors import TrainingError
 
@@ -40,6 +40,7 @@ _CHECK_LENGTHS = (7, 19, 131, 12)
 """Documents of a check; the long one where the model has so many positions."""
 _UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
 """Layer types whose state crosses borders, or whose windows a short check would not see."""
+_LOOK = "find_packed_sequence_indices"
 _windows: list[int | None] | None = None
 """While a check runs: the sliding window of each call of the attention function."""
 
@@ -101,6 +102,22 @@ def documents(model: nn.Module) -> Iterator[None]:
         finally:
             for module, name, original in replaced:
                 setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def whole_rows() -> Iterator[None]:
+    """Within the block, which is for padded batches, transformers does not look for documents in a row.
+
+    It would look at positions that it made itself, and wait for the GPU to hear that there is one sequence in each row.
+    """
+    look = getattr(masking_utils, _LOOK, None)
+    if look is not None:
+        setattr(masking_utils, _LOOK, lambda positions: None)
+    try:
+        yield
+    finally:
+        if look is not None:
+            setattr(masking_utils, _LOOK, look)
 
 
 @contextlib.contextmanager
@@ -194,11 +211,13 @@ def documents_attention(
         raise TrainingError(f"{type(module).__name__} needs a mask or a bias of its own. Use --packing false.")
     if _windows is not None:
         _windows.append(sliding_window)
-    if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
-        out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
-        return out, None
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
     unlimited = sliding_window is None or max(lengths) <= sliding_window
+    if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
+        if unlimited and lengths[0] >= LONG and len(set(lengths)) == 1:
+            return attend_alike(query, key, value, lengths[0], scaling), None
+        out = _varlen(query, key, value, cu_seq_lens, scaling, sliding_window)
+        return out, None
     if softcap is None and s_aux is None and not dropout and unlimited and _all_bf16_on_cpu(query, key, value):
         return causal_attention(query, key, value, cu_seq_lens, scaling), None
     # split, not slices: its backward is one concatenation, where each slice's would fill and add a whole row of zeros.
@@ -239,7 +258,10 @@ def _varlen_fits(query: Tensor, value: Tensor, dropout: float) -> bool:
 def _borders(cu_seq_lens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     """Borders on the device and the longest document, once for all layers."""
     longest = max(end - start for start, end in itertools.pairwise(cu_seq_lens))
-    return torch.tensor(cu_seq_lens, dtype=torch.int32, device=device), longest
+    borders = torch.tensor(cu_seq_lens, dtype=torch.int32)
+    if device.type == "cuda":
+        borders = borders.pin_memory()  # or the host would wait for the copy
+    return borders.to(device, non_blocking=True), longest
 
 
 def _varlen(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_ft.engine import kernels
 from lightning_ft.engine.reordered import ROWS, Reordered, reordered
 
 _MIB = 2**20
@@ -140,9 +141,11 @@ class _Logits:
         self.weight, self.bias, self.cap, self.products = weight, bias, cap, products
         self.low = weight.new_empty(0 if products else size, weight.shape[0])
         self.size = _block(weight.shape[0], size, weight.device)
-        self.in_place = wide_dtype(weight.dtype) == weight.dtype
-        shape = (self.size, weight.shape[0])
-        self.wide = self.low if self.in_place else weight.new_empty(shape, dtype=wide_dtype(weight.dtype))
+        wide = wide_dtype(weight.dtype)
+        self.in_place = wide == weight.dtype
+        self.kernels = kernels.of(self.low) if cap is None else None
+        shape = (0 if self.kernels else self.size, weight.shape[0])
+        self.wide = self.low if self.in_place else weight.new_empty(shape, dtype=wide)
         self.tanh = None if cap is None else torch.empty(shape, dtype=self.wide.dtype, device=weight.device)
 
     def of(self, x: Tensor) -> None:
@@ -158,6 +161,12 @@ class _Logits:
 
     def likelihood(self, targets: Tensor, hits: Tensor | None, into: Gradients | None, scale: Tensor | None) -> Tensor:
         """The chunk's nll, block by block; with `into`, `low` becomes the gradient of each row's nll."""
+        if self.kernels is not None:
+            low = self.low[: len(targets)]
+            found = self.kernels.likelihood(low, targets, hits, self.smoothing, gradient=into is not None)
+            if into is not None and into.bias is not None:
+                into.bias.add_(low.sum(0, dtype=found.dtype) if scale is None else scale.to(low.dtype) @ low)
+            return found
         nll = torch.empty(len(targets), dtype=self.wide.dtype, device=targets.device)
         for start in range(0, len(targets), self.size):
             rows = slice(start, min(start + self.size, len(targets)))

@@ -7,17 +7,18 @@ Full logits, (B, T, V), never exist unless the model leaves no other way (`engin
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ft.engine.attention import documents, forward_kwargs
+from lightning_ft.data.targets import supervised
+from lightning_ft.engine.attention import documents, forward_kwargs, whole_rows
 from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy, wide_dtype
 from lightning_ft.engine.head import HeadPath, bypassed, demote, head_linear, head_module, head_path, reshard, takes_selection
-from lightning_ft.types import IGNORE_INDEX, Batch
+from lightning_ft.types import IGNORE_INDEX, Batch, Supervised
 
 if TYPE_CHECKING:
     from typing import Any
@@ -28,35 +29,6 @@ _SAMPLE_TOKENS = 32
 _SAMPLE_ROWS = 2
 ROUND = 32
 """Supervised positions of a micro-batch are a multiple of this on a CPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Supervised:
-    """The N positions of a batch at which a token is predicted, in row order."""
-
-    index: Tensor
-    """(N,) position in the flattened (B * T) batch whose output predicts the target."""
-    targets: Tensor
-    """(N,) int64 token ids."""
-    weights: Tensor | None
-    """(N,) loss weight of each target; None: all 1."""
-
-
-def supervised(batch: Batch) -> Supervised:
-    """Where the batch has targets and what they are: the only place where labels are shifted.
-
-    Position t predicts token t + 1. The first token of a row, and of each document of a packed row, is no target.
-    """
-    targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    if batch.documents is not None:
-        borders = [border - 1 for border in batch.documents[1:-1]]
-        targets[:, borders] = IGNORE_INDEX
-    flat = targets.flatten()
-    index = (flat != IGNORE_INDEX).nonzero()[:, 0]
-    weights = None
-    if batch.weights is not None:
-        weights = F.pad(batch.weights[:, 1:], (0, 1)).flatten()[index]
-    return Supervised(index, flat[index], weights)
 
 
 def token_loss(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -150,7 +122,7 @@ def _rounded(chosen: Supervised) -> Supervised:
         return chosen
     weights = torch.ones(len(chosen.index)) if chosen.weights is None else chosen.weights
     index, targets = (torch.cat((t, t[-1:].expand(extra))) for t in (chosen.index, chosen.targets))
-    return Supervised(index, targets, F.pad(weights, (0, extra)))
+    return replace(chosen, index=index, targets=targets, weights=F.pad(weights, (0, extra)))
 
 
 def _token_loss(model: nn.Module, batch: Batch, path: HeadPath, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -179,7 +151,7 @@ def _states(model: nn.Module, batch: Batch, path: HeadPath, index: Tensor) -> Te
         columns, where = torch.unique(index % length, return_inverse=True)
         extra["logits_to_keep"] = columns - length
     with (
-        documents(model) if batch.documents is not None else contextlib.nullcontext(),
+        documents(model) if batch.documents is not None else whole_rows(),
         bypassed(model, path) if path.name == "chunked" else contextlib.nullcontext(),
     ):
         out: Tensor = model(input_ids=batch.input_ids, **forward_kwargs(batch), **extra).logits

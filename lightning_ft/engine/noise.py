@@ -65,7 +65,7 @@ def _lengths(batch: Batch) -> Tensor:
     """(B, T) float32: tokens of the document that each position belongs to; 0 where it belongs to none."""
     out = torch.zeros(batch.input_ids.shape)
     if batch.documents is None:
-        for row, length in zip(out, batch.lengths, strict=True):
+        for row, length in zip(out, batch.lengths, strict=bool(batch.lengths)):  # a batch that only fills up has none
             row[:length] = length
         return out
     # A packed row may end with a document that only fills it up, and has no name.

@@ -18,6 +18,7 @@ from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, 
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.hardware import device_use, peak_memory
+from lightning_ft.shortage import NoMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +156,11 @@ class Saver(L.Callback):
         trainer.save_checkpoint(checkpoint.path_of(self.folder, step))
         self._prune(trainer, step)
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save the last step where there is no memory for the next one, so that the run goes on from there."""
+        if isinstance(exception, NoMemoryError) and exception.whole and trainer.global_step:
+            self.save(trainer, trainer.global_step)
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Delete what a run that was killed behind its last save had no time to delete: its resume has no save to do."""
         self._prune(trainer, trainer.global_step)
@@ -258,6 +264,8 @@ class Recorder(L.Callback):
         self._supervised += batch.totals["tokens"]
         step = trainer.global_step
         due = step % self.log_every == 0 or step >= self.schedule.total_steps
+        if due:
+            module.settle()
         if due and torch.cuda.is_available():
             torch.cuda.synchronize()
         self._seconds += time.perf_counter() - self._start

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lightning_ft.loading import ADAPTER, BENEATH
+from lightning_ft.quantization import loads_by_peft_alone
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,12 +47,18 @@ class ModelWriter:
         self.tokenizer.save_pretrained(str(folder))
         if self.quantization is not None:
             self.quantization.write(folder)
-        base = getattr(model, "config", None)
-        card = self._card(folder, getattr(base, "quantization_config", None))
+        stored = getattr(getattr(model, "config", None), "quantization_config", None)
+        card = self._card(folder, stored, ours=stored is not None and not loads_by_peft_alone(model))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def _card(self, folder: Path, stored: Any) -> str:
-        """The text; `stored` is transformers' description of a quantised base."""
+    def _card(self, folder: Path, stored: Any, *, ours: bool) -> str:
+        """The text.
+
+        Args:
+            folder: Of the model.
+            stored: transformers' description of a quantised base.
+            ours: Whether peft alone has no such adapter on that base.
+        """
         adapter = (folder / ADAPTER).is_file()
         kind, loader = ("adapter", "peft") if adapter else ("model", "transformers")
         cls = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
@@ -69,9 +76,16 @@ class ModelWriter:
                 f"model.load_adapter('PATH_OF_THIS_FOLDER/{BENEATH}', adapter_name='{BENEATH}')\n"
                 f"model.base_model.set_adapter(['{BENEATH}', 'default'])\n"
             )
+        said, code = "", f"{first}\n\nmodel = {cls}.from_pretrained('PATH_OF_THIS_FOLDER'{more})\n{beneath}"
+        if ours:
+            said = (
+                "peft alone has no such adapter on weights of so few bits: it loads this one on the base of full precision, "
+                "which is another model. As it was trained:\n\n"
+            )
+            code = "from lightning_ft.loading import load\n\nmodel = load('PATH_OF_THIS_FOLDER').model\n"
         return (
             f"---\n{front}---\n\n"
             f"# Fine-tuned {kind} of {self.config.model}\n\n"
             f"| | |\n|---|---|\n{lines}\n\nThe chat template it was trained with is in the tokenizer's files.\n\n"
-            f"```python\n{first}\n\nmodel = {cls}.from_pretrained('PATH_OF_THIS_FOLDER'{more})\n{beneath}```\n"
+            f"{said}```python\n{code}```\n"
         )

@@ -14,7 +14,7 @@ import torch
 from lightning_ft.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from lightning_ft.config import Precision
+    from lightning_ft.config import Master, Precision
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which oneDNN multiplies bfloat16 matrices in hardware."""
@@ -82,23 +82,33 @@ def heap_in_use() -> int | None:
     return int(found.n4 + found.n7)
 
 
-def formats(precision: Precision, *, trains_base: bool) -> Formats:
+def formats(precision: Precision, *, trains_base: bool, master: Master = "fp32") -> Formats:
     """The formats for a run.
 
     With frozen base weights bf16 means bf16 weights and float32 adapters; on a CPU no autocast is needed for that, and
-    it would cost a cast of every weight in every step. Where base weights train they stay float32 under autocast.
+    it would cost a cast of every weight in every step. Where base weights train they stay float32 under autocast, but for other
+    `master` weights.
 
     Raises:
-        UsageError: fp16 without a GPU (torch would silently compute in bf16 instead).
+        UsageError: fp16 without a GPU (torch would silently compute in bf16 instead), or master weights that nothing reads.
     """
     gpu = torch.cuda.is_available()
     if precision == "fp16" and not gpu:
         raise UsageError("Expected a GPU for --precision fp16, found none; type --precision bf16 or fp32.")
     chosen = precision if precision != "auto" else ("bf16" if bf16_is_fast() else "fp32")
     why = "" if precision != "auto" else " (fast on this machine)" if chosen == "bf16" else " (no fast bf16 on this machine)"
+    if master != "fp32" and not (trains_base and chosen == "bf16"):
+        got = f"--precision {chosen}{why}" if trains_base else "a method beside frozen base weights"
+        raise UsageError(
+            f"Expected --precision bf16 and a method that trains base weights with --master_weights {master}, got {got}; leave "
+            "--master_weights out."
+        )
     if chosen == "fp32":
         return Formats(torch.float32, "32-true", f"precision: fp32{why}")
     low = torch.bfloat16 if chosen == "bf16" else torch.float16
+    if trains_base and master != "fp32":
+        held = "their lower 16 bits in the optimiser" if master == "split" else "no wider ones beside"
+        return Formats(low, "32-true", f"precision: bf16 weights, {held}{why}")
     if trains_base:
         return Formats(
             torch.float32, f"{'bf16' if chosen == 'bf16' else '16'}-mixed", f"precision: {chosen} over fp32 weights{why}"
@@ -134,23 +144,6 @@ def place(model: torch.nn.Module, device: torch.device) -> None:
             f"The model's weights take {size / 2**30:.1f} GiB, more than is free on the {device_name()}; take a smaller model "
             "with --model, end what else runs there, or type --precision bf16 if it is not the precision already."
         ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on a CPU torch has only a sentence for that."""
-    said = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
-    )
-
-
-def memory_advice(error: BaseException) -> str:
-    """The sentence for it."""
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return (
-        f"The memory does not suffice for a micro-batch ({first.rstrip('.')}); lower --batch_tokens or --max_length, or type "
-        "--gradient_checkpointing true."
-    )
 
 
 def device_use(cpu_seconds: float, seconds: float) -> float | None:

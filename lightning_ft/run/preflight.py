@@ -21,7 +21,8 @@ import torch
 
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import FolderCheckpoint
-from lightning_ft.run.hardware import heap_in_use, memory_advice, out_of_memory, peak_memory
+from lightning_ft.run.hardware import heap_in_use, peak_memory
+from lightning_ft.shortage import RunAgainError, memory_advice, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,12 +148,18 @@ class Preflight(L.Callback):
 
     def _step(self, trainer: L.Trainer, module: FineTuner, step: Step) -> None:
         """One whole optimiser step that changes nothing: gradients of zero at a learning rate of zero."""
-        step = step.to(module.device)
+        step = module.shortage.cut(step).to(module.device)
         module.zero_grad(set_to_none=True)
         module.method.before_step(module.model, 0)
-        torch.manual_seed(0)
-        loss: Any = trainer.strategy.training_step(step, 0)
-        trainer.strategy.backward(loss, None)
+        while True:
+            torch.manual_seed(0)
+            try:
+                loss: Any = trainer.strategy.training_step(step, 0)
+                trainer.strategy.backward(loss, None)
+                break
+            except RunAgainError:
+                loss = None  # holds the graph
+            module.run_again()
         for optimizer in trainer.optimizers:
             # All of a group, as some optimisers count or remember in it.
             before = [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]

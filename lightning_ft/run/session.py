@@ -145,7 +145,7 @@ class Session:
             raise UsageError(
                 f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out."
             )
-        chosen = formats(self.config.precision, trains_base=method.trains_base)
+        chosen = formats(self.config.precision, trains_base=method.trains_base, master=self.config.master_weights)
         self.say(chosen.sentence)
         device = self.world.device
         self.spec = replace(self.spec, dtype=chosen.weights, device=device)
@@ -171,6 +171,7 @@ class Session:
         )  # fmt: skip
         self.module.start_from = self.location.adapter
         self.module.sources = self.sources
+        self.module.shortage.told = self._smaller
         self.module.configure_model()
         self.module.configure_optimizers()  # to refuse its options before anything is written
         self._open_folder()
@@ -279,6 +280,13 @@ class Session:
         if self.world.main:
             self.folder.update(preflight=vars(estimate))
 
+    def _smaller(self, step: int, parts: int) -> None:
+        """Tell that the memory did not suffice for a step (0-based)."""
+        self.say(f"out of memory at step {step + 1}: micro-batches are halved from now on ({parts} parts each)")
+        if self.world.main:
+            before = self.folder.record.get("out_of_memory", [])
+            self.folder.update(out_of_memory=[*before, {"step": step + 1, "parts": parts}])
+
     def _strategy(self) -> Any:
         name = "ddp" if self.config.strategy == "auto" and self.world.size > 1 else self.config.strategy
         turns = name == "ddp" and self.choices.method.trains_in_turns
@@ -297,7 +305,7 @@ class Session:
     def fit(self) -> None:
         """Train from the beginning or from the checkpoint; leaves run.json with how it ended."""
         from lightning_ft.engine.loss import verify_head
-        from lightning_ft.run.hardware import memory_advice, out_of_memory
+        from lightning_ft.shortage import memory_advice, out_of_memory
 
         started = time.perf_counter()
         # Not the module's own `device`: Lightning has not placed it yet.

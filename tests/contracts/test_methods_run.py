@@ -76,6 +76,10 @@ def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
     ] == losses
 
 
+SLOW = {"adalora"}
+"""Start from singular values of zero between two random factors, so that the first steps hardly move them."""
+
+
 @pytest.mark.parametrize("name", list(registry().methods))
 @pytest.mark.parametrize("model", ["embedded", "stories260k"])
 def test_the_loss_of_held_out_rows_falls_on_a_real_model(
@@ -84,8 +88,8 @@ def test_the_loss_of_held_out_rows_falls_on_a_real_model(
     folder = model if model == "embedded" else str(request.getfixturevalue("shared_data") / "lm_stories260k" / "hf")
     support = embedded_folder().parent / "data" / "support.jsonl"
     options: dict[str, Any] = {
-        "max_steps": 12 if model == "embedded" else 40, "batch_size": 8, "eval_every": 3, "verdict_rows": 0, "preflight": False,
-        "warmup": 0, "output": str(tmp_path / "run"),
+        "max_steps": 12 if model == "embedded" and name not in SLOW else 40, "batch_size": 8, "eval_every": 3, "warmup": 0,
+        "verdict_rows": 0, "preflight": False, "output": str(tmp_path / "run"),
     }  # fmt: skip
     try:
         run = lightning_ft.fit(model=folder, data=support, method=name, **options)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 import lightning_ft
 from lightning_ft.cli import main
 from lightning_ft.errors import UsageError
-from lightning_ft.loading import load, locate
+from lightning_ft.loading import load, locate, with_adapter
 from lightning_ft.quantization import NOTE, Quantization
-from lightning_ft.testing.methods import logits
+from lightning_ft.testing.methods import inputs, logits
 from lightning_ft.testing.models import tiny_backbone_folder
 from lightning_ft.testing.runs import stopped_at
 
@@ -43,6 +43,15 @@ from lightning_ft.loading import load
 from lightning_ft.testing.methods import logits
 torch.save(logits(load(sys.argv[1]).model), sys.argv[2])
 """
+STRANGER = """
+import sys, torch
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+torch.save(model(input_ids=torch.load(sys.argv[2])).logits.detach(), sys.argv[3])
+assert "lightning_ft" not in sys.modules
+"""
+PEFT_LACKS = ("loha", "lokr")
+"""Methods of which peft has no layers for 4-bit weights."""
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +67,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_backbone_folder(tmp_path_factory.mktemp("model")))
 
 
+@pytest.fixture(scope="module", params=["lora", *PEFT_LACKS])
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def run(model: str, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(model: str, rows: Path, method: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return lightning_ft.fit(model=model, data=rows, output=str(folder), double_quant=True, **OPTIONS)
+    return lightning_ft.fit(model=model, data=rows, method=method, output=str(folder), double_quant=True, **OPTIONS)
 
 
 def test_the_folder_says_how_the_base_was_stored(run: Any) -> None:
@@ -69,10 +83,28 @@ def test_the_folder_says_how_the_base_was_stored(run: Any) -> None:
         assert json.loads((run.folder / name / NOTE).read_text()) == {
             "quantize": "nf4", "double_quant": True, "compute_dtype": "fp32",
         }  # fmt: skip
-    card = (run.folder / "final_model" / "README.md").read_text()
-    assert "quantization_config=BitsAndBytesConfig(" in card
-    assert "'bnb_4bit_use_double_quant': True" in card
     assert locate(str(run.folder)).quantization == Quantization(quantize="nf4", double_quant=True, compute_dtype="fp32")
+
+
+def test_the_card_says_how_the_model_is_loaded_as_it_was_trained(run: Any, method: str) -> None:
+    folder = run.folder / "final_model"
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    if method not in PEFT_LACKS:
+        assert "quantization_config=BitsAndBytesConfig(" in code
+        assert "'bnb_4bit_use_double_quant': True" in code
+        return
+    assert "peft" not in code
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH_OF_THIS_FOLDER", str(folder)), names)
+    assert torch.equal(logits(names["model"]), logits(load(str(run.folder)).model))
+
+
+def test_without_our_code_the_adapter_loads_on_the_base_of_full_precision(run: Any, model: str, tmp_path: Path) -> None:
+    torch.save(inputs(), tmp_path / "ids.pt")
+    paths = map(str, (run.folder / "final_model", tmp_path / "ids.pt", tmp_path / "logits.pt"))
+    subprocess.run([sys.executable, "-c", STRANGER, *paths], check=True)
+    here = with_adapter(load(model).model, run.folder / "final_model")
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(here))
 
 
 def test_a_new_process_has_the_same_logits(run: Any, tmp_path: Path) -> None:
@@ -90,10 +122,12 @@ def test_the_loss_of_the_run_is_that_of_the_loaded_model(run: Any, rows: Path, c
     assert found["metrics"]["loss"] == pytest.approx(last, rel=1e-4)
 
 
-def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(run: Any, model: str, rows: Path, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
+    run: Any, method: str, model: str, rows: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "copy"
-    resume = str(stopped_at(run.folder, other, 4))
-    lightning_ft.fit(model=model, data=rows, output=str(run.folder), double_quant=True, resume=resume, **OPTIONS)
+    options = {**OPTIONS, "method": method, "output": str(run.folder), "resume": str(stopped_at(run.folder, other, 4))}
+    lightning_ft.fit(model=model, data=rows, double_quant=True, **options)
     mine, theirs = (load_file(f / "final_model" / "adapter_model.safetensors") for f in (run.folder, other))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
@@ -115,8 +149,8 @@ def test_an_adapter_of_full_precision_does_not_go_on_upon_a_quantised_base(model
         )
 
 
-def test_an_adapter_is_trained_on_upon_the_base_that_it_knows(run: Any, rows: Path, tmp_path: Path) -> None:
-    options = {name: value for name, value in OPTIONS.items() if name != "quantize"}
+def test_an_adapter_is_trained_on_upon_the_base_that_it_knows(run: Any, method: str, rows: Path, tmp_path: Path) -> None:
+    options = {name: value for name, value in OPTIONS.items() if name != "quantize"} | {"method": method}
     further = lightning_ft.fit(model=str(run.folder), data=rows, output=str(tmp_path / "further"), **options)
     assert locate(str(further.folder)).quantization == Quantization(quantize="nf4", double_quant=True, compute_dtype="fp32")
     assert "quantize: nf4" in (further.folder / "config.yaml").read_text()
@@ -158,7 +192,6 @@ def test_a_note_that_is_gone_is_missed(run: Any, tmp_path: Path) -> None:
         (["--quantize", "int8", "--double_quant", "true"], "Expected --double_quant with --quantize nf4 or fp4, got int8"),
         (["--compute_dtype", "bf16"], "Expected --quantize nf4 or fp4 with --compute_dtype"),
         (["--quantize", "nf4", "--from_scratch", "true"], "Expected --quantize without --from_scratch"),
-        (["--quantize", "nf4", "--method", "loha"], "Expected a base of 8 or more bits for --method loha, got one of 4"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -31,7 +31,7 @@ FIT = (
 
 
 PROGRESS = ("data: ", "precision: ", "packing: ", "batches: ", "resume: ", "run folder: ", "trainable params: ", "loss: ",
-            "preflight: ", "step ")  # fmt: skip
+            "preflight: ", "step ", "out of memory at step ")  # fmt: skip
 """How lines begin that a run says before it stops."""
 
 

@@ -42,8 +42,9 @@ def copied(killed: Path, runs: Any, clean: None) -> Path:
 
 @pytest.mark.parametrize("at", ["save", "state", "manifest", "replace"])
 def test_a_kill_during_a_save_leaves_the_checkpoint_before_it(
-    runs: Any, argv: tuple[object, ...], clean: None, at: str
+    runs: Any, argv: tuple[object, ...], killed: Path, clean: None, at: str
 ) -> None:
+    """After a run of the same rows (`killed`), whose encoding, found in the cache, is no second save of this one's."""
     code, log = runs(*argv, fault=(at, 2, "signals", [signal.SIGKILL]))
     assert code == -signal.SIGKILL, log
     whole = [folder.name for folder in (runs.RUN / "checkpoints").iterdir() if broken(folder) is None and folder.name[0] != "."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,9 @@ def test_no_memory_is_one_sentence_with_what_to_lower(
 ) -> None:
     monkeypatch.setattr(FineTuner, "_micro_loss", error)
     done = cli("fit", dropping, "--data", uneven, *FIT, "--preflight", preflight, "--output", "a")
-    said = refused(done, "--batch_tokens", "--max_length", "--gradient_checkpointing true", code=1, at_once=False)
+    said = refused(done, "--max_length", "--gradient_checkpointing true", code=1, at_once=False)
+    assert re.search(r"for row \S+rows\.jsonl:\d+ of \d+ tokens, alone in its micro-batch \(", said)
+    assert "(2 parts each)" in done.err
     assert "More lines" not in said
     assert not list(Path("a").glob("checkpoints/*"))
     assert not Path("a/final_model").exists()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = embedded_folder().parent / "data" / "support.jsonl"
-OF_TASKS = ("chat", "code", "instruct", "reasoning", "text")
+OF_TASKS = ("chat", "classify", "code", "instruct", "reasoning", "text")
 """Tasks that have a preset of their name."""
 BY_CONTENT = {"messages", "self_instruct", "templated", "tree"}
 """Tasks whose files say what they are."""

@@ -55,8 +55,8 @@ def draw(encoder: Encoder, whole: Encoder, tokenizer: Any, side: Side, row: str)
         DataError: the template refuses it.
     """
     example = side.example
-    cut = side.without_loss(encoder.encode([example], [row])[0])
-    full = side.without_loss(whole.encode([example], [row])[0])
+    cut = encoder.encode([example], [row])[0]
+    full = whole.encode([example], [row])[0]
     texts = _texts(encoder, tokenizer, example, list(full.input_ids))
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     kinds = [

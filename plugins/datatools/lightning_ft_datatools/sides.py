@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Preference, Text, Unpaired
+from lightning_ft.types import Classified, Conversation, Preference, Text, Unpaired
 
 if TYPE_CHECKING:
-    from lightning_ft.types import Encoded, Example, Message
+    from lightning_ft.types import Example, Message
 
 
 class Side(NamedTuple):
@@ -17,15 +17,6 @@ class Side(NamedTuple):
     name: str
     """What sets it apart, such as `chosen`; empty where there is nothing to tell."""
     example: Conversation | Text
-    trains: bool = True
-    """False where its tokens are read only, and what is learnt is a class."""
-
-    def without_loss(self, encoded: Encoded) -> Encoded:
-        """Its tokens as they train: without any loss where they are read only."""
-        if self.trains:
-            return encoded
-        roles = {role: (tokens, 0) for role, (tokens, _) in encoded.roles.items()}
-        return replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels), supervised_lost=0, roles=roles)
 
 
 def sides(example: Example) -> tuple[Side, ...]:
@@ -38,7 +29,7 @@ def sides(example: Example) -> tuple[Side, ...]:
     if isinstance(example, Unpaired):
         return (Side("liked" if example.desirable else "not liked", _answered(example.prompt, example.completion)),)
     if isinstance(example, Classified):
-        return (Side(f"class {example.label}", Text(example.text), trains=False),)
+        return (Side(f"class {example.label}", example.as_conversation()),)
     return (Side("", example),)
 
 

@@ -114,7 +114,7 @@ HI, HO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho
          [("chosen", "Ho</response><|eos|>"), ("rejected", "Hm</response><|eos|>")]),
         ({"prompt": "Hi", "completion": "Ho", "label": True}, [("liked", "Ho</response><|eos|>")]),
         ({"prompt": "Hi", "completion": "Ho", "label": False}, [("not liked", "Ho</response><|eos|>")]),
-        ({"text": "Hi", "label": "greeting"}, [("class greeting", "")]),
+        ({"text": "Hi", "label": "greeting"}, [("class greeting", "greeting</response><|eos|>")]),
     ],
     ids=["preference", "liked", "not_liked", "class"],
 )  # fmt: skip
@@ -179,15 +179,15 @@ def test_help_names_the_tools(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("row", "trained"),
     [({"messages": [HI, HO, HI], "chosen": HO, "rejected": HI | {"role": "assistant"}}, "Ho</response><|eos|>"),
-     ({"text": "Hi", "label": "greeting"}, "")],
+     ({"text": "Hi", "label": "greeting"}, "greeting</response><|eos|>")],
     ids=["preference", "class"],
 )  # fmt: skip
 def test_the_check_counts_what_is_drawn(rows: str, row: dict[str, Any], trained: str) -> None:
-    """Of a pair that of the better answer alone, without answers in its prompt; of a class nothing."""
+    """Of a pair that of the better answer alone, without answers in its prompt; of a class its name."""
     from transformers import AutoTokenizer
 
     Path(rows).write_text((json.dumps(row) + "\n") * 2)
     model = str(tiny_backbone_folder(Path("model")))
     ids = AutoTokenizer.from_pretrained(model)(trained.replace("<|eos|>", ""), add_special_tokens=False)["input_ids"]
     report = check(rows, model=model, template="tags")
-    assert report.lengths["supervised"] == 2 * (len(ids) + bool(trained))
+    assert report.lengths["supervised"] == 2 * (len(ids) + 1)

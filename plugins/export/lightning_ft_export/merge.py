@@ -135,9 +135,11 @@ def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | No
     from lightning_ft.loading import load, untie_adapted, with_adapter
 
     adapted = before.model
+    turned: list[str] = []
     if where.quantization is not None:
         assert where.adapter is not None
         plain = load(where.base, device="cpu").model  # beside the quantised one there may be no room on a GPU
+        turned = _to_linear(plain)
         if base == "dequantized":
             _turn_back(adapted.get_base_model(), plain)
         adapted = with_adapter(plain, where.adapter)
@@ -145,22 +147,52 @@ def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | No
     adapted.float()
     untie_adapted(adapted)
     with quiet_peft():
-        return adapted.merge_and_unload(safe_merge=True).to(dtype or stored)
+        merged: Any = adapted.merge_and_unload(safe_merge=True).to(dtype or stored)
+    _to_conv1d(merged, turned)
+    return merged
 
 
 def _turn_back(quantised: nn.Module, plain: nn.Module) -> None:
-    """Give the plain model the weights that the quantised one computes with."""
+    """Give the plain model of linear layers the weights that the quantised one computes with."""
     from peft.utils.integrations import dequantize_bnb_weight
-    from transformers.pytorch_utils import Conv1D
 
     for name, module in quantised.named_modules():
         if not type(module).__module__.startswith("bitsandbytes"):
             continue
         stored: Any = module
         weight = dequantize_bnb_weight(stored.weight, state=getattr(stored, "state", None))
-        own_name = name.removesuffix(".base_layer")
-        twin, own = plain.get_submodule(own_name), plain.get_parameter(f"{own_name}.weight")
-        own.data.copy_(weight.t() if isinstance(twin, Conv1D) else weight)
+        plain.get_parameter(f"{name.removesuffix('.base_layer')}.weight").data.copy_(weight)
+
+
+def _to_linear(model: nn.Module) -> list[str]:
+    """Put linear layers in place of GPT-2's Conv1D, as quantisation does, and return their names.
+
+    An adapter of a quantised base is one of linear layers, and peft has some of no other kind.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    names = [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+    for name in names:
+        old: Any = model.get_submodule(name)
+        new = nn.Linear(old.nx, old.nf, device="meta")
+        new.weight, new.bias = nn.Parameter(old.weight.detach().t().contiguous()), old.bias
+        model.set_submodule(name, new)
+    return names
+
+
+def _to_conv1d(model: nn.Module, names: list[str]) -> None:
+    """Undo `_to_linear` for the layers of these names."""
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    for name in names:
+        old: Any = model.get_submodule(name)
+        with torch.device("meta"):
+            new = Conv1D(old.out_features, old.in_features)  # type: ignore[no-untyped-call]  # of transformers
+        new.weight, new.bias = nn.Parameter(old.weight.detach().t().contiguous()), old.bias
+        model.set_submodule(name, new)
 
 
 def _sample(loaded: Loaded) -> list[Tensor]:

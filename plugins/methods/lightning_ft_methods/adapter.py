@@ -28,8 +28,6 @@ class Adapter(Method):
 
     takes_conv1d: ClassVar[bool] = True
     """False where peft has no version of it for the Conv1D layers of GPT-2."""
-    takes_4bit: ClassVar[bool] = True
-    """False where peft's version reads the shape of packed weights."""
 
     @abstractmethod
     def peft_config(self, model: nn.Module, total_steps: int) -> PeftConfig:
@@ -50,12 +48,6 @@ class Adapter(Method):
             UsageError: `target_modules` names no layer of the model, or the model has layers that the method does not take.
         """
         from peft import get_peft_model
-
-        if not self.takes_4bit and is_quantized(model, bits=4):
-            raise UsageError(
-                f"Expected a base of 8 or more bits for --method {self.name}, got one of 4; type --quantize int8 or --method"
-                " lora."
-            )
 
         if not self.takes_conv1d and has_conv1d(model):
             raise UsageError(

@@ -23,7 +23,6 @@ class LoHa(Adapter):
 
     name: ClassVar[str] = "loha"
     takes_conv1d: ClassVar[bool] = False
-    takes_4bit: ClassVar[bool] = False
     learning_rate: ClassVar[float | None] = 1e-3
 
     rank: int = 8
@@ -61,7 +60,6 @@ class LoKr(Adapter):
 
     name: ClassVar[str] = "lokr"
     takes_conv1d: ClassVar[bool] = False
-    takes_4bit: ClassVar[bool] = False
     learning_rate: ClassVar[float | None] = 1e-3
 
     rank: int = 8

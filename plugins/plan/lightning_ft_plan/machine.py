@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from lightning_ft.config import Precision
+    from lightning_ft.config import Master, Precision
     from lightning_ft.run.hardware import Formats
 
 Device = Literal["cpu", "gpu"]
@@ -81,6 +81,8 @@ class Target:
     memory: int
     """Bytes."""
     precision: Precision
+    master: Master = "fp32"
+    """`--master_weights`, for methods that train base weights."""
 
     def formats(self, *, trains_base: bool) -> Formats:
         """The number formats that a run has there."""
@@ -89,10 +91,12 @@ class Target:
         from lightning_ft.run.hardware import Formats, formats
 
         if self.device == "cpu" or torch.cuda.is_available():
-            return formats(self.precision, trains_base=trains_base)
+            return formats(self.precision, trains_base=trains_base, master=self.master if trains_base else "fp32")
         # A GPU that is not here: as the core chooses on one that computes bfloat16 fast.
         low = torch.float16 if self.precision == "fp16" else torch.bfloat16
         name = "16-mixed" if self.precision == "fp16" else "bf16-mixed"
         if self.precision == "fp32":
             return Formats(torch.float32, "32-true", "precision: fp32")
+        if trains_base and self.master != "fp32":
+            return Formats(low, "32-true", "precision: bf16")
         return Formats(torch.float32 if trains_base else low, name, f"precision: {name}")

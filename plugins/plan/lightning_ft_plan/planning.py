@@ -181,11 +181,11 @@ class Planning:
 
     def _surroundings(self, account: Account, load: Load, formats: Formats, stored: Quantization | None) -> Surroundings:
         from lightning_ft_plan.fewbits import QUANTISING
-        from lightning_ft_plan.rehearsal import gpu_chunk
+        from lightning_ft_plan.gpu import gpu_chunk
 
         if self.target.device == "gpu":
             tokens = load.step.micro[0].input_ids.numel()
-            chunk = gpu_chunk(self.scene, formats.weights, self.target.memory, tokens)
+            chunk = gpu_chunk(self.scene, formats, self.target.memory, tokens)
             return Surroundings("gpu", self.process, load.shapes, chunk=chunk)
         base, dtype = Path(self.work.location.base), getattr(self.work.model_config, "dtype", None)
         reading = sum(path.stat().st_size for path in base.glob("*.safetensors")) if base.is_dir() else 0

@@ -20,10 +20,12 @@ from lightning_ft.engine.head import base_model, head_module, head_path
 from lightning_ft.engine.loss import score_rows, verify_head
 from lightning_ft.engine.reordered import reordered
 from lightning_ft.errors import UsageError
+from lightning_ft.master import MasterWeights
 from lightning_ft.module import FineTuner
 from lightning_ft.optim import clip, grad_norm
 from lightning_ft.types import IGNORE_INDEX
 from lightning_ft_plan.fewbits import quantise
+from lightning_ft_plan.gpu import ways_of_a_gpu
 from lightning_ft_plan.hollow import ACTIVATIONS, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS, Hollow
 from lightning_ft_plan.scene import PACKING, START, VALIDATION, Account, Scene, build, count
 
@@ -123,6 +125,8 @@ def _train(hollow: Hollow, module: FineTuner, formats: Formats, step: Step) -> N
         for value in state.values():
             if isinstance(value, Tensor):
                 hollow.assign(value, OPTIMIZER)
+    for half in optimizer.lower.values() if isinstance(optimizer, MasterWeights) else ():
+        hollow.assign(half, OPTIMIZER)
     for p in trained if len(step.micro) > 1 else ():
         p.grad = torch.empty_like(p)
         hollow.assign(p.grad, GRADIENTS)
@@ -257,9 +261,11 @@ def account(
 
     With `gpu` it is that of a GPU, whose attention keeps nothing of the size of its scores.
     """
-    prepare(formats.weights, scene)
     if gpu:
-        step = replace(step, micro=(_undivided(step.micro[0]), *step.micro[1:]))
+        with ways_of_a_gpu():
+            alike = replace(step, micro=(_undivided(step.micro[0]), *step.micro[1:]))
+            return account(scene, method, formats, alike, validation, stored=stored)
+    prepare(formats.weights, scene)
     shallow, deep, whole = _depths(scene, method)
     if validation is not None and 2 * validation.input_ids.numel() < step.micro[0].input_ids.numel() * scene.depth:
         validation = None  # it keeps one layer at a time and cannot be the worst moment
@@ -276,22 +282,6 @@ def _undivided(batch: Batch) -> Batch:
     if batch.documents is None:
         return batch
     return replace(batch, documents=(0, batch.input_ids.shape[1]))
-
-
-def gpu_chunk(scene: Scene, dtype: torch.dtype, memory: int, positions: int) -> int:
-    """Bytes by which the output layer takes more on a GPU than it was rehearsed with on a CPU.
-
-    Args:
-        scene: What all methods have in common.
-        dtype: Of the weights.
-        memory: Of the GPU in bytes, by which it chooses its chunks.
-        positions: Of the batch, of which a chunk has no more.
-    """
-    text = scene.model_config.get_text_config()
-    weight = torch.empty(1, dtype=dtype).expand(int(text.vocab_size), int(text.hidden_size))
-    copies = 2 * weight.nbytes if reordered(weight) is not None else 0
-    on_cpu = 2 * min(positions, default_chunk(int(text.vocab_size), torch.device("cpu"))) * int(text.vocab_size)
-    return min(max(memory // 64, 2**27), 2**30, 6 * positions * int(text.vocab_size)) - on_cpu - copies
 
 
 def _depths(scene: Scene, method: Method) -> tuple[int, int, int | None]:

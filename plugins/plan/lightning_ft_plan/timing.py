@@ -11,7 +11,8 @@ import torch
 
 from lightning_ft.module import FineTuner
 from lightning_ft.optim import clip, grad_norm
-from lightning_ft.run.hardware import out_of_memory
+from lightning_ft.run.hardware import keep_heap
+from lightning_ft.shortage import out_of_memory
 from lightning_ft.types import Batch, Step
 from lightning_ft_plan.rehearsal import autocast, loss_of, rehearse
 from lightning_ft_plan.scene import build
@@ -51,6 +52,8 @@ class Speed:
 
 def measure(scene: Scene, method: Method, formats: Formats, step: Step, account: Account, device: torch.device) -> Speed:
     """Time a step of as few layers as the architecture repeats, with a cut vocabulary and so many tokens that it is short."""
+    if device.type == "cpu":
+        keep_heap()  # as a run does, or every tensor would be pages that the kernel has to make first
     small, bandwidth, tokens = _small(scene), _bandwidth(device), step.micro[0].input_ids.numel()
     flops = account.flops * small.period / scene.depth
     base = "training base weights" if method.trains_base else "on a frozen base"

@@ -44,14 +44,20 @@ def losses(words: list[str], output: Path, *more: str, hidden: bool = False) -> 
         return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
-@pytest.mark.parametrize("quantize", ["nf4", "fp4"])
-def test_the_gpu_trains_what_the_cpu_trains(words: list[str], tmp_path: Path, quantize: str) -> None:
-    flags = ("--quantize", quantize, "--precision", "fp32")
+@pytest.mark.parametrize(("quantize", "method"), [("nf4", "lora"), ("fp4", "lora"), ("nf4", "loha"), ("nf4", "lokr")])
+def test_the_gpu_trains_what_the_cpu_trains(words: list[str], tmp_path: Path, quantize: str, method: str) -> None:
+    flags = ("--quantize", quantize, "--method", method, "--precision", "fp32")
     here = losses(words, tmp_path / "gpu", *flags)
     assert here == pytest.approx(losses(words, tmp_path / "cpu", *flags, hidden=True), abs=2e-3)
 
 
-@pytest.mark.parametrize("flags", [("--quantize", "nf4", "--double_quant", "true"), ("--quantize", "int8")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--quantize", "nf4", "--double_quant", "true"), ("--quantize", "int8"),
+        ("--quantize", "nf4", "--method", "loha"), ("--quantize", "nf4", "--method", "lokr"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("optimizer", ["AdamW", "PagedAdamW8bit"])
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     words: list[str], tmp_path: Path, flags: tuple[str, ...], optimizer: str

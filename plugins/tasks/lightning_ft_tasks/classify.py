@@ -18,11 +18,15 @@ LABELS = ("label", "category", "intent", "class")
 
 @dataclass(frozen=True)
 class Classify(Task):
-    """`{"text", "label"}`; a class is a text or a whole number. Further columns are kept in `meta`."""
+    """`{"text", "label"}`; a class is a text or a whole number. Further columns are kept in `meta`.
+
+    The model learns to write the class, in words, as its answer to the text.
+    """
 
     name: ClassVar[str] = "classify"
     precedence: ClassVar[int] = 15
     makes: ClassVar[type[Classified]] = Classified
+    metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
     columns_help: ClassVar[str] = "text, label (category, intent, class)"
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"text": "My card is gone.", "label": "lost_card"},

@@ -41,7 +41,7 @@ def sizes(encoder: Encoder, records: Sequence[Record]) -> list[Size | str]:
     pairs = [(side.example, record.id) for side, record in zip(first, records, strict=True)]
     chunks = (pairs[start : start + CHUNK] for start in starts)
     found = itertools.chain.from_iterable(encoder.encode_chunks(chunks))
-    return [item if isinstance(item, str) else _size(side.without_loss(item)) for side, item in zip(first, found, strict=True)]
+    return [item if isinstance(item, str) else _size(item) for item in found]
 
 
 def _size(item: Encoded) -> Size:

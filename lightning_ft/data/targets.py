@@ -1,0 +1,33 @@
+"""Which positions of a batch predict a token that is trained, and which token."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from lightning_ft.types import IGNORE_INDEX, Batch, Supervised
+
+
+def supervised(batch: Batch) -> Supervised:
+    """Where the batch has targets and what they are: the only place where labels are shifted.
+
+    Position t predicts token t + 1. The first token of a row, and of each document of a packed row, is no target. What the data
+    loader found (`found_ahead`) is taken where it is of these very labels: to look on a GPU, the host has to wait for it.
+    """
+    known = batch.supervised
+    if known is not None and known.labels is batch.labels and known.row_weights is batch.weights:
+        return known
+    targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    for border in batch.documents[1:-1] if batch.documents is not None else ():
+        targets[:, border - 1] = IGNORE_INDEX
+    flat = targets.flatten()
+    index = (flat != IGNORE_INDEX).nonzero()[:, 0]
+    weights = None
+    if batch.weights is not None:
+        weights = F.pad(batch.weights[:, 1:], (0, 1)).flatten()[index]
+    return Supervised(index, flat[index], weights, batch.labels, batch.weights)
+
+
+def found_ahead(batch: Batch) -> Batch:
+    """The batch, in which `supervised` need not look any more."""
+    batch.supervised = supervised(batch)
+    return batch

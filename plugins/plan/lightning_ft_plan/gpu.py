@@ -1,0 +1,67 @@
+"""The ways that a step takes on a GPU only, for a rehearsal on tensors that hold no data."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_ft.engine import kernels
+from lightning_ft.engine.cross_entropy import default_chunk
+from lightning_ft.engine.reordered import reordered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from lightning_ft.run.hardware import Formats
+    from lightning_ft_plan.scene import Scene
+
+
+class _Empty:
+    """The product's kernels by what they return, without its numbers."""
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return torch.empty_like(gate)
+
+    def gated_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(gate), torch.empty_like(up)
+
+    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+        rows, heads, length, width = x.shape
+        return x.new_empty(rows, length, heads, width).transpose(1, 2)
+
+    def likelihood(self, logits: Tensor, targets: Tensor, hits: Tensor | None, smoothing: float, *, gradient: bool) -> Tensor:
+        return torch.empty(len(targets), dtype=torch.float32)
+
+
+@contextlib.contextmanager
+def ways_of_a_gpu() -> Iterator[None]:
+    """Within the block the product takes the tensors for those of a GPU that has its kernels."""
+    before = kernels.of
+    kernels.of = lambda tensor: None if tensor.dtype == torch.float64 else _Empty()
+    try:
+        yield
+    finally:
+        kernels.of = before
+
+
+def gpu_chunk(scene: Scene, formats: Formats, memory: int, positions: int) -> int:
+    """Bytes by which the output layer takes more on a GPU than it was rehearsed with on a CPU.
+
+    Args:
+        scene: What all methods have in common.
+        formats: Of the run.
+        memory: Of the GPU in bytes, by which it chooses its chunks.
+        positions: Of the batch, of which a chunk has no more.
+    """
+    text = scene.model_config.get_text_config()
+    size = int(text.vocab_size)
+    weight = torch.empty(1, dtype=formats.weights).expand(size, int(text.hidden_size))
+    copies = 2 * weight.nbytes if reordered(weight) is not None else 0
+    width = 2 if "16" in formats.lightning else formats.weights.itemsize
+    on_cpu = width * min(positions, default_chunk(size, torch.device("cpu"))) * size
+    chunk = min(max(memory // 64, 2**27), 2**30) // (6 * size)  # as `default_chunk` chooses it
+    return width * min(chunk, positions) * size - on_cpu - copies
