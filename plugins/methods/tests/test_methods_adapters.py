@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning_ft_methods.adalora import AdaLoRA
 from lightning_ft_methods.freeze import Freeze
-from lightning_ft_methods.orthogonal import BOFT, OFT
+from lightning_ft_methods.orthogonal import BOFT, OFT, permutation_matrix
 from lightning_ft_methods.products import LoHa, LoKr
 from lightning_ft_methods.selective import BitFit, NormTuning
 from lightning_ft_methods.spectrum import Spectrum, signal_to_noise
@@ -110,6 +110,18 @@ def test_boft_rotates_the_inputs_of_a_layer_and_scales_its_outputs() -> None:
         torch.testing.assert_close(layer(torch.eye(32, dtype=torch.float64)).T, scale * made)
     torch.testing.assert_close(made @ made.T, weight @ weight.T)
     assert (made - weight).abs().max() > 0.01
+
+
+def test_permutations_are_those_that_peft_writes_number_by_number() -> None:
+    from peft.tuners.boft.layer import BOFTLayer
+
+    slow: Any = BOFTLayer.perm2mat
+    layer, _, _ = layer_of(BOFT(), "mlp.down_proj")
+    size = layer.boft_P.shape[-1]
+    torch.testing.assert_close(layer.boft_P[0], slow(layer, torch.arange(size)).double(), atol=0, rtol=0)
+    indices = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(permutation_matrix(indices), slow(layer, indices), atol=0, rtol=0)
+    assert BOFTLayer.perm2mat is slow, "peft is left as it was"
 
 
 def test_several_butterflies_need_their_kernel() -> None:

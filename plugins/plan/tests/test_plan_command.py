@@ -11,7 +11,7 @@ from lightning_ft.cli import main
 from lightning_ft.errors import UsageError
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import attach
-from lightning_ft.testing.models import FAMILIES, tiny_backbone_folder, tiny_model
+from lightning_ft.testing.models import FAMILIES, tiny_backbone_folder, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +73,7 @@ def test_every_method_is_there_with_the_numbers_that_it_trains(
         assert min(row["parts"].values()) >= 0
         assert row["total_seconds"] > row["step_seconds"] > 0
     assert fitting > 8
+    assert found["lora + nf4"]["trainable"] == found["lora"]["trainable"]
 
 
 def test_weights_are_counted_by_their_type_and_gradients_by_what_trains(
@@ -106,9 +107,45 @@ def test_a_config_without_weights_is_planned(rows: Path, tmp_path: Path, capsys:
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     saved = found["lora"]["parts"]["weights"] - found["lora + nf4"]["parts"]["weights"]
     assert saved == pytest.approx(linear * (2 - 4.5 / 8), rel=1e-3)
+    # Beside the weights a permutation of each layer's inputs, a matrix in float32.
+    turned = found["boft"]["parts"]["weights"] - 2 * 8_030_261_248
+    assert turned == pytest.approx(32 * 4 * (6 * 4096**2 + 14336**2), rel=5e-3)
     assert found["full"]["verdict"] == "does not fit"
     assert found["full"]["memory"] > 16 * 8_030_261_248
     assert plan["time"] == [], "the GPU is not here"
+
+
+WIDE = {**LLAMA_8B, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "vocab_size": 260}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "bits", "making"), [("nf4", 4.5, 14), ("int8", 8.02, 10)])
+@pytest.mark.parametrize(("precision", "bytes_each"), [("bf16", 2), ("fp32", 4)])
+def test_reading_the_weights_of_a_quantised_base_is_a_moment_of_its_own(
+    kind: str, bits: float, making: int, precision: str, bytes_each: int, rows: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """With small batches the worst one: the whole file in 16 bits, and what quantising its largest matrix takes."""
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(WIDE), encoding="utf-8")
+    tiny_tokenizer().save_pretrained(folder)
+    words = ("--data", rows, "--batch_tokens", "64", "--quantize", kind, "--precision", precision, "--memory", "24GB")
+    plan = planned(capsys, folder, *words, "--device", "cpu")
+    found = by_name(plan)
+    plain, few = found["lora"], found[f"lora + {kind}"]
+    linear = 8 * (4 * 512 * 512 + 3 * 512 * 2048)
+    saved = plain["parts"]["weights"] - few["parts"]["weights"]
+    assert saved == pytest.approx(linear * (bytes_each - bits / 8), rel=1e-3)
+    assert few["moment"] == "load"
+    assert few["parts"]["activations"] == 0
+    reading = 2 * plan["parameters"] + making * 512 * 2048
+    assert few["parts"][RUNTIME] - plain["parts"][RUNTIME] == pytest.approx(reading, rel=0.2), "but for its holes"
+
+
+def test_options_of_a_quantised_base_are_refused_as_fit_refuses_them(rows: Path, tmp_path: Path) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    assert main(["plan", str(folder), "--data", str(rows), "--double_quant", "true"]) == 2
 
 
 def test_the_plan_is_the_same_each_time_but_for_what_is_measured(
