@@ -37,7 +37,8 @@ def predict(words: list[str], method: str, out: Path) -> dict[str, float]:
     if command(["plan", *words, "--json", str(plan)]):
         raise SystemExit(1)
     seconds = time.perf_counter() - begin
-    row = next(row for row in json.loads(plan.read_text(encoding="utf-8"))["methods"] if row["name"] == method.replace("+", " + "))
+    rows = {row["name"]: row for row in json.loads(plan.read_text(encoding="utf-8"))["methods"]}
+    row = rows[method.replace("+", " + ")]
     return {"peak_mb": row["memory"] / 2**20, "plan_s": seconds}
 
 
