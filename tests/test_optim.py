@@ -88,3 +88,10 @@ def test_norm_and_clip_are_those_of_torch(limit: float) -> None:
 
 def test_norm_without_gradients_is_zero() -> None:
     assert optim.grad_norm([nn.Parameter(torch.ones(2))]) == 0
+
+
+def test_the_norm_of_gradients_of_16_bits_is_not_rounded_to_16_bits() -> None:
+    params = [nn.Parameter(torch.ones(1000, dtype=torch.bfloat16)) for _ in range(3)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    assert float(optim.grad_norm(params)) == pytest.approx(math.sqrt(3000), rel=1e-6)
