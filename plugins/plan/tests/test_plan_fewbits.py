@@ -21,7 +21,8 @@ MIB = 2**20
 
 
 def plain(kind: type[nn.Module], inputs: int, outputs: int) -> Any:
-    layer: Any = nn.Linear(inputs, outputs) if kind is nn.Linear else Conv1D(outputs, inputs)
+    made: Any = kind
+    layer = made(inputs, outputs) if kind is nn.Linear else made(outputs, inputs)  # Conv1D has them the other way round
     return layer.to(torch.bfloat16).requires_grad_(False)
 
 
