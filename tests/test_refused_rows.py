@@ -19,7 +19,7 @@ from lightning_ft.data.render import Template
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import Registry
 from lightning_ft.testing.models import tiny_tokenizer
-from lightning_ft.types import Classified, Conversation, Example, Preference, Text
+from lightning_ft.types import Conversation, Example, Message, Preference, Text, Unpaired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Sorted(RawText):
     """A task whose examples are of a kind that only a plugin's objective could train on."""
 
     def format(self, row: Any) -> Example:
-        return Classified(row["text"], "a")
+        return Unpaired((Message("user", row["text"]),), (Message("assistant", "a"),), desirable=True)
 
 
 def pipeline(
@@ -84,8 +84,8 @@ def test_it_goes_into_quarantine_and_is_accounted_for(tmp_path: Path) -> None:
         (RawText(), (Preference,),
          "Text examples, but the objective trains on Preference; type --objective sft, or another --task."),
         (Sorted(), (Conversation, Text),
-         "Classified examples, but the objective trains on Conversation or Text; no objective of "
-         "the installed plugins trains on Classified, so type another --task."),
+         "Unpaired examples, but the objective trains on Conversation or Text; no objective of "
+         "the installed plugins trains on Unpaired, so type another --task."),
     ],
 )  # fmt: skip
 def test_examples_that_the_objective_cannot_train_on(
