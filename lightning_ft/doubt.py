@@ -29,9 +29,7 @@ class Doubt:
         step: Its 0-based number.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, norm: Tensor, micro: list[tuple[Tensor, Batch]], step: int
-    ) -> None:  # fmt: skip
+    def __init__(self, optimizer: torch.optim.Optimizer, norm: Tensor, micro: list[tuple[Tensor, Batch]], step: int) -> None:
         self.micro, self.step = micro, step
         bad = (~torch.isfinite(norm)).float()
         optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused step

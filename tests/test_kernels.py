@@ -102,9 +102,9 @@ def test_other_functions_are_left_alone() -> None:
     assert [fuse_gates(model) for model in others] == [0, 0, 0]
     assert not _rotates_halves(of_pairs), "GLM rotates neighbours"
 
-    class Scaled(type(tiny_llama().model.layers[0].mlp)):  # type: ignore[misc]
+    class Scaled(type(tiny_llama().model.layers[0].mlp)):  # type: ignore[misc]  # a class found at run time
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * 2  # type: ignore[no-any-return]
+            return super().forward(x) * 2  # type: ignore[no-any-return]  # of that class
 
     model: Any = tiny_llama()
     model.model.layers[0].mlp.__class__ = Scaled

@@ -71,7 +71,7 @@ def _short(cls: type[nn.Module]) -> type[nn.Module] | None:
         gate, up = self.gate_proj(x), self.up_proj(x)
         ours, fits = kernels.of(gate), gate.dtype == up.dtype and gate.is_contiguous() and up.is_contiguous()
         middle = _Gated.apply(gate, up, ours) if ours and fits else self.act_fn(gate) * up  # type: ignore[no-untyped-call]  # of torch
-        return self.down_proj(middle)  # type: ignore[no-any-return]
+        return self.down_proj(middle)  # type: ignore[no-any-return]  # of a module
 
     if not _is_gated(cls):
         return None
@@ -138,7 +138,7 @@ def _rotation(theirs: Callable[..., Any]) -> Callable[..., Any]:
             return theirs(q, k, cos, sin, *args, **kwargs)
         return tuple(_Rotated.apply(x, cos, sin, ours) for x in (q, k))  # type: ignore[no-untyped-call]  # of torch
 
-    rotate.rotates_in_one_kernel = True  # type: ignore[attr-defined]
+    rotate.rotates_in_one_kernel = True  # type: ignore[attr-defined]  # a mark on a function
     return rotate
 
 

@@ -16,8 +16,8 @@ _ROW = 4096
 """Entries of a vocabulary that are read at a time."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _gated(gate, up, out, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _gated(gate, up, out, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     g = tl.load(gate + at, mask=mask, other=0.0).to(tl.float32)
@@ -25,8 +25,8 @@ def _gated(gate, up, out, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped
     tl.store(out + at, (g * tl.sigmoid(g) * u).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _gated_back(grad, gate, up, d_gate, d_up, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _gated_back(grad, gate, up, d_gate, d_up, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     d = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
@@ -37,8 +37,8 @@ def _gated_back(grad, gate, up, d_gate, d_up, size, BLOCK: tl.constexpr):  # typ
     tl.store(d_up + at, (d * g * s).to(d_up.dtype.element_ty), mask=mask)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _rotated(  # type: ignore[no-untyped-def]
+@triton.jit
+def _rotated(
     x, out, cos, sin, heads: tl.constexpr, length, x_row, x_head, x_token, out_row,
     out_head, out_token, c_row, c_token, half, BACK: tl.constexpr, HALF: tl.constexpr,
     HEADS: tl.constexpr,
@@ -69,8 +69,8 @@ def _rotated(  # type: ignore[no-untyped-def]
         tl.store(out + to + half, high.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _likelihood(  # type: ignore[no-untyped-def]
+@triton.jit
+def _likelihood(
     logits, targets, nll, hits, stride, size: tl.constexpr, smoothing, GRADIENT: tl.constexpr,
     HITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
