@@ -11,6 +11,7 @@ from lightning_ft.data.datamodule import FineTuneData
 from lightning_ft.data.schedule import Schedule
 from lightning_ft.data.split import SPLITS
 from lightning_ft.data.table import EncodedTable, TableWriter
+from lightning_ft.data.targets import supervised
 from lightning_ft.types import IGNORE_INDEX, Encoded
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def test_a_step_has_the_scheduled_rows_and_tokens(tmp_path: Path, packed: bool, 
         steps = [made.build(number, rank) for rank in range(world_size)]
         assert {step.number for step in steps} == {number}
         assert all(step.totals == {"tokens": plan.tokens, "rows": plan.rows} for step in steps)
+        # Found here, as a GPU would make the host wait for it; of these very labels and weights, or it would not be taken.
+        assert all(supervised(batch) is batch.supervised for step in steps for batch in step.micro)
         counted = 0.0
         for rank, step in enumerate(steps):
             for i, batch in enumerate(step.micro):
