@@ -86,9 +86,9 @@ def fit_config(config: TrainingConfig, *, given: frozenset[str] = frozenset()) -
     try:
         session.build()
         session.fit()
+        session.finish()
         if not session.world.main:
             return Run(session.folder.path)
-        session.finish()
         verdict = session.verdict()
         session.report()
         status = "finished"

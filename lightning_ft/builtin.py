@@ -27,6 +27,7 @@ class Full(Method):
     quickstart: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3, "epochs": 10.0}
     default: ClassVar[bool] = True
     trains_base: ClassVar[bool] = True
+    can_shard: ClassVar[bool] = True
 
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """The model itself, everything trainable."""

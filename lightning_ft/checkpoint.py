@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import broken
+from lightning_ft.engine.sharding import as_placed
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
     adapter = folder / "adapter_model.safetensors"
     if adapter.is_file():
         _check_beneath(model, folder)
-        method.load_trainable_state(model, load_file(adapter))
+        method.load_trainable_state(model, as_placed(load_file(adapter), method.trainable_state(model)))
         return
     from transformers import AutoModelForCausalLM
 
     # Through from_pretrained rather than the file: transformers renames and fuses some families' weights on the way.
     stored = AutoModelForCausalLM.from_pretrained(str(folder), dtype=next(model.parameters()).dtype).state_dict()
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    method.load_trainable_state(model, {name: stored[name] for name in trained})
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    method.load_trainable_state(model, as_placed({name: stored[name] for name in trained}, trained))
 
 
 def check_same_adapter(model: nn.Module, folder: Path, schedule: Collection[str] = ()) -> None:

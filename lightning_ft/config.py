@@ -157,7 +157,10 @@ class TrainingConfig:
     compute_dtype: ComputeType | None = None
     """What 4-bit weights are turned back into for a product; None: as `precision`."""
     strategy: str = "auto"
-    """auto, ddp, or any strategy name that Lightning knows."""
+    """auto, ddp; fsdp2: parameters are spread over the processes; tp: layers are cut in pieces; fsdp2_tp: both; or any strategy
+    name that Lightning knows."""
+    tensor_parallel: int | None = None
+    """Processes that hold each layer together, under tp and fsdp2_tp; None: all (tp), all of a machine (fsdp2_tp)."""
     devices: int | str = "auto"
     """How many processes or which GPUs; auto: one CPU process, or every GPU."""
     workers: int = 0

@@ -6,15 +6,18 @@ the GPU, as its GradScaler lets them), so that the host may learn of it one step
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from lightning_ft.engine.loss import score_rows
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lightning_ft.types import Batch
 
@@ -48,3 +51,35 @@ class Doubt:
         """The answer; waits for the step, behind which the next one stands in the GPU's queue already."""
         self._known.synchronize()
         return not bool(self._bad)
+
+
+def not_finite(model: nn.Module, micro: Sequence[tuple[Tensor, Batch]], step: int) -> str:
+    """What to tell of a step with a loss or gradient that is not finite; asked by all ranks.
+
+    Args:
+        model: Scores single rows again, if it lies whole in this process.
+        micro: This rank's losses and micro-batches; where no loss is bad, it was the gradient, or another rank's loss.
+        step: 0-based number of the step.
+    """
+    bad = [batch for loss, batch in micro if not torch.isfinite(loss)]
+    rows = [row for batch in bad for row in _bad_rows(model, batch)]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        found: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, rows)
+        rows = list(dict.fromkeys(row for of_rank in found for row in of_rank))
+    what = "loss" if rows else "gradient"
+    rows = rows or [row for _, batch in micro for row in batch.rows]
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    return (
+        f"The {what} of step {step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "
+        "Lower --learning_rate, or look at these rows; --precision fp32 rules out overflow."
+    )
+
+
+def _bad_rows(model: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """The rows whose own likelihood is not finite; all of them where a single one cannot be told."""
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        return batch.rows  # other ranks are not here to bring their shards
+    scores = score_rows(model, batch)
+    bad = [row for row, (nll, *_) in zip(batch.rows, scores, strict=False) if not math.isfinite(nll)]
+    return tuple(bad) if len(scores) == len(batch.rows) and bad else batch.rows

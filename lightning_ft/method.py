@@ -42,6 +42,8 @@ class Method(ABC):
     trains_base: ClassVar[bool] = False
     """True where base weights themselves train, so that they are kept in float32 and saved whole."""
 
+    can_shard: ClassVar[bool] = False
+    """True where each process may have a part of every matrix (FSDP2): nothing but the model's own passes reads them whole."""
     trains_in_turns: ClassVar[bool] = False
     """True where `before_step` lets other parameters train than before; between ranks that takes looking for them."""
 

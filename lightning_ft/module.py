@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lightning_ft import optim
 from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
-from lightning_ft.doubt import Doubt
+from lightning_ft.doubt import Doubt, not_finite
 from lightning_ft.engine.gated import fuse_gates, fuse_rotations
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
+from lightning_ft.engine.sharding import Shards, data_place, summed
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.master import MasterWeights
 from lightning_ft.monitor import LOSS, TOKEN_ACCURACY, of_source
@@ -73,6 +72,10 @@ class FineTuner(L.LightningModule):
         self.strict_loading = False
         self._load = load
         self._ready = False
+        self.shards: Shards | None = None
+        """Of a model that lies in several processes."""
+        self.gathered_in: torch.dtype | None = None
+        """What float32 parameters are gathered in under FSDP2; None: as they are."""
         self.start_from: Path | None = None
         """Folder of an adapter to go on training from."""
         usual = method.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
@@ -96,6 +99,7 @@ class FineTuner(L.LightningModule):
     def configure_model(self) -> None:
         """Load the backbone and attach the method; Lightning may ask more than once."""
         if self._ready:
+            self._shard()
             return
         torch.manual_seed(self.config.seed)
         model = self._load()
@@ -116,6 +120,17 @@ class FineTuner(L.LightningModule):
             self.noise = EmbeddingNoise(self.model, self.config.neftune_noise_alpha)
         self.model.train()
         self._ready = True
+        self._shard()
+
+    def _shard(self) -> None:
+        """Leave this process its part of the model, where Lightning's strategy has a mesh of processes."""
+        if self._device_mesh is not None and self.shards is None:
+            self.shards = Shards(self.model, self._device_mesh, spread=self.config.strategy != "tp", compute=self.gathered_in)
+
+    @property
+    def data_place(self) -> tuple[int, int]:
+        """This process's number among those that see different rows, and how many these are."""
+        return data_place(self)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters that require a gradient."""
@@ -144,7 +159,7 @@ class FineTuner(L.LightningModule):
 
     def _dropout_seed(self, step: int) -> int:
         """A function of (seed, step, rank), so that no random state has to be stored."""
-        return (self.config.seed * 1_000_003 + step) * 4096 + self.global_rank
+        return (self.config.seed * 1_000_003 + step) * 4096 + self.data_place[0]
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: Lightning would zero between `training_step` and its backward, where micro-batches have added up."""
@@ -230,7 +245,7 @@ class FineTuner(L.LightningModule):
         torch.manual_seed(self._dropout_seed(self.shortage.step.number))
 
     def _micro_loss(self, batch: Batch, step: Step) -> Tensor:
-        """This micro-batch's part of the step's loss, times the number of ranks because DDP averages gradients."""
+        """This micro-batch's part of the step's loss, times the number of ranks because DDP and FSDP2 average gradients."""
         batch = self.objective.prepare(self.model, batch)
         smoothing = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}
         with contextlib.nullcontext() if self.noise is None else self.noise.on(batch):
@@ -241,7 +256,7 @@ class FineTuner(L.LightningModule):
             count = torch.as_tensor(term.count, dtype=torch.float64, device="cpu" if isinstance(term.count, float) else None)
             self.counted[term.per] = self.counted.get(term.per, torch.zeros_like(count)) + count.detach()
         self._micro.append((loss.detach(), batch))
-        return loss * self.trainer.world_size
+        return loss * self.data_place[1]
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the gradient norm, refuse a step that is not finite, and clip.
@@ -252,6 +267,8 @@ class FineTuner(L.LightningModule):
         """
         self.settle()
         params = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.shards is not None:
+            self.shards.finish_gradients()
         self.grad_norm = optim.grad_norm(params).detach()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None and Doubt.can_wait(optimizer, params):
@@ -260,7 +277,7 @@ class FineTuner(L.LightningModule):
             bad = [batch for loss, batch in self._micro if not torch.isfinite(loss)]
             if not bad and scaler is not None and scaler.get_scale() > 1:
                 return  # fp16 finds its scale that way: the scaler skips this step and halves it
-            raise TrainingError(self._not_finite(self._micro, self.global_step))
+            raise TrainingError(not_finite(self.model, self._micro, self.global_step))
         if self.config.max_grad_norm:
             optim.clip(params, self.grad_norm, self.config.max_grad_norm)
         self._updating = True
@@ -275,42 +292,11 @@ class FineTuner(L.LightningModule):
         """
         doubt, self._doubt = self._doubt, None
         if doubt is not None and not doubt.finite():
-            raise TrainingError(self._not_finite(doubt.micro, doubt.step))
+            raise TrainingError(not_finite(self.model, doubt.micro, doubt.step))
 
     def on_train_end(self) -> None:
         """Learn how the last step went."""
         self.settle()
-
-    def _not_finite(self, micro: list[tuple[Tensor, Batch]], step: int) -> str:
-        """What to tell of a step with a loss or gradient that is not finite.
-
-        Args:
-            micro: This rank's losses and micro-batches; where no loss is bad, it was the gradient, or another rank's loss.
-            step: 0-based number of the step.
-        """
-        bad = [batch for loss, batch in micro if not torch.isfinite(loss)]
-        rows = [row for batch in bad for row in self._bad_rows(batch)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            found: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(found, rows)
-            rows = [row for of_rank in found for row in of_rank]
-        what = "loss" if rows else "gradient"
-        rows = rows or [row for _, batch in micro for row in batch.rows]
-        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        return (
-            f"The {what} of step {step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "
-            "Lower --learning_rate, or look at these rows; --precision fp32 rules out overflow."
-        )
-
-    def _bad_rows(self, batch: Batch) -> tuple[str, ...]:
-        """The rows whose own likelihood is not finite; all of them where a single one cannot be told."""
-        from lightning_ft.engine.loss import score_rows
-
-        if any(isinstance(p, DTensor) for p in self.model.parameters()):
-            return batch.rows  # other ranks are not here to bring their shards
-        scores = score_rows(self.model, batch)
-        bad = [row for row, (nll, *_) in zip(batch.rows, scores, strict=False) if not math.isfinite(nll)]
-        return tuple(bad) if len(scores) == len(batch.rows) and bad else batch.rows
 
     def on_train_batch_end(self, outputs: Any, step: Step, index: int) -> None:
         """Let the method act on the finished step while the gradients exist."""
@@ -335,8 +321,7 @@ class FineTuner(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy over all tokens of the set, on all ranks alike."""
-        sums = self.trainer.strategy.reduce(self._validation.to(self.device, torch.float64), reduce_op="sum")
-        assert isinstance(sums, Tensor)
+        sums = summed(self, self._validation.to(self.device, torch.float64))
         (nll, tokens, correct), *of_sources = sums.tolist()
         # Not to the loggers: Lightning would write it one step early; the Recorder writes it.
         self.log(LOSS, nll / max(1.0, tokens), prog_bar=True, logger=False, rank_zero_only=False)
@@ -351,6 +336,7 @@ class FineTuner(L.LightningModule):
         own = self.method.param_groups(self.model, self.learning_rate)
         decay = self.config.weight_decay
         groups = optim.param_groups(self.model, decay) if own is None else optim.decayed(self.model, own, decay)
+        groups = optim.alike(groups)
         options = dict(self.optimizer_options)
         if "fused" in inspect.signature(self.optimizer_class).parameters:
             options.setdefault("fused", True)

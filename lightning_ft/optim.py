@@ -18,12 +18,33 @@ if TYPE_CHECKING:
 
 TIMESCALE = 10_000
 """Steps in which `inverse_sqrt` falls by a factor of sqrt(2) where no warm-up says how many."""
+KNOWN = frozenset({"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"})
+"""torch's optimisers that update each number by itself."""
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda x: 1 - x,
     "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
     "1-sqrt": lambda x: 1 - math.sqrt(x),
 }
 """From 1 at the beginning to 0 at the end of a decay, by the share of it that is done."""
+
+
+def is_elementwise(optimizer: type[torch.optim.Optimizer]) -> bool:
+    """Whether the update of a number depends on that number's gradients alone, so that a part of a matrix can be updated.
+
+    Known of torch's; others say so by an attribute `elementwise`.
+    """
+    return bool(getattr(optimizer, "elementwise", optimizer.__module__.startswith("torch.optim") and optimizer.__name__ in KNOWN))
+
+
+def alike(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, parted so that each has tensors of one placement: torch's kernels for many tensors refuse a mix."""
+    parted: list[dict[str, Any]] = []
+    for group in groups:
+        kinds: dict[Any, list[nn.Parameter]] = {}
+        for p in group["params"]:
+            kinds.setdefault(_placement(p), []).append(p)
+        parted += [group | {"params": params} for params in kinds.values()] or [group]
+    return parted
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -134,9 +155,12 @@ def _buckets(grads: Iterable[Tensor]) -> list[list[Tensor]]:
     """Gradients by mesh and placement: torch's foreach kernels refuse a mix of plain and distributed tensors."""
     buckets: dict[Any, list[Tensor]] = {}
     for grad in grads:
-        key = (str(grad.device_mesh), str(grad.placements)) if isinstance(grad, DTensor) else None
-        buckets.setdefault(key, []).append(grad)
+        buckets.setdefault(_placement(grad), []).append(grad)
     return list(buckets.values())
+
+
+def _placement(tensor: Tensor) -> Any:
+    return (str(tensor.device_mesh), str(tensor.placements)) if isinstance(tensor, DTensor) else None
 
 
 def grad_norm(params: Sequence[nn.Parameter]) -> Tensor:

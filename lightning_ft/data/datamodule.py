@@ -31,6 +31,13 @@ LOOKED_AT = 1000
 """Steps whose sizes decide what packed rows are filled up to."""
 
 
+def _place(trainer: L.Trainer) -> tuple[int, int]:
+    """This process's number among those that see different rows, and how many these are."""
+    module: Any = trainer.lightning_module
+    place: tuple[int, int] = module.data_place
+    return place
+
+
 class _Steps(Dataset[Step]):
     """Step n as tensors; building one reads only its own rows."""
 
@@ -130,7 +137,7 @@ class FineTuneData(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         return DataLoader(
-            _Steps(self, trainer.global_rank),
+            _Steps(self, _place(trainer)[0]),
             sampler=_From(trainer, self.total_steps, self.stream),
             batch_size=None,
             num_workers=self.workers,
@@ -176,7 +183,7 @@ class FineTuneData(L.LightningDataModule):
         assert trainer is not None
         if not len(self.tables[split]):
             return []
-        plan = self.validation_plan(split, trainer.global_rank, trainer.world_size)
+        plan = self.validation_plan(split, *_place(trainer))
         data = self
 
         class Batches(Dataset[Batch]):

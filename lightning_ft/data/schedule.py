@@ -57,7 +57,9 @@ class Schedule:
     max_steps: int | None = None
     seed: int = 0
     world_size: int = 1
-    """Number of data-parallel ranks."""
+    """Data-parallel ranks for which the steps are as large as they are."""
+    ranks: int | None = None
+    """Data-parallel ranks that a step is spread over, where a run goes on with others than it began with; None: as many."""
     batch_size: int | None = None
     batch_tokens: int | None = None
     accumulate: int = 1
@@ -173,19 +175,20 @@ class Schedule:
     def _cut(self, number: int, rows: NDArray[np.int64]) -> PlannedStep:
         """Spread a step's rows over ranks, longest first, and cut each rank's share into micro-batches."""
         by_length = rows[np.argsort(-self.lengths[rows], kind="stable")].tolist()
-        shares: list[list[int]] = [[] for _ in range(self.world_size)]
-        loads = [0] * self.world_size
-        most = math.ceil(len(by_length) / self.world_size)
+        ranks = self.ranks or self.world_size
+        shares: list[list[int]] = [[] for _ in range(ranks)]
+        loads = [0] * ranks
+        most = math.ceil(len(by_length) / ranks)
         for row in by_length:
-            rank = min((r for r in range(self.world_size) if len(shares[r]) < most), key=lambda r: (loads[r], r))
+            rank = min((r for r in range(ranks) if len(shares[r]) < most), key=lambda r: (loads[r], r))
             shares[rank].append(row)
             loads[rank] += int(self.lengths[row])
         micro = [self._micro(share) for share in shares]
         # FSDP's ranks meet in every forward pass, so that all of them need as many; a filler is the shortest row.
         number_of_passes = max(map(len, micro))
         fillers = frozenset((r, i) for r, cut in enumerate(micro) for i in range(len(cut), number_of_passes))
-        ranks = tuple(cut + ((by_length[-1],),) * (number_of_passes - len(cut)) for cut in micro)
-        return PlannedStep(number, ranks, float(self.supervised[rows].sum()), len(rows), fillers)
+        filled = tuple(cut + ((by_length[-1],),) * (number_of_passes - len(cut)) for cut in micro)
+        return PlannedStep(number, filled, float(self.supervised[rows].sum()), len(rows), fillers)
 
     def _micro(self, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Micro-batches of one rank's rows (longest first): first fit, bounded in rows and in tokens."""

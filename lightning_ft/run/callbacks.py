@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_ft import checkpoint
 from lightning_ft.atomic import broken, write_text
+from lightning_ft.engine.sharding import summed
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, did_you_mean
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
@@ -227,7 +228,7 @@ class Recorder(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what the steps since the last line add up to, or the next line of a resumed run would be another."""
         checkpoint["recorder"] = {
-            "sums": [_reduce(trainer, torch.as_tensor(value)).cpu() for value in (self._loss, self._tokens, self._cells)],
+            "sums": [summed(pl_module, torch.as_tensor(value)).cpu() for value in (self._loss, self._tokens, self._cells)],
             "steps": self._steps, "supervised": self._supervised, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds,
         }  # fmt: skip
 
@@ -271,30 +272,30 @@ class Recorder(L.Callback):
         self._seconds += time.perf_counter() - self._start
         self._cpu_seconds += time.process_time() - self._cpu_start
         if due:
-            self._check_counts(trainer, module, batch)
-            self._write(trainer, self._line(trainer, module, step))
+            self._check_counts(module, batch)
+            self._write(trainer, self._line(module, step))
             self._reset()
 
-    def _check_counts(self, trainer: L.Trainer, module: FineTuner, batch: Step) -> None:
+    def _check_counts(self, module: FineTuner, batch: Step) -> None:
         """The tokens that the ranks really summed over must be those that the schedule promised to divide by."""
         for name, count in module.counted.items():
-            total = float(_reduce(trainer, count))
+            total = float(summed(module, count))
             if not math.isclose(total, batch.totals[name], rel_tol=1e-5, abs_tol=1e-3):
                 raise TrainingError(
                     f"Step {batch.number} summed its loss over {total:g} {name} where the schedule counted "
                     f"{batch.totals[name]:g}; the objective counts wrongly."
                 )
 
-    def _line(self, trainer: L.Trainer, module: FineTuner, step: int) -> dict[str, Any]:
+    def _line(self, module: FineTuner, step: int) -> dict[str, Any]:
         tokens, cells = (
-            float(_reduce(trainer, torch.tensor(float(self._tokens)))),
-            float(_reduce(trainer, torch.tensor(float(self._cells)))),
+            float(summed(module, torch.tensor(float(self._tokens)))),
+            float(summed(module, torch.tensor(float(self._cells)))),
         )
         use = device_use(self._cpu_seconds, self._seconds)
         return {
             "step": step,
             "epoch": round(self.schedule.epoch_of(step), 4),
-            "loss": float(_reduce(trainer, self._loss)) / self._steps,
+            "loss": float(summed(module, self._loss)) / self._steps,
             "learning_rate": self._rate,
             "grad_norm": float(module.grad_norm),
             "tokens_per_second": round(tokens / self._seconds, 1),
@@ -327,13 +328,3 @@ class Recorder(L.Callback):
                 k: line[k] for k in ("loss", "val_loss", "val_token_accuracy", "grad_norm", "tokens_per_second") if k in line
             }
             self.say(f"step {done}/{total}  " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()) + f"  {left:.0f} s left")
-
-
-def _reduce(trainer: L.Trainer, value: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks."""
-    if trainer.world_size == 1:
-        return value
-    # A copy: gloo and NCCL put the sum where the summand was.
-    reduced = trainer.strategy.reduce(value.to(trainer.strategy.root_device, copy=True), reduce_op="sum")
-    assert isinstance(reduced, torch.Tensor)
-    return reduced

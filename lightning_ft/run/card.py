@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from torch.distributed.tensor import DTensor
 
+from lightning_ft.engine.sharding import gathered
 from lightning_ft.loading import ADAPTER, BENEATH
 from lightning_ft.quantization import loads_by_peft_alone
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from lightning_ft.config import TrainingConfig
@@ -38,11 +42,19 @@ class ModelWriter:
         self.model, self.tokenizer, self.template, self.config, self.facts = model, tokenizer, template, config, facts
         self.quantization = quantization
 
-    def __call__(self, folder: Path) -> None:
-        """Write everything into `folder`."""
+    def __call__(self, folder: Path, gathered: Mapping[str, Tensor] | None = None) -> None:
+        """Write everything into `folder`.
+
+        Args:
+            folder: Is there.
+            gathered: What `gather` returned, of a model that lies in several processes.
+        """
         model = self.model()
         # An adapter of the embedding is its A and B; peft would add the frozen matrix itself.
-        model.save_pretrained(str(folder), **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}))
+        options: dict[str, Any] = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+        if gathered:
+            options["state_dict"] = {**model.state_dict(), **gathered}
+        model.save_pretrained(str(folder), **options)
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
         if self.quantization is not None:
@@ -50,6 +62,28 @@ class ModelWriter:
         stored = getattr(getattr(model, "config", None), "quantization_config", None)
         card = self._card(folder, stored, ours=stored is not None and not loads_by_peft_alone(model))
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def gather(self, *, keep: bool) -> dict[str, Tensor]:
+        """Whole copies of what is saved of a model that lies in several processes; all of them have to ask.
+
+        Args:
+            keep: Whether this process gets them.
+        """
+        model = self.model()
+        state = {name: value for name, value in model.state_dict().items() if isinstance(value, DTensor)}
+        if hasattr(model, "peft_config"):
+            from peft import get_peft_model_state_dict
+
+            whole = model.state_dict()
+            kept = {
+                id(value)
+                for name in model.peft_config
+                for value in get_peft_model_state_dict(
+                    model, state_dict=whole, adapter_name=name, save_embedding_layers=False
+                ).values()
+            }
+            state = {name: value for name, value in whole.items() if id(value) in kept and isinstance(value, DTensor)}
+        return gathered(state, keep=keep)
 
     def _card(self, folder: Path, stored: Any, *, ours: bool) -> str:
         """The text.

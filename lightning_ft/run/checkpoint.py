@@ -12,24 +12,34 @@ from lightning_ft.errors import UsageError
 from lightning_ft.run.state import load_state, save_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from torch import Tensor
+
+    from lightning_ft.run.card import ModelWriter
 
 
 class FolderCheckpoint(CheckpointIO):
     """Writes Lightning's checkpoint dictionary as a folder: the model in its own format, the rest as plain state.
 
     Args:
-        write_model: Writes model, tokenizer, template and card into a folder.
+        writer: Writes model, tokenizer, template and card into a folder.
     """
 
-    def __init__(self, write_model: Callable[[Path], None]) -> None:
-        self.write_model = write_model
+    def __init__(self, writer: ModelWriter) -> None:
+        self.writer = writer
+
+    def gather(self, *, keep: bool) -> dict[str, Tensor]:
+        """What of the model is to be saved and lies in parts in several processes; all of them have to ask."""
+        return self.writer.gather(keep=keep)
+
+    def write(self, checkpoint: dict[str, Any], folder: Path, gathered: dict[str, Tensor] | None = None) -> None:
+        """Write everything into a folder that is there."""
+        self.writer(folder, gathered)
+        save_state(checkpoint, folder)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the folder atomically."""
         with whole_folder(Path(path)) as folder:
-            self.write_model(folder)
-            save_state(checkpoint, folder)
+            self.write(checkpoint, folder)
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
         """The dictionary again, and the folder under `folder`, from which the module reads its weights.

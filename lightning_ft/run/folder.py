@@ -253,9 +253,15 @@ def unfinished(parent: Path, wanted: str) -> Path | None:
     return max(found)[1] if found else None
 
 
+def noted(run: Path) -> dict[str, Any]:
+    """What `run.json` holds; nothing where it cannot be read."""
+    try:
+        values = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def status(run: Path) -> str:
     """What `run.json` says of how the run stands."""
-    try:
-        return str(json.loads((run / "run.json").read_text(encoding="utf-8")).get("status"))
-    except (OSError, ValueError):
-        return "unknown"
+    return str(noted(run).get("status", "unknown"))

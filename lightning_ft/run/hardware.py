@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,14 @@ class Formats:
     """Lightning's name for the arithmetic."""
     sentence: str
     """For the log."""
+    gathered_in: torch.dtype | None = None
+    """What float32 parameters that are spread over processes are gathered in (FSDP2), in place of autocast; None: as they are."""
+
+    @property
+    def sharded(self) -> Formats:
+        """The same policy for parameters that are spread over processes."""
+        low = {"bf16-mixed": torch.bfloat16}.get(self.lightning)
+        return self if low is None else replace(self, lightning="32-true", gathered_in=low)
 
 
 @functools.cache

@@ -29,10 +29,14 @@ class Planner:
         world: Its processes.
         packed: Whether documents share rows.
         micro_tokens: Most tokens of a micro-batch where the user does not say.
+        planned: Data-parallel ranks for which the run's steps were made; None: as many as there are.
     """
 
-    def __init__(self, config: TrainingConfig, world: World, *, packed: bool, micro_tokens: int) -> None:
+    def __init__(
+        self, config: TrainingConfig, world: World, *, packed: bool, micro_tokens: int, planned: int | None = None
+    ) -> None:
         self.config, self.world, self.packed = config, world, packed
+        self.planned = planned or world.data_size
         self.batch_size, self.batch_tokens = config.batch_size, config.batch_tokens
         if self.batch_tokens is None:
             self.batch_size, self.batch_tokens = config.batch_size or DEFAULT_ROWS, micro_tokens
@@ -56,14 +60,14 @@ class Planner:
             return self.shard(table, 0)
         return Schedule(
             lengths=table.lengths, supervised=table.supervised, epochs=config.epochs, max_steps=config.max_steps,
-            seed=config.seed, world_size=self.world.size, batch_size=self.batch_size, batch_tokens=self.batch_tokens,
+            seed=config.seed, world_size=self.planned, ranks=self.world.data_size, batch_size=self.batch_size, batch_tokens=self.batch_tokens,
             accumulate=config.accumulate, packed=self.packed, mixture=mixture,
         )  # fmt: skip
 
     def shard(self, table: EncodedTable, number: int) -> Schedule:
         """The schedule of a shard: each of its rows once."""
         return Schedule(
-            lengths=table.lengths, supervised=table.supervised, seed=self.config.seed, world_size=self.world.size,
+            lengths=table.lengths, supervised=table.supervised, seed=self.config.seed, world_size=self.planned, ranks=self.world.data_size,
             batch_size=self.batch_size, batch_tokens=self.batch_tokens, accumulate=self.config.accumulate,
             packed=self.packed, first_epoch=number,
         )  # fmt: skip

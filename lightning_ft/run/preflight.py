@@ -94,7 +94,7 @@ class Preflight(L.Callback):
 
     def _run(self, trainer: L.Trainer, module: FineTuner) -> Estimate:
         numbers = self.data.known_steps(LOOKED_AT)
-        rank = trainer.global_rank
+        rank = module.data_place[0]
         largest = max(numbers, key=lambda number: self._largest(number, rank))
         self._step(trainer, module, self.data.build(largest, rank))
         met, grown = self._shapes(largest, rank), []
@@ -123,7 +123,7 @@ class Preflight(L.Callback):
         """Bytes that the shapes of the schedule that were not met will add; nothing on a GPU, which keeps none."""
         if module.device.type != "cpu" or not grown:
             return 0
-        rank = module.trainer.global_rank
+        rank = module.data_place[0]
         unmet = set().union(*(self._shapes(number, rank) for number in numbers)) - met
         return round(len(unmet) * max(0.0, sum(grown) / len(grown)))
 
@@ -144,7 +144,7 @@ class Preflight(L.Callback):
 
     def _timed_step(self, trainer: L.Trainer, module: FineTuner, number: int) -> float:
         start = time.perf_counter()
-        self._step(trainer, module, self.data.build(number, trainer.global_rank))
+        self._step(trainer, module, self.data.build(number, module.data_place[0]))
         return time.perf_counter() - start
 
     def _step(self, trainer: L.Trainer, module: FineTuner, step: Step) -> None:
@@ -196,6 +196,9 @@ class Preflight(L.Callback):
         io = trainer.strategy.checkpoint_io
         if self.save_every == 0 or not trainer.is_global_zero or not isinstance(io, FolderCheckpoint):
             return 0.0
+        module: FineTuner = trainer.lightning_module  # type: ignore[assignment]  # the only one with this callback
+        if module.shards is not None:
+            return 0.0  # every process would have to take part
         trial = self.folder / "checkpoints" / ".tmp-preflight"
         start = time.perf_counter()
         try:

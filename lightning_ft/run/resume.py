@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_ft import checkpoint
 from lightning_ft.errors import UsageError
 from lightning_ft.run import folder
+from lightning_ft.run.strategies import kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,19 +26,24 @@ class Resume:
     checkpoint: Path | None
     """None: the run stopped before its first checkpoint, so it starts again in the same folder."""
 
-    def open(self, identity: str, total_steps: int, world_size: int) -> RunFolder:
+    @property
+    def world_size(self) -> int | None:
+        """Data-parallel ranks for which the run's steps were made; None: it has not said."""
+        return folder.noted(self.run).get("world_size")
+
+    def open(self, identity: str, total_steps: int, strategy: str) -> RunFolder:
         """The run's folder, locked, if it is still the same run.
 
         Raises:
-            UsageError: data, number of steps or number of processes are not those of the run: the rows of the steps to
-                come would be others, and the result would be neither run's.
+            UsageError: data or number of steps are not those of the run: the rows of the steps to come would be others, and
+                the result would be neither run's. Or its checkpoints are of another kind than the strategy reads.
         """
         run = folder.reopen(self.run)
         then = run.record
         for what, before, now, mend in (
             ("data and tokens", (then.get("data") or {}).get("identity"), identity, "restore the file"),
             ("number of steps", then.get("total_steps"), total_steps, "leave epochs and batch sizes as they were"),
-            ("number of processes", then.get("world_size"), world_size, f"type --devices {then.get('world_size')}"),
+            ("kind of strategy", kind(then.get("strategy")), kind(strategy), f"type --strategy {then.get('strategy')}"),
         ):
             if before is not None and before != now:
                 run.release()

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from lightning_ft.atomic import REFUSED, not_written, write_json
 from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_tokenizer, set_dropout
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError
-from lightning_ft.loading import Loaded, Location, locate
+from lightning_ft.loading import Loaded, Location, load, locate
 from lightning_ft.monitor import check_measured, told_apart
 from lightning_ft.quantization import settle
 from lightning_ft.registry import Registry, registry
@@ -25,7 +26,8 @@ from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
-from lightning_ft.run.world import World, check_strategy, world
+from lightning_ft.run.strategies import RENAMED, SHARDED, check_cuts, check_strategy
+from lightning_ft.run.world import World, world
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -44,7 +46,7 @@ VALIDATIONS, LEAST_APART = 10, 10
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several, which changes nothing
 but memory. On a CPU half as many were a tenth slower."""
-WHOLE = ("auto", "ddp", "ddp_find_unused_parameters_true")
+WHOLE = ("auto", "ddp")
 """Strategies under which every process holds the whole model on its device."""
 
 
@@ -61,18 +63,22 @@ class Session:
     data: FineTuneData
     trainer: L.Trainer
     saver: Saver
+    writer: ModelWriter
 
     def __init__(self, config: TrainingConfig, given: frozenset[str] = frozenset()) -> None:
         self.config = config
         self.given = given
         self.registry: Registry = registry()
+        named, config.strategy = config.strategy, RENAMED.get(config.strategy, config.strategy)
         self.world: World = world(config)
         self.say = say if self.world.main else lambda line: None
+        if named != config.strategy:
+            self.say(f"strategy: {config.strategy}, which has taken the place of {named}")
         self.choices: Choices = choose(config, self.registry)
         self._apply_task_defaults()
         self.hash = folders.config_hash(config)
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
-        check_strategy(config.strategy)
+        check_strategy(config, self.choices)
         known = self.resume or config.output or "LIGHTNING_FT_RUN" in os.environ
         if config.stream is not None and self.world.launched and not known:
             # No process could tell the others which folder has the shards.
@@ -87,7 +93,9 @@ class Session:
         self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, quantization=stored, **hub)
         if Path(self.spec.model).is_dir():
             check_folder(Path(self.spec.model), self.spec)
-        self.positions = getattr(load_config(self.spec).get_text_config(), "max_position_embeddings", None) or 2048
+        model_config = load_config(self.spec)
+        check_cuts(config, self.world, model_config)
+        self.positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 2048
         self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)
         self._prepare()
 
@@ -140,6 +148,7 @@ class Session:
         from lightning_ft.run.hardware import device_name, formats, place
         from lightning_ft.run.heap import keep_heap
         from lightning_ft.run.planning import Planner
+        from lightning_ft.run.training import make_trainer
 
         method = self.choices.method
         if self.config.gradient_checkpointing and not method.can_checkpoint:
@@ -148,6 +157,8 @@ class Session:
             )
         chosen = formats(self.config.precision, trains_base=method.trains_base, master=self.config.master_weights)
         self.say(chosen.sentence)
+        if self.sharded:
+            chosen = chosen.sharded
         device = self.world.device
         self.spec = replace(self.spec, dtype=chosen.weights, device=device)
         if self.spec.quantization is not None:
@@ -156,10 +167,13 @@ class Session:
             keep_heap()
         torch.manual_seed(self.config.seed)  # decides new weights, of --from_scratch
         model = self._load()
-        if self._strategy() in WHOLE:  # the checks below have to meet the kernels that train
+        if self.config.strategy in WHOLE:  # the checks below have to meet the kernels that train
             place(model, device)
         packed = self._packed(model)
-        planner = Planner(self.config, self.world, packed=packed, micro_tokens=MICRO_TOKENS[device.type])
+        planner = Planner(
+            self.config, self.world, packed=packed, micro_tokens=MICRO_TOKENS[device.type],
+            planned=None if self.resume is None else self.resume.world_size,
+        )  # fmt: skip
         self.schedule: Schedule = planner.whole(self.prepared.tables["train"], self.say)
         streams = self.config.stream is not None
         self.total_steps = total = (self.config.max_steps or 0) if streams else self.schedule.total_steps
@@ -172,7 +186,8 @@ class Session:
         )  # fmt: skip
         self.module.start_from = self.location.adapter
         self.module.sources = self.sources
-        self.module.shortage.told = self._smaller
+        self.module.shortage.told = self.smaller
+        self.module.gathered_in = chosen.gathered_in
         self.module.configure_model()
         self.module.configure_optimizers()  # to refuse its options before anything is written
         self._open_folder()
@@ -186,10 +201,10 @@ class Session:
             self.folder.update(
                 task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
                 data={"identity": self.prepared.identity, "files": dict(self.prepared.hashes)}, template=self.template.name,
-                precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=self.world.size,
-                seed=self.config.seed, total_steps=total, packed=packed, parameters=self.module.parameter_line(),
+                precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=planner.planned,
+                processes=self.world.size, strategy=self.config.strategy, seed=self.config.seed, total_steps=total, packed=packed, parameters=self.module.parameter_line(),
             )  # fmt: skip
-        self.trainer = self._trainer(chosen.lightning)
+        self.trainer = make_trainer(self, chosen.lightning)
 
     def _load(self) -> nn.Module:
         """The backbone's model, with the dropouts of the run."""
@@ -222,7 +237,7 @@ class Session:
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or self.config.output or "runs"))
             return
         if self.resume is not None:
-            self.folder = self.resume.open(self.prepared.identity, self.total_steps, self.world.size)
+            self.folder = self.resume.open(self.prepared.identity, self.total_steps, self.config.strategy)
         else:
             self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
@@ -232,69 +247,21 @@ class Session:
         copy_quarantine(self.prepared, self.folder.path)
         self.say(f"run folder: {self.folder.path}")
 
-    def _trainer(self, precision: str) -> L.Trainer:
-        import lightning.pytorch as L
-        import torch
-        from lightning.pytorch.callbacks import Callback, RichProgressBar
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        from lightning_ft.run.callbacks import Patience, Recorder, Saver
-        from lightning_ft.run.checkpoint import FolderCheckpoint
-        from lightning_ft.run.preflight import Preflight
-        from lightning_ft.run.trainer_arguments import trainer_arguments
-
-        config, path, total = self.config, self.folder.path, self.total_steps
-        bar = sys.stderr.isatty() and self.world.main
-        self.saver = Saver(config, path, total, validates=self.data.has_validation)
-        callbacks: list[Callback] = [
-            Recorder(config, self.data.stream or self.schedule, self.folder.metrics, None if bar else self.say),
-            self.saver,
-        ]
-        if config.preflight:
-            callbacks.insert(0, Preflight(self.data, path, config.save_every, self._estimated))
-        if config.early_stopping:
-            # Before the Saver, so that its decision is in the checkpoint of the same step.
-            callbacks.insert(0, Patience(config, config.early_stopping, self.say))
-        if bar:
-            callbacks.append(RichProgressBar())
-        self.writer = ModelWriter(
-            lambda: self.module.model, self.tokenizer, self.template, config, self._facts(), self.spec.quantization
-        )
-        options: dict[str, Any] = {
-            "accelerator": "gpu" if torch.cuda.is_available() else "cpu",
-            "devices": self.world.devices, "strategy": self._strategy(), "precision": precision,
-            "max_epochs": 1, "max_steps": total, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-            "val_check_interval": self.eval_every, "check_val_every_n_epoch": None,
-            "limit_val_batches": 1.0 if self.data.has_validation else 0, "enable_checkpointing": False,
-            "enable_model_summary": False, "enable_progress_bar": bar, "log_every_n_steps": 1,
-            "logger": TensorBoardLogger(str(self.folder.path), name="logs", version="") if self.world.main else False,
-            "plugins": [FolderCheckpoint(self.writer)], "default_root_dir": str(path),
-        }  # fmt: skip
-        extra = trainer_arguments(config.trainer) if config.trainer else {}
-        callbacks += extra.pop("callbacks", None) or []
-        options["plugins"] += extra.pop("plugins", None) or []
-        with quiet_libraries():
-            return L.Trainer(callbacks=callbacks, **(options | extra))
-
-    def _estimated(self, estimate: Estimate) -> None:
+    def estimated(self, estimate: Estimate) -> None:
+        """Tell what the preflight measured."""
         self.say(estimate.sentence())
         if self.world.main:
             self.folder.update(preflight=vars(estimate))
 
-    def _smaller(self, step: int, parts: int) -> None:
+    def smaller(self, step: int, parts: int) -> None:
         """Tell that the memory did not suffice for a step (0-based)."""
         self.say(f"out of memory at step {step + 1}: micro-batches are halved from now on ({parts} parts each)")
         if self.world.main:
             before = self.folder.record.get("out_of_memory", [])
             self.folder.update(out_of_memory=[*before, {"step": step + 1, "parts": parts}])
 
-    def _strategy(self) -> Any:
-        name = "ddp" if self.config.strategy == "auto" and self.world.size > 1 else self.config.strategy
-        turns = name == "ddp" and self.choices.method.trains_in_turns
-        return "ddp_find_unused_parameters_true" if turns else name
-
-    def _facts(self) -> dict[str, str]:
-        """For the model card."""
+    def facts(self) -> dict[str, str]:
+        """Lines of the model card."""
         return {
             "method": self.choices.method.name, "task": self.prepared.task.name, "chat template": self.template.name,
             "data": ", ".join(self.prepared.ledger.sources), "rows trained on": f"{len(self.prepared.tables['train']):,}",
@@ -310,13 +277,15 @@ class Session:
 
         started = time.perf_counter()
         # Not the module's own `device`: Lightning has not placed it yet.
-        batch = self.data.build(0).micro[0].to(next(self.module.model.parameters()).device)
-        self.say(f"loss: {verify_head(self.module.model, batch)}")
+        if self.config.strategy in WHOLE:
+            batch = self.data.build(0).micro[0].to(next(self.module.model.parameters()).device)
+            self.say(f"loss: {verify_head(self.module.model, batch)}")
         checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None
         try:
             with quiet_libraries():
                 self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
-            self.module.to(self.world.device)  # Lightning takes it off the GPU; the verdict needs it there
+            if not self.sharded:
+                self.module.to(self.world.device)  # Lightning takes it off the GPU; the verdict needs it there
         except BaseException as error:
             if self.world.main:
                 status = "interrupted" if isinstance(error, (RunInterruptedError, KeyboardInterrupt)) else "failed"
@@ -332,13 +301,28 @@ class Session:
         if self.world.main:
             self.folder.update(train_seconds=round(time.perf_counter() - started, 3), steps=self.trainer.global_step)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this process has a part of the model only."""
+        return self.config.strategy in SHARDED
+
     def finish(self) -> None:
-        """Final and best model, verdict and report."""
+        """Final and best model, written by the main process; the others bring their parts."""
         from lightning_ft.atomic import whole_folder
 
+        parts = self.writer.gather(keep=self.world.main) if self.sharded else None
+        if not self.world.main:
+            return
         with whole_folder(self.folder.path / "final_model") as target:
-            self.writer(target)
+            self.writer(target, parts)
         self._write_best()
+
+    @cached_property
+    def tuned(self) -> Any:
+        """The trained model, whole in this process; one that lay in several is read from `final_model`."""
+        if not self.sharded:
+            return self.module.model
+        return load(str(self.folder.path / "final_model"), dtype=self.spec.dtype, device=str(self.world.device)).model
 
     def _write_best(self) -> None:
         """`best_model`: the checkpoint with the best validation, without the trainer's state."""
@@ -371,7 +355,7 @@ class Session:
 
     def loaded(self) -> Loaded:
         """The trained model, ready to answer."""
-        return Loaded(self.module.model, self.tokenizer, self.template, self.template.stop_tokens(self.tokenizer))
+        return Loaded(self.tuned, self.tokenizer, self.template, self.template.stop_tokens(self.tokenizer))
 
     def verdict(self) -> Verdict | None:
         """Base and tuned model compared on the same test rows; None where there are none or none are wanted."""

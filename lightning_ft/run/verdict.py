@@ -44,7 +44,7 @@ def evaluate_both(session: Session, rows: int) -> tuple[list[Any], Evaluation, E
 
     with _base(session) as base:
         before = evaluate(base)
-    return _metrics(session, names), before, evaluate(session.module.model)
+    return _metrics(session, names), before, evaluate(session.tuned)
 
 
 def _metrics(session: Session, names: tuple[str, ...]) -> list[Any]:
@@ -58,9 +58,9 @@ def _base(session: Session) -> Iterator[Any]:
         model = None
         if session.location.adapter is None:
             with contextlib.suppress(NotImplementedError):
-                model = stack.enter_context(session.choices.method.reference(session.module.model))
+                model = stack.enter_context(session.choices.method.reference(session.tuned))
         if model is None:
             from lightning_ft.loading import load
 
-            model = load(session.config.model, dtype=session.spec.dtype, device=str(session.module.device)).model
+            model = load(session.config.model, dtype=session.spec.dtype, device=str(session.world.device)).model
         yield model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
@@ -19,13 +19,20 @@ class World:
     """The processes of a run."""
 
     size: int
-    """Data-parallel ranks."""
+    """All of them."""
     devices: int | str
     """What Lightning is told: processes on this machine, or which GPUs."""
     rank: int
     """This process's rank."""
     local_rank: int = 0
     """Its number among the processes of this machine."""
+    together: int = 1
+    """Neighbouring processes that hold each layer together and see the same rows."""
+
+    @property
+    def data_size(self) -> int:
+        """Data-parallel ranks: those that see different rows."""
+        return self.size // self.together
 
     @property
     def main(self) -> bool:
@@ -61,8 +68,8 @@ def world(config: TrainingConfig) -> World:
     if isinstance(nodes, bool) or not str(nodes).isdigit() or int(nodes) < 1:
         raise UsageError(f"Expected --trainer.num_nodes to be a number of machines; got {nodes!r}.")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return World(int(os.environ["WORLD_SIZE"]), local, _rank(local), int(os.environ["LOCAL_RANK"]))
+        local, size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return World(size, local, _rank(local), int(os.environ["LOCAL_RANK"]), _together(config, size, local))
     devices: int | str = config.devices
     parts = [part.strip() for part in str(devices).strip("[]").split(",") if part.strip()]
     if devices == "auto":
@@ -76,7 +83,28 @@ def world(config: TrainingConfig) -> World:
     if local < 1:
         raise UsageError(f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {config.devices!r}.")
     rank = _rank(local)
-    return World(local * int(nodes), devices, rank, rank % local)
+    size = local * int(nodes)
+    return World(size, devices, rank, rank % local, _together(config, size, local))
+
+
+def _together(config: TrainingConfig, size: int, local: int) -> int:
+    """Processes that hold each layer together: all of them, or all of a machine, where the user does not say.
+
+    Raises:
+        UsageError: the processes cannot be parted so, or nothing is cut by the strategy.
+    """
+    asked, cuts = config.tensor_parallel, {"tp": size, "fsdp2_tp": local}
+    if config.strategy not in cuts:
+        if asked not in (None, 1):
+            raise UsageError(f"Expected --strategy tp or fsdp2_tp with --tensor_parallel {asked}, got {config.strategy}.")
+        return 1
+    together = asked or cuts[config.strategy]
+    if together < 1 or size % together or (config.strategy == "tp" and together != size):
+        wanted = f"{size}" if config.strategy == "tp" else f"a divisor of {size}"
+        raise UsageError(
+            f"Expected --tensor_parallel to be {wanted}, the number of processes of --strategy {config.strategy}; got {asked}."
+        )
+    return together
 
 
 def _rank(local: int) -> int:
@@ -86,22 +114,3 @@ def _rank(local: int) -> int:
     if name in (None, "LOCAL_RANK"):
         rank += local * int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
     return rank
-
-
-GPU_ONLY = ("fsdp", "deepspeed")
-"""Beginnings of the names of Lightning's strategies that take no CPU."""
-
-
-def check_strategy(name: str) -> None:
-    """Refuse a strategy that Lightning does not know.
-
-    Raises:
-        UsageError: it is unknown.
-    """
-    from lightning.pytorch.strategies import StrategyRegistry
-
-    known = ("auto", *StrategyRegistry.available_strategies())
-    if name not in known:
-        raise UsageError(f"Expected --strategy to be one of {', '.join(known)}; got '{name}'.{did_you_mean(name, known)}")
-    if name.startswith(GPU_ONLY) and not torch.cuda.is_available():
-        raise UsageError(f"Expected a GPU for --strategy {name}, found none; type --strategy ddp.")

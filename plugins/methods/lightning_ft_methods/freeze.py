@@ -27,6 +27,7 @@ class Freeze(Method):
 
     name: ClassVar[str] = "freeze"
     trains_base: ClassVar[bool] = True
+    can_shard: ClassVar[bool] = True
 
     freeze_ratio: float = 0.5
     """Share of the decoder layers, counted from the bottom, that stay frozen: 0 to 1, rounded down to whole layers."""

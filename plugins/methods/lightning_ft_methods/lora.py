@@ -49,6 +49,7 @@ class LoRA(Adapter):
     """
 
     name: ClassVar[str] = "lora"
+    can_shard: ClassVar[bool] = True
     default: ClassVar[bool] = True
     quickstart: ClassVar[Mapping[str, Any]] = {
         "method": {"rank": 64, "alpha": 128, "plus_ratio": 8.0}, "learning_rate": 1e-3, "epochs": 10.0,

@@ -22,6 +22,7 @@ class NormTuning(Adapter):
     learning_rate: ClassVar[float | None] = 1e-3
     # In float32 the gains make the activations behind them float32, which bfloat16 layers would not take.
     trains_base: ClassVar[bool] = True
+    can_shard: ClassVar[bool] = True
 
     def peft_config(self, model: nn.Module, total_steps: int) -> LNTuningConfig:
         """Peft's `LNTuningConfig` with the names of the model's norms.
@@ -49,6 +50,7 @@ class BitFit(Method):
     name: ClassVar[str] = "bitfit"
     learning_rate: ClassVar[float | None] = 1e-3
     trains_base: ClassVar[bool] = True
+    can_shard: ClassVar[bool] = True
 
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """The model itself, with gradients for its biases alone.

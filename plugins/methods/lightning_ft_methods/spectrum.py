@@ -30,6 +30,7 @@ class Spectrum(Method):
 
     name: ClassVar[str] = "spectrum"
     trains_base: ClassVar[bool] = True
+    can_shard: ClassVar[bool] = True
 
     share: float = 0.25
     """Share of the matrices of each kind that train, at least one of them; above 0, at most 1."""

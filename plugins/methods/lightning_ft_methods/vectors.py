@@ -23,6 +23,7 @@ class IA3(Adapter):
     """
 
     name: ClassVar[str] = "ia3"
+    can_shard: ClassVar[bool] = True
     learning_rate: ClassVar[float | None] = 3e-3
 
     target_modules: list[str] | None = None

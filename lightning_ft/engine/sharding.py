@@ -1,0 +1,154 @@
+"""A model over several processes: layers cut in pieces (tensor parallel), parameters spread (FSDP2), or both.
+
+The mesh has two sides: `data_parallel`, whose processes see different rows, and `tensor_parallel`, whose processes hold a layer
+together and see the same rows. A parameter that is cut or spread is a DTensor; everything else lies whole in each process.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from lightning_ft.engine.head import base_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor.parallel import ParallelStyle
+
+DATA, TENSOR = "data_parallel", "tensor_parallel"
+"""The sides of the mesh, as Lightning names them."""
+SHARED = "replicated_with_grad_allreduce"
+"""transformers' word for a weight that lies whole in each process, but meets only the process's part of the activations."""
+UNCUT = frozenset({"lm_head", "embed_tokens"})
+"""Not cut though transformers' plan may: the loss makes logits in chunks of all words."""
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's decoder layers, bottom first; none where there is no such list.
+
+    Lists inside a layer (experts) may have the same length by chance; the outermost comes first.
+    """
+    config: Any = getattr(base_model(model), "config", None)
+    number = config.get_text_config().num_hidden_layers if config is not None else 0
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
+    return list(lists[0]) if lists else []
+
+
+class Shards:
+    """What of a model lies in this process.
+
+    Args:
+        model: With its method attached; its parameters become this process's parts of them.
+        mesh: Of the two sides.
+        spread: Whether parameters are spread over the data-parallel side.
+        compute: What float32 parameters that are spread are gathered in; None: as they are.
+    """
+
+    def __init__(self, model: nn.Module, mesh: DeviceMesh, *, spread: bool, compute: torch.dtype | None) -> None:
+        self.mesh = mesh
+        self._partial: list[nn.Module] = []
+        if mesh[TENSOR].size() > 1:
+            self._cut(model, mesh[TENSOR])
+        if spread:
+            self._spread(model, mesh[DATA], compute)
+
+    def _cut(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Give each process its columns and rows of the layers' matrices, by transformers' plan for the architecture."""
+        from torch.distributed.tensor.parallel import parallelize_module
+
+        inner = base_model(model).base_model
+        plan = inner.config.get_text_config().base_model_tp_plan or {}
+        for name, module in inner.named_modules():
+            style = next((style for pattern, style in plan.items() if matches(pattern, name)), None)
+            if style is None or name.rpartition(".")[2] in UNCUT:
+                continue
+            if style == SHARED:
+                self._partial.append(module)
+            else:
+                parallelize_module(module, mesh, styles()[style])
+
+    def _spread(self, model: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
+        """Give each process its share of every parameter; a layer's are gathered while it computes."""
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute else MixedPrecisionPolicy()
+        for part in (*decoder_layers(model), model):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+
+    def finish_gradients(self) -> None:
+        """Add up the gradients of weights that each process has met with its part of the activations only."""
+        for module in self._partial:
+            for p in module.parameters():
+                if p.grad is not None:
+                    grad = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
+                    torch.distributed.all_reduce(grad, group=self.mesh[TENSOR].get_group())
+
+
+def styles() -> dict[str, ParallelStyle]:
+    """How a matrix is cut, by transformers' word for it."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+    return {
+        "colwise": ColwiseParallel(), "colwise_gather_output": ColwiseParallel(output_layouts=Replicate()),
+        "rowwise": RowwiseParallel(), "rowwise_split_input": RowwiseParallel(input_layouts=Replicate()),
+    }  # fmt: skip
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of transformers' plans, in which `*` is a number, means the module of a name."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", r"\d+"), name) is not None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, in every process; all have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Whole copies on the CPU, one tensor after the other; all processes have to ask, only those that `keep` get them."""
+    found = {}
+    for name, tensor in state.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.cpu()
+    return found
+
+
+def as_placed(values: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, which every process has, cut and spread as the tensors of the same names are."""
+    found = dict(values)
+    for name, tensor in like.items():
+        if name in found and isinstance(tensor, DTensor):
+            full = found[name].to(tensor.device, tensor.dtype)
+            found[name] = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return found
+
+
+def data_place(module: Any) -> tuple[int, int]:
+    """This process's number among those that see different rows, and how many these are.
+
+    Args:
+        module: A LightningModule that a trainer trains.
+    """
+    mesh = module._device_mesh
+    if mesh is None:
+        return module.trainer.global_rank, module.trainer.world_size
+    return mesh[DATA].get_local_rank(), mesh[DATA].size()
+
+
+def summed(module: Any, value: Tensor) -> Tensor:
+    """The sum over the processes that see different rows; a copy."""
+    if module.trainer.world_size == 1:
+        return value
+    group = None if module._device_mesh is None else module._device_mesh[DATA].get_group()
+    # A copy: gloo and NCCL put the sum where the summand was.
+    strategy = module.trainer.strategy
+    reduced = strategy.reduce(value.to(strategy.root_device, copy=True), group=group, reduce_op="sum")
+    assert isinstance(reduced, Tensor)
+    return reduced

@@ -1,0 +1,64 @@
+"""The Trainer of a run: what of Lightning is used, and with which callbacks."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_ft.run.callbacks import Patience, Recorder, Saver
+from lightning_ft.run.card import ModelWriter
+from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.preflight import Preflight
+from lightning_ft.run.quiet import quiet_libraries
+from lightning_ft.run.strategies import lightning_strategy
+from lightning_ft.run.trainer_arguments import trainer_arguments
+
+if TYPE_CHECKING:
+    from lightning_ft.run.session import Session
+
+
+def make_trainer(session: Session, precision: str) -> L.Trainer:
+    """The Trainer; the session gets its `saver` and `writer`.
+
+    Args:
+        session: With everything else that is built.
+        precision: Lightning's name for the arithmetic.
+    """
+    config, path, total, world = session.config, session.folder.path, session.total_steps, session.world
+    bar = sys.stderr.isatty() and world.main
+    session.saver = Saver(config, path, total, validates=session.data.has_validation)
+    callbacks: list[Callback] = [
+        Recorder(config, session.data.stream or session.schedule, session.folder.metrics, None if bar else session.say),
+        session.saver,
+    ]
+    if config.preflight:
+        callbacks.insert(0, Preflight(session.data, path, config.save_every, session.estimated))
+    if config.early_stopping:
+        # Before the Saver, so that its decision is in the checkpoint of the same step.
+        callbacks.insert(0, Patience(config, config.early_stopping, session.say))
+    if bar:
+        callbacks.append(RichProgressBar())
+    session.writer = ModelWriter(
+        lambda: session.module.model, session.tokenizer, session.template, config, session.facts(), session.spec.quantization
+    )
+    strategy = lightning_strategy(config, world, in_turns=session.choices.method.trains_in_turns)
+    options: dict[str, Any] = {
+        "accelerator": "gpu" if torch.cuda.is_available() else "cpu",
+        "devices": world.devices, "strategy": strategy, "precision": precision,
+        "max_epochs": 1, "max_steps": total, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
+        "val_check_interval": session.eval_every, "check_val_every_n_epoch": None,
+        "limit_val_batches": 1.0 if session.data.has_validation else 0, "enable_checkpointing": False,
+        "enable_model_summary": False, "enable_progress_bar": bar, "log_every_n_steps": 1,
+        "logger": TensorBoardLogger(str(path), name="logs", version="") if world.main else False,
+        "plugins": [FolderCheckpoint(session.writer)], "default_root_dir": str(path),
+    }  # fmt: skip
+    extra = trainer_arguments(config.trainer) if config.trainer else {}
+    callbacks += extra.pop("callbacks", None) or []
+    options["plugins"] += extra.pop("plugins", None) or []
+    with quiet_libraries():
+        return L.Trainer(callbacks=callbacks, **(options | extra))
