@@ -111,12 +111,19 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole copies on the CPU, one tensor after the other; all processes have to ask, only those that `keep` get them."""
+    """Whole copies on the CPU, one tensor after the other; all processes have to ask, only those that `keep` get them.
+
+    Names of one tensor (a head that is the embedding) stay names of one tensor.
+    """
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
     found = {}
     for name, tensor in state.items():
-        full = whole(tensor.detach())
+        part = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        key = part.data_ptr() if part.numel() else id(part), tensor.shape
+        full = copies[key] if key in copies else whole(tensor.detach())
+        copies[key] = full.cpu() if keep else torch.empty(0)
         if keep:
-            found[name] = full.cpu()
+            found[name] = copies[key]
     return found
 
 

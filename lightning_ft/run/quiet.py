@@ -23,7 +23,12 @@ NOISE = (
     ".*found .* module.* in eval mode.*",
     ".*resuming from a checkpoint that ended before the epoch.*",  # our sampler begins at the step that the run is at
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # what we log is summed over ranks already
+    "FSDP2-wrapped module .* returned a view tensor",  # the states for the loss, in which nothing is written
 )
+
+
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.distributed.tensor._redistribute")
+"""Whose lines are hints: Lightning's, and of how fast a matrix that is cut and spread is gathered for a save."""
 
 
 def say(line: str) -> None:
@@ -37,7 +42,7 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar per saved file says nothing during training
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

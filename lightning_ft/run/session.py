@@ -310,7 +310,8 @@ class Session:
         """Final and best model, written by the main process; the others bring their parts."""
         from lightning_ft.atomic import whole_folder
 
-        parts = self.writer.gather(keep=self.world.main) if self.sharded else None
+        with quiet_libraries():
+            parts = self.writer.gather(keep=self.world.main) if self.sharded else None
         if not self.world.main:
             return
         with whole_folder(self.folder.path / "final_model") as target:
