@@ -23,6 +23,7 @@ Packing = Literal["auto", "on", "off"]
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "inverse_sqrt", "wsd"]
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
 POSITIVE = (
+    "tensor_parallel", "rank_timeout",
     "epochs", "accumulate", "log_every", "max_new_tokens", "batch_size", "batch_tokens", "max_steps", "max_length",
     "learning_rate", "eval_every", "early_stopping", "mix_temperature", "stream", "eval_batch_size", "lr_cycles", "lr_decay",
 )  # fmt: skip
@@ -161,6 +162,8 @@ class TrainingConfig:
     name that Lightning knows."""
     tensor_parallel: int | None = None
     """Processes that hold each layer together, under tp and fsdp2_tp; None: all (tp), all of a machine (fsdp2_tp)."""
+    rank_timeout: float = 1800.0
+    """Seconds after which a process that does not answer the others is taken for lost, and all of them stop."""
     devices: int | str = "auto"
     """How many processes or which GPUs; auto: one CPU process, or every GPU."""
     workers: int = 0

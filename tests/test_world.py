@@ -7,7 +7,7 @@ import torch
 
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
-from lightning_ft.run.world import World, check_strategy, world
+from lightning_ft.run.world import World, world
 
 LAUNCHERS = (
     "RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
@@ -91,16 +91,3 @@ def test_a_process_computes_where_lightning_puts_it(monkeypatch: pytest.MonkeyPa
 def test_nodes_that_are_no_number(nodes: Any) -> None:
     with pytest.raises(UsageError, match=r"^Expected --trainer\.num_nodes to be a number of machines; got "):
         world(config(trainer={"num_nodes": nodes}))
-
-
-def test_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("auto", "ddp", "fsdp"):
-        check_strategy(name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for name in ("auto", "ddp"):
-        check_strategy(name)
-    with pytest.raises(UsageError, match=r"Expected a GPU for --strategy fsdp, found none"):
-        check_strategy("fsdp")
-    with pytest.raises(UsageError, match=r"got 'dpp'\. Did you mean 'ddp'\?"):
-        check_strategy("dpp")

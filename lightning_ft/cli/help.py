@@ -33,8 +33,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "early_stopping_threshold", "verdict_rows", "max_new_tokens", "preflight",
     ),
     "Machine": (
-        "precision", "master_weights", "quantize", "double_quant", "compute_dtype", "strategy", "tensor_parallel", "devices",
-        "workers", "gradient_checkpointing", "trainer",
+        "precision", "master_weights", "quantize", "double_quant", "compute_dtype", "strategy", "tensor_parallel",
+        "rank_timeout", "devices", "workers", "gradient_checkpointing", "trainer",
     ),
     "Run": ("name", "output", "resume", "seed"),
 }  # fmt: skip

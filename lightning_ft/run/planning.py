@@ -10,6 +10,7 @@ from lightning_ft.data.cache import cache_root
 from lightning_ft.data.mixture import mixture_of
 from lightning_ft.data.schedule import DEFAULT_ROWS, Schedule
 from lightning_ft.data.stream import Shard, Stream, content_of
+from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,29 @@ if TYPE_CHECKING:
     from lightning_ft.data.table import EncodedTable
     from lightning_ft.run.folder import RunFolder
     from lightning_ft.run.world import World
+
+
+def check_sizes(config: TrainingConfig, world: World, table: EncodedTable) -> None:
+    """Refuse sizes that the rows do not fit, before any weight is loaded.
+
+    Raises:
+        UsageError: fewer rows than data-parallel ranks, or a row that is longer than a micro-batch may be.
+    """
+    rows, ranks = len(table), world.data_size
+    if not rows:
+        raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
+    if rows < ranks:
+        raise UsageError(
+            f"Expected at least as many training rows as processes that share them, {ranks}, got {rows}; type --devices {rows}"
+            " or less."
+        )
+    budget, longest = config.batch_tokens, int(table.lengths.max())
+    if budget is not None and longest > budget:
+        number = int((table.lengths > budget).sum())
+        raise UsageError(
+            f"Expected --batch_tokens of at least {longest}, the tokens of the longest row ({table[int(table.lengths.argmax())].row}"
+            f"), got {budget}, which {number} rows exceed; type --batch_tokens {longest}, or cut rows with --max_length {budget}."
+        )
 
 
 class Planner:
@@ -46,16 +70,13 @@ class Planner:
 
         Args:
             table: The training rows.
-            say: Told of a mixture, and of rows that are longer than the budget.
+            say: Told of a mixture.
         """
         config = self.config
         mixed = config.mix or config.mix_temperature is not None
         mixture = mixture_of(config, table.sources()) if mixed else None
         if mixture is not None:
             say(mixture.summary())
-        budget = config.batch_tokens
-        if budget is not None and (longer := int((table.lengths > budget).sum())):
-            say(f"batches: {longer} rows are longer than --batch_tokens {budget} (up to {table.lengths.max()}); each is alone")
         if config.stream is not None:
             return self.shard(table, 0)
         return Schedule(

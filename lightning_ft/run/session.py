@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import shutil
-import sys
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.choices import Choices, choose
+from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.strategies import RENAMED, SHARDED, check_cuts, check_strategy
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_ft.module import FineTuner
     from lightning_ft.run.callbacks import Saver
     from lightning_ft.run.preflight import Estimate
+    from lightning_ft.run.ranks import Ranks
 
 VALIDATIONS, LEAST_APART = 10, 10
 """Validations of a run, and the fewest steps between two, where the user does not say how often."""
@@ -63,6 +64,7 @@ class Session:
     data: FineTuneData
     trainer: L.Trainer
     saver: Saver
+    ranks: Ranks
     writer: ModelWriter
 
     def __init__(self, config: TrainingConfig, given: frozenset[str] = frozenset()) -> None:
@@ -118,8 +120,7 @@ class Session:
         )
         self.prepared: Prepared = self.pipeline.prepare()
         self.config.task = self.prepared.task
-        if not len(self.prepared.tables["train"]):
-            raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
+        check_sizes(self.config, self.world, self.prepared.tables["train"])
         self.sources = told_apart(self.prepared.ledger)
         check_measured(self.config, self.sources, validates=len(self.prepared.tables["validation"]) > 0)
 
@@ -147,14 +148,9 @@ class Session:
         from lightning_ft.module import FineTuner
         from lightning_ft.run.hardware import device_name, formats, place
         from lightning_ft.run.heap import keep_heap
-        from lightning_ft.run.planning import Planner
         from lightning_ft.run.training import make_trainer
 
         method = self.choices.method
-        if self.config.gradient_checkpointing and not method.can_checkpoint:
-            raise UsageError(
-                f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out."
-            )
         chosen = formats(self.config.precision, trains_base=method.trains_base, master=self.config.master_weights)
         self.say(chosen.sentence)
         if self.sharded:
@@ -218,8 +214,6 @@ class Session:
         from lightning_ft.engine.attention import check_packing
 
         if self.config.packing == "off" or not self.choices.method.can_pack:
-            if self.config.packing == "on":
-                raise UsageError(f"Method {self.choices.method.name} cannot keep packed documents apart; type --packing off.")
             return False
         check = check_packing(model, int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]  # transformers' config
         if check.ok:
@@ -291,6 +285,8 @@ class Session:
                 status = "interrupted" if isinstance(error, (RunInterruptedError, KeyboardInterrupt)) else "failed"
                 with contextlib.suppress(OSError):  # on a full disk it is the first error that has to be told
                     self.folder.update(status=status, error=f"{type(error).__name__}: {error}")
+            if (gone := self.ranks.lost(error)) is not None:
+                raise TrainingError(f"{gone} Go on with --resume {self.folder.path}.") from error
             if isinstance(error, OSError) and error.errno in REFUSED:
                 raise not_written(self.folder.path, error) from error
             if out_of_memory(error):

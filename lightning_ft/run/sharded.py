@@ -15,12 +15,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_ft.atomic import whole_folder
-from lightning_ft.engine.sharding import gathered
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.run.checkpoint import FolderCheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
 
     from lightning_ft.module import FineTuner
 
@@ -35,11 +35,12 @@ class ShardedStrategy(ModelParallelStrategy):
     Args:
         data_size: Processes that see different rows.
         together: Processes that hold each layer together.
+        wait: How long the others are waited for.
     """
 
-    def __init__(self, data_size: int, together: int) -> None:
+    def __init__(self, data_size: int, together: int, wait: timedelta) -> None:
         backend = None if torch.cuda.is_available() else "gloo"
-        super().__init__(data_size, together, save_distributed_checkpoint=True, process_group_backend=backend)
+        super().__init__(data_size, together, process_group_backend=backend, timeout=wait)
 
     @property
     def module(self) -> FineTuner:

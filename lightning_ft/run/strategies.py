@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +115,13 @@ def lightning_strategy(config: TrainingConfig, world: World, *, in_turns: bool) 
         world: Its processes.
         in_turns: Whether other parameters train in other steps.
     """
-    name = config.strategy
+    name, wait = config.strategy, timedelta(seconds=config.rank_timeout)
     if name in SHARDED:
         from lightning_ft.run.sharded import ShardedStrategy
 
-        return ShardedStrategy(world.data_size, world.together)
+        return ShardedStrategy(world.data_size, world.together, wait)
     if name == "ddp" or (name == "auto" and world.size > 1):
-        return "ddp_find_unused_parameters_true" if in_turns else "ddp"
+        from lightning.pytorch.strategies import DDPStrategy
+
+        return DDPStrategy(find_unused_parameters=in_turns, timeout=wait)
     return name

@@ -15,6 +15,7 @@ from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.preflight import Preflight
 from lightning_ft.run.quiet import quiet_libraries
+from lightning_ft.run.ranks import Ranks
 from lightning_ft.run.strategies import lightning_strategy
 from lightning_ft.run.trainer_arguments import trainer_arguments
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make_trainer(session: Session, precision: str) -> L.Trainer:
-    """The Trainer; the session gets its `saver` and `writer`.
+    """The Trainer; the session gets its `saver`, `ranks` and `writer`.
 
     Args:
         session: With everything else that is built.
@@ -31,10 +32,12 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     """
     config, path, total, world = session.config, session.folder.path, session.total_steps, session.world
     bar = sys.stderr.isatty() and world.main
+    session.ranks = Ranks()
     session.saver = Saver(config, path, total, validates=session.data.has_validation)
     callbacks: list[Callback] = [
         Recorder(config, session.data.stream or session.schedule, session.folder.metrics, None if bar else session.say),
         session.saver,
+        session.ranks,
     ]
     if config.preflight:
         callbacks.insert(0, Preflight(session.data, path, config.save_every, session.estimated))

@@ -143,11 +143,16 @@ def test_rows_that_max_length_empties_are_a_check_that_says_no(
     assert result.code == 0, result.err
 
 
-def test_a_row_above_batch_tokens_is_said_and_trains_alone(cli: Cli, models: dict[Family, Path], data: Path) -> None:
-    argv = ("--batch_tokens", "20", "--max_steps", "1", "--precision", "fp32", "--verdict_rows", "0", "--save_every", "0")
-    result = cli("fit", models["llama"], "--data", data, *argv)
-    assert result.code == 0, result.err
-    assert "batches: 24 rows are longer than --batch_tokens 20 (up to " in result.err
+def test_a_row_above_batch_tokens_is_refused_with_what_to_type(cli: Cli, models: dict[Family, Path], data: Path) -> None:
+    fit = ("fit", models["llama"], "--data", data, *SHORT, "--batch_tokens")
+    said = refused(cli(*fit, "20"), "Expected --batch_tokens of at least ", "got 20, which 24 rows exceed", "--max_length 20.")
+    needed = said.partition("at least ")[2].partition(",")[0]
+    assert cli(*fit, needed).code == 0
+
+
+def test_more_processes_than_rows(cli: Cli, models: dict[Family, Path]) -> None:
+    fit = ("fit", models["llama"], "--data", write("two.jsonl", GOOD * 2), "--split", "[1.0,0.0]")
+    refused(cli(*fit, "--devices", "3"), "as many training rows as processes that share them, 3, got 2; type --devices 2")
 
 
 def test_a_single_row_is_enough_to_train(cli: Cli, models: dict[Family, Path]) -> None:
@@ -180,7 +185,19 @@ def test_a_single_row_is_enough_to_train(cli: Cli, models: dict[Family, Path]) -
         (("--precision", "fp8"), ("Expected --precision to be one of auto, fp32, bf16, fp16; got 'fp8'.",)),
         (("--strategy", "dpd"), ("Expected --strategy to be one of auto, ", "got 'dpd'. Did you mean 'ddp'?")),
         (("--devices", "0"), ("Expected --devices to be", "got 0")),
-        (("--strategy", "fsdp"), ("Expected a GPU for --strategy fsdp, found none; type --strategy ddp",)),
+        (("--strategy", "deepspeed"), ("Expected the package deepspeed for --strategy deepspeed, found none",)),
+        (("--strategy", "fsdp2", "--method", "vera"), ("needs whole matrices in each process", "type ddp")),
+        (("--strategy", "fsdp", "--method", "vera"), ("which --strategy fsdp2 does not keep",)),
+        (("--strategy", "tp", "--method", "lora"), ("which --strategy tp cuts in pieces; type --strategy fsdp2",)),
+        (("--strategy", "fsdp2", "--optimizer", "Muon"), ("Optimiser Muon needs whole matrices", "--optimizer AdamW")),
+        (("--strategy", "fsdp2", "--quantize", "int8"), ("--strategy ddp with --quantize int8",)),
+        (("--strategy", "ddp", "--tensor_parallel", "2"), ("Expected --strategy tp or fsdp2_tp with --tensor_parallel 2",)),
+        (("--strategy", "tp", "--devices", "3", "--method", "full"), ("2 key-value heads to be divisible by the 3",)),
+        (
+            ("--strategy", "fsdp2_tp", "--devices", "2", "--tensor_parallel", "3", "--method", "full"),
+            ("Expected --tensor_parallel to be a divisor of 2", "got 3"),
+        ),
+        (("--packing", "on", "--method", "prefix_tuning"), ("cannot keep packed documents apart; type --packing off",)),
         (("--method", "lorra"), ("Expected --method to be one of ", "got 'lorra'. Did you mean 'lora'?", "plugins list")),
         (("--task", "instuct"), ("got 'instuct'. Did you mean 'instruct'?",)),
         (("--metrics", "exact_macth"), ("Did you mean 'exact_match'?",)),

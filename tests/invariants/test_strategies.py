@@ -1,0 +1,137 @@
+"""Several processes on a CPU train what one does: ddp, fsdp2, tp, fsdp2_tp; and a run goes on with another number of them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_ft.testing.runs import stopped_at
+
+# Eight rows a step however many see them. With so large an eps Adam does not make a large step of a gradient that is rounding.
+COMMON = (
+    "--max_steps", 6, "--eval_every", 3, "--keep_best", 2, "--precision", "fp32", "--learning_rate", 0.003, "--log_every", 1,
+    "--verdict_rows", 2, "--max_new_tokens", 4, "--preflight", "false", "--optimizer.eps", 0.001,
+)  # fmt: skip
+FULL, LORA = ("--method", "full"), ("--method", "lora")
+Fit = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory: pytest.TempPathFactory, plain_backbone: Path, uneven: Path, environment: Mapping[str, str]) -> Fit:
+    """`lightning-ft fit` into a new folder, which it returns; started by Lightning, or by torchrun."""
+    place = tmp_path_factory.mktemp("strategies")
+
+    def run(*words: object, name: str | None = None, torchrun: int = 0, status: int = 0, fresh: bool = True) -> Path:
+        folder = place / (name or f"run_{len(list(place.iterdir()))}")
+        start = [sys.executable, "-m", "lightning_ft"]
+        if torchrun:
+            start[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)]
+        model = ("--model", plain_backbone, "--data", uneven, "--output", folder, *COMMON) if fresh else ("--resume", folder)
+        command = [*start, "fit", *map(str, (*model, *words))]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, done.stdout + done.stderr
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def full(fit: Fit) -> Path:
+    """All weights, in one process."""
+    return fit(*FULL, "--batch_size", 8, name="full")
+
+
+@pytest.fixture(scope="module")
+def lora(fit: Fit) -> Path:
+    """An adapter, in one process."""
+    return fit(*LORA, "--batch_size", 8, name="lora")
+
+
+@pytest.fixture(scope="module")
+def cut_and_spread(fit: Fit) -> Path:
+    """All weights on two times two processes."""
+    return fit(
+        *FULL, "--batch_size", 4, "--devices", 4, "--strategy", "fsdp2_tp", "--tensor_parallel", 2, name="cut_and_spread"
+    )  # fmt: skip
+
+
+def equal(run: Path, one: Path, of_run: Any) -> None:
+    """Losses, gradient norms, validation and weights are those of one process."""
+    mine, other = of_run.lines(run), of_run.lines(one)
+    assert [line.keys() for line in mine] == [line.keys() for line in other]
+    for a, b in zip(mine, other, strict=True):
+        for key in ("loss", "grad_norm", "val_loss"):
+            assert b.get(key, 0) == pytest.approx(a.get(key, 0), rel=1e-5), (key, a["step"])
+    for folder in ("final_model", "best_model"):
+        mine, other = of_run.weights(run, folder), of_run.weights(one, folder)
+        assert mine.keys() == other.keys()
+        for name in other:
+            torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-6)
+    # The optimiser's state of a process is in the checkpoint only.
+    assert not (run / "final_model" / "optimizer").exists()
+    assert not (run / "best_model" / "optimizer").exists()
+    verdicts = [json.loads((path / "verdict.json").read_text()) for path in (run, one)]
+    for a, b in zip(*(verdict["comparisons"] for verdict in verdicts), strict=True):
+        assert a["tuned"] == pytest.approx(b["tuned"], rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
+def test_two_processes_train_all_weights_as_one(strategy: str, fit: Fit, full: Path, of_run: Any) -> None:
+    rows = 8 if strategy == "tp" else 4
+    run = fit(*FULL, "--batch_size", rows, "--devices", 2, "--strategy", strategy)
+    equal(run, full, of_run)
+    record = json.loads((run / "run.json").read_text())
+    assert (record["processes"], record["world_size"]) == (2, 1 if strategy == "tp" else 2)
+
+
+@pytest.mark.parametrize("more", [(), ("--gradient_checkpointing", "true", "--packing", "off")], ids=["", "recomputed, padded"])
+def test_two_processes_train_an_adapter_as_one(more: tuple[str, ...], fit: Fit, lora: Path, of_run: Any) -> None:
+    one = fit(*LORA, "--batch_size", 8, *more) if more else lora
+    run = fit(*LORA, "--batch_size", 4, "--devices", 2, "--strategy", "fsdp2", *more)
+    equal(run, one, of_run)
+
+
+def test_four_processes_cut_and_spread(cut_and_spread: Path, full: Path, of_run: Any) -> None:
+    equal(cut_and_spread, full, of_run)
+    parts = list((cut_and_spread / "checkpoints" / "checkpoint-step-6" / "optimizer").iterdir())
+    assert len(parts) == 4
+    assert max(part.stat().st_size for part in parts) < 0.5 * sum(part.stat().st_size for part in parts)
+
+
+@pytest.mark.parametrize(
+    "words", [("--devices", "2"), ("--devices", "2", "--strategy", "fsdp2", "--tensor_parallel", "1"), ("--devices", "4")],
+    ids=["2 of 4, cut", "2 of 4, spread", "4 of 4"],
+)  # fmt: skip
+def test_it_goes_on_with_other_processes(
+    words: tuple[str, ...], cut_and_spread: Path, fit: Fit, full: Path, of_run: Any, request: pytest.FixtureRequest
+) -> None:
+    copy = cut_and_spread.with_name(f"again_{request.node.callspec.id.replace(' ', '_')}")
+    stopped_at(cut_and_spread, copy, 3)
+    equal(fit(*words, name=copy.name, fresh=False), full, of_run)
+
+
+def test_a_run_on_two_goes_on_on_one_and_back(fit: Fit, full: Path, of_run: Any) -> None:
+    """Under ddp, started by torchrun: the rows of a step stay what they were."""
+    run = fit(*FULL, "--batch_size", 4, torchrun=2)
+    equal(run, full, of_run)
+    for number, way in enumerate(({}, {"torchrun": 2})):
+        copy = run.with_name(f"ddp_{number}")
+        stopped_at(run, copy, 3)
+        equal(fit("--devices", 1, name=copy.name, fresh=False, **way), full, of_run)
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(
+    cut_and_spread: Path, full: Path, fit: Fit, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for run, words in ((full, ("--strategy", "fsdp2")), (cut_and_spread, ("--strategy", "ddp", "--tensor_parallel", 1))):
+        copy = run.with_name(f"other_{run.name}")
+        stopped_at(run, copy, 3)
+        fit("--devices", 1, *words, name=copy.name, fresh=False, status=2)
+        shutil.rmtree(copy)
