@@ -23,8 +23,8 @@ Packing = Literal["auto", "on", "off"]
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "inverse_sqrt", "wsd"]
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
 POSITIVE = (
-    "tensor_parallel", "rank_timeout",
-    "epochs", "accumulate", "log_every", "max_new_tokens", "batch_size", "batch_tokens", "max_steps", "max_length",
+    "tensor_parallel", "rank_timeout", "epochs", "accumulate", "log_every", "max_new_tokens", "batch_size", "batch_tokens",
+    "max_steps", "max_length",
     "learning_rate", "eval_every", "early_stopping", "mix_temperature", "stream", "eval_batch_size", "lr_cycles", "lr_decay",
 )  # fmt: skip
 NOT_NEGATIVE = (

@@ -33,9 +33,8 @@ def is_elementwise(optimizer: type[torch.optim.Optimizer]) -> bool:
 
     Known of torch's; others say so by an attribute `elementwise`.
     """
-    return bool(
-        getattr(optimizer, "elementwise", optimizer.__module__.startswith("torch.optim") and optimizer.__name__ in KNOWN)
-    )
+    known = optimizer.__module__.startswith("torch.optim") and optimizer.__name__ in KNOWN
+    return bool(getattr(optimizer, "elementwise", known))
 
 
 def alike(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

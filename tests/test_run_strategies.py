@@ -67,7 +67,7 @@ def test_architectures_that_nothing_says_how_to_cut() -> None:
         check_cuts(given, two, known)
     with pytest.raises(UsageError, match=r"the plan of gpt2 is none; type --strategy fsdp2\.$"):
         check_cuts(given, two, GPT2Config())
-    odd = LlamaConfig()
+    odd: Any = LlamaConfig()
     odd.base_model_tp_plan = {"layers.*": "ep_router"}
     with pytest.raises(UsageError, match="the plan of llama names ep_router"):
         check_cuts(given, two, odd)

@@ -25,20 +25,10 @@ if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
 
 RECORDED = ("lightning-ft", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "torchmetrics", "numpy")
-NOT_OF_THE_RESULT = frozenset(
-    {
-        "resume",
-        "output",
-        "name",
-        "workers",
-        "log_every",
-        "keep_best",
-        "preflight",
-        "verdict_rows",
-        "eval_batch_size",
-        "rank_timeout",
-    }
-)
+NOT_OF_THE_RESULT = frozenset({
+    "resume", "output", "name", "workers", "log_every", "keep_best", "preflight", "verdict_rows", "eval_batch_size",
+    "rank_timeout",
+})  # fmt: skip
 """Options that do not change which weights come out, so that two runs that differ in them are the same run."""
 _HELD: set[IO[str]] = set()
 """Open lock files of this process."""

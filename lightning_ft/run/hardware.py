@@ -30,7 +30,7 @@ class Formats:
     sentence: str
     """For the log."""
     gathered_in: torch.dtype | None = None
-    """What float32 parameters that are spread over processes are gathered in (FSDP2), in place of autocast; None: as they are."""
+    """What float32 parameters that are spread over processes (FSDP2) are gathered in; None: as they are."""
 
     @property
     def sharded(self) -> Formats:

@@ -38,10 +38,10 @@ def check_sizes(config: TrainingConfig, world: World, table: EncodedTable) -> No
         )
     budget, longest = config.batch_tokens, int(table.lengths.max())
     if budget is not None and longest > budget:
-        number = int((table.lengths > budget).sum())
+        number, row = int((table.lengths > budget).sum()), table[int(table.lengths.argmax())].row
         raise UsageError(
-            f"Expected --batch_tokens of at least {longest}, the tokens of the longest row ({table[int(table.lengths.argmax())].row}"
-            f"), got {budget}, which {number} rows exceed; type --batch_tokens {longest}, or cut rows with --max_length {budget}."
+            f"Expected --batch_tokens of at least {longest}, the tokens of the longest row ({row}), "
+            f"got {budget}, which {number} rows exceed; type --batch_tokens {longest}, or cut rows with --max_length {budget}."
         )
 
 
@@ -81,16 +81,16 @@ class Planner:
             return self.shard(table, 0)
         return Schedule(
             lengths=table.lengths, supervised=table.supervised, epochs=config.epochs, max_steps=config.max_steps,
-            seed=config.seed, world_size=self.planned, ranks=self.world.data_size, batch_size=self.batch_size, batch_tokens=self.batch_tokens,
-            accumulate=config.accumulate, packed=self.packed, mixture=mixture,
+            seed=config.seed, world_size=self.planned, ranks=self.world.data_size, batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens, accumulate=config.accumulate, packed=self.packed, mixture=mixture,
         )  # fmt: skip
 
     def shard(self, table: EncodedTable, number: int) -> Schedule:
         """The schedule of a shard: each of its rows once."""
         return Schedule(
-            lengths=table.lengths, supervised=table.supervised, seed=self.config.seed, world_size=self.planned, ranks=self.world.data_size,
-            batch_size=self.batch_size, batch_tokens=self.batch_tokens, accumulate=self.config.accumulate,
-            packed=self.packed, first_epoch=number,
+            lengths=table.lengths, supervised=table.supervised, seed=self.config.seed, world_size=self.planned,
+            ranks=self.world.data_size, batch_size=self.batch_size, batch_tokens=self.batch_tokens,
+            accumulate=self.config.accumulate, packed=self.packed, first_epoch=number,
         )  # fmt: skip
 
     def stream(

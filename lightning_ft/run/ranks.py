@@ -43,12 +43,12 @@ class Ranks(L.Callback):
         return f"{who} of {self._size} does not answer any more ({said[:160]}); the run has stopped."
 
     def _silent(self) -> list[int]:
-        """The ranks from which nothing comes, asked each by itself: gloo's monitored barrier has no end where rank 0 is gone."""
+        """The ranks from which nothing comes. gloo's own barrier that tells has no end where rank 0 is gone."""
         mine = torch.distributed.get_rank()
         others = [rank for rank in range(self._size) if rank != mine]
         end = time.monotonic() + PATIENCE
         words, silent = [torch.zeros(1) for _ in range(self._size)], []
-        awaited = {}
+        awaited: dict[int, Any] = {}
         for rank in others:
             with contextlib.suppress(RuntimeError):
                 self._sent.append(torch.distributed.isend(words[mine], rank, self._group))

@@ -21,7 +21,6 @@ from lightning_ft.monitor import check_measured, told_apart
 from lightning_ft.quantization import settle
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
-from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from lightning_ft.data.schedule import Schedule
     from lightning_ft.module import FineTuner
     from lightning_ft.run.callbacks import Saver
+    from lightning_ft.run.card import ModelWriter
     from lightning_ft.run.preflight import Estimate
     from lightning_ft.run.ranks import Ranks
 
@@ -198,7 +198,8 @@ class Session:
                 task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
                 data={"identity": self.prepared.identity, "files": dict(self.prepared.hashes)}, template=self.template.name,
                 precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=planner.planned,
-                processes=self.world.size, strategy=self.config.strategy, seed=self.config.seed, total_steps=total, packed=packed, parameters=self.module.parameter_line(),
+                processes=self.world.size, strategy=self.config.strategy, seed=self.config.seed, total_steps=total,
+                packed=packed, parameters=self.module.parameter_line(),
             )  # fmt: skip
         self.trainer = make_trainer(self, chosen.lightning)
 

@@ -57,7 +57,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write the folder: every process its parts, the first one the model and what is the same everywhere."""
-        from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         io, path = self.checkpoint_io, Path(self.broadcast(str(filepath)))
         assert isinstance(io, FolderCheckpoint)
@@ -76,8 +77,9 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             UsageError: the checkpoint is of a run without parts.
         """
-        from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         path = Path(self.broadcast(str(checkpoint_path)))
         checkpoint = self.checkpoint_io.load_checkpoint(path)
@@ -90,7 +92,8 @@ class ShardedStrategy(ModelParallelStrategy):
             scheduler.pop("base_lrs")  # one of each group, of which there may be more or fewer where layers are cut otherwise
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         for optimizer in self.optimizers:
-            set_optimizer_state_dict(self.module.model, optimizer, {**tensors, **values}, options=options)
+            flat: Any = {**tensors, **values}
+            set_optimizer_state_dict(self.module.model, optimizer, flat, options=options)
         return checkpoint
 
     def _optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -102,7 +105,7 @@ class ShardedStrategy(ModelParallelStrategy):
         values: dict[str, Any] = {}
         for optimizer in self.optimizers:
             for name, value in get_optimizer_state_dict(self.module.model, optimizer, options=options).items():
-                (tensors if isinstance(value, Tensor) else values)[name] = value  # type: ignore[index]
+                (tensors if isinstance(value, Tensor) else values)[name] = value
         return tensors, values
 
 

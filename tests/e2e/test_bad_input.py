@@ -143,14 +143,16 @@ def test_rows_that_max_length_empties_are_a_check_that_says_no(
     assert result.code == 0, result.err
 
 
-def test_a_row_above_batch_tokens_is_refused_with_what_to_type(cli: Cli, models: dict[Family, Path], data: Path) -> None:
+def test_a_row_above_batch_tokens_is_refused_with_what_to_type(
+    cli: Cli, refused: Refused, models: dict[Family, Path], data: Path
+) -> None:
     fit = ("fit", models["llama"], "--data", data, *SHORT, "--batch_tokens")
     said = refused(cli(*fit, "20"), "Expected --batch_tokens of at least ", "got 20, which 24 rows exceed", "--max_length 20.")
     needed = said.partition("at least ")[2].partition(",")[0]
     assert cli(*fit, needed).code == 0
 
 
-def test_more_processes_than_rows(cli: Cli, models: dict[Family, Path]) -> None:
+def test_more_processes_than_rows(cli: Cli, refused: Refused, models: dict[Family, Path]) -> None:
     fit = ("fit", models["llama"], "--data", write("two.jsonl", GOOD * 2), "--split", "[1.0,0.0]")
     refused(cli(*fit, "--devices", "3"), "as many training rows as processes that share them, 3, got 2; type --devices 2")
 
