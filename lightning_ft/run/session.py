@@ -326,7 +326,7 @@ class Session:
         """`best_model`: the checkpoint with the best validation, without the trainer's state."""
         from lightning_ft.atomic import MANIFEST, whole_folder
         from lightning_ft.checkpoint import path_of
-        from lightning_ft.run.state import TENSORS, TREE
+        from lightning_ft.run.state import PARTS, TENSORS, TREE
 
         step = self.saver.best_step
         if step is None:
@@ -336,7 +336,7 @@ class Session:
                 path_of(self.folder.path, step),
                 target,
                 dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns(MANIFEST, TENSORS, TREE),
+                ignore=shutil.ignore_patterns(MANIFEST, TENSORS, TREE, PARTS),
             )
         self.folder.update(best_step=step)
 

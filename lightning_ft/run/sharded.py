@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_ft.atomic import whole_folder
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.state import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from lightning_ft.module import FineTuner
 
 T = TypeVar("T")
-OPTIMIZER = "optimizer"
-"""The folder with the parts of its state, in a checkpoint."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -67,7 +66,7 @@ class ShardedStrategy(ModelParallelStrategy):
         with contextlib.ExitStack() as stack:
             begin = (lambda: str(stack.enter_context(whole_folder(path)))) if self.is_global_zero else (lambda: "")
             folder = Path(everywhere(begin)[0])
-            save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / OPTIMIZER), save_distributed=True))
+            save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / PARTS), save_distributed=True))
             everywhere(lambda: io.write(checkpoint, folder, model) if self.is_global_zero else None)
             everywhere(stack.close)
 
@@ -87,7 +86,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if values is None:
             raise UsageError(f"Expected a checkpoint of a sharded run in '{path}'; type the --strategy that it was written by.")
         tensors, _ = self._optimizer_state()
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(path / OPTIMIZER)))
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path / PARTS)))
         for scheduler in checkpoint.get("lr_schedulers", ()):
             scheduler.pop("base_lrs")  # one of each group, of which there may be more or fewer where layers are cut otherwise
         options = StateDictOptions(flatten_optimizer_state_dict=True)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TENSORS, TREE = "trainer_state.safetensors", "trainer_state.json"
+PARTS = "optimizer"
+"""The folder with the optimiser's state in parts, where each process has one."""
 
 
 def save_state(state: Any, folder: Path) -> None:
