@@ -196,20 +196,6 @@ def test_what_goes_in_is_kept_once_and_as_it_came(quantize: Any, dropout: float,
     assert bytes_of(theirs) - 2 * thin >= (8 if dropout else 4) * 14 * width, "a copy in float32, or what dropout left and drew"
 
 
-def test_the_base_layer_of_8_bits_keeps_the_same_input(folders: dict[Family, Path]) -> None:
-    """It does so as an attribute, which is no saved tensor."""
-    layer = layer_of(adapted(folders["llama"], Quantization(quantize="int8"), torch.bfloat16))
-    x = rows(layer, torch.bfloat16).requires_grad_() * 1
-    nodes = [layer(x).grad_fn]
-    held = []
-    while nodes:
-        node = nodes.pop()
-        held += [node.A] if hasattr(node, "A") else []
-        nodes += [further for further, _ in node.next_functions if further is not None]
-    assert len(held) == 1
-    assert held[0].untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-
-
 def test_a_step_of_the_model_keeps_less(folders: dict[Family, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of four bytes a number for each of seven layers, against two for what goes into q, k and v, into gate and up,
     and into down; attention keeps what goes into o in any case."""
