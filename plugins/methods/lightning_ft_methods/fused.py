@@ -34,8 +34,9 @@ def fuse(model: nn.Module) -> None:
 
         kinds |= {bnb.Linear4bit, bnb.Linear8bitLt}
     for module in model.modules():
-        if type(module) in kinds:
-            module.__class__ = _short(type(module))
+        cls: Any = type(module)
+        if cls in kinds:
+            module.__class__ = _short(cls)
 
 
 @functools.cache
@@ -61,7 +62,7 @@ def _short(cls: type[nn.Module]) -> type[nn.Module]:
             with torch.autocast(device, enabled=False):
                 for adapter in adapters:
                     y = _Beside.apply(y, flat, *adapter.weights(dtype), adapter.dropout)  # type: ignore[no-untyped-call]  # of torch
-        return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]  # of torch
+        return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]  # of torch
 
     return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
 

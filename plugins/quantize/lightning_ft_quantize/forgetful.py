@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bitsandbytes.nn import Linear8bitLt
+from bitsandbytes.nn.modules import Linear8bitLt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

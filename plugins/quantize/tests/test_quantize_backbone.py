@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from lightning_ft_quantize.backbone import load_quantized
 
 from lightning_ft.backbone import BackboneSpec, load_causal_lm
@@ -144,7 +144,7 @@ def test_no_input_is_kept_for_the_gradient_of_frozen_weights(quantize: str, trai
     del x
     assert gone == [True]
     (found,) = torch.autograd.grad(y.float().sum(), leaf)
-    theirs = {"nf4": Linear4bit, "int8": Linear8bitLt}[quantize]
+    theirs: Any = {"nf4": Linear4bit, "int8": Linear8bitLt}[quantize]
     (expected,) = torch.autograd.grad(theirs.forward(layer, leaf).float().sum(), leaf)
     assert torch.equal(found, expected)
     empty = leaf[:0]
