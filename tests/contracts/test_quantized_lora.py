@@ -161,6 +161,9 @@ def test_an_adapter_beneath_takes_part_and_keeps_nothing(folders: dict[Family, P
     shapes = sorted(tuple(t.shape) for t in saved(layer, x))
     a, b = (3, layer.in_features), (layer.out_features, 3)
     assert shapes == sorted([a, b, a, b, (14, layer.in_features), (14, 3)])
+    layer.lora_A["default"].weight.requires_grad_(False)
+    layer.lora_B["default"].weight.requires_grad_(False)
+    assert sorted(tuple(t.shape) for t in saved(layer, x)) == sorted([a, b, a, b])
 
 
 def saved(forward: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
