@@ -17,6 +17,7 @@ from lightning_ft.cli import main
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import load, locate, with_adapter
 from lightning_ft.quantization import NOTE, Quantization
+from lightning_ft.registry import registry
 from lightning_ft.testing.methods import inputs, logits
 from lightning_ft.testing.models import tiny_backbone_folder
 from lightning_ft.testing.runs import stopped_at
@@ -129,6 +130,18 @@ def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
     options = {**OPTIONS, "method": method, "output": str(run.folder), "resume": str(stopped_at(run.folder, other, 4))}
     lightning_ft.fit(model=model, data=rows, double_quant=True, **options)
     mine, theirs = (load_file(f / "final_model" / "adapter_model.safetensors") for f in (run.folder, other))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_with_dropout_and_in_16_bits_it_does_so_too(quantize: str, model: str, rows: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "quantize": quantize, "precision": "bf16", "preflight": False, "output": str(tmp_path / "run")}
+    method = registry().methods["lora"].cls(rank=4, dropout=0.2)
+    whole = lightning_ft.fit(model=model, data=rows, method=method, **options)
+    resume = str(stopped_at(whole.folder, tmp_path / "copy", 4))
+    lightning_ft.fit(model=model, data=rows, method=method, resume=resume, **options)
+    mine, theirs = (load_file(tmp_path / f / "final_model" / "adapter_model.safetensors") for f in ("run", "copy"))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning_ft_methods import fused
 from lightning_ft_methods.lora import LoRA
+from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 
 from lightning_ft.testing import models
@@ -17,18 +18,29 @@ if TYPE_CHECKING:
 LAYER = "base_model.model.model.layers.0.mlp.up_proj"
 
 
+def watched(way: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of what goes into a way first."""
+    seen: list[torch.Size] = []
+    apply = way.apply
+
+    def spy(first: torch.Tensor, *args: Any) -> Any:
+        seen.append(first.shape)
+        return apply(first, *args)
+
+    monkeypatch.setattr(way, "apply", spy)
+    return seen
+
+
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes that went through the short way."""
-    seen: list[torch.Size] = []
-    apply = cast("Any", fused._Adapted).apply
+    """The shapes of inputs that went with the base layer through one function."""
+    return watched(fused._Adapted, monkeypatch)
 
-    def spy(x: torch.Tensor, *args: Any) -> Any:
-        seen.append(x.shape)
-        return apply(x, *args)
 
-    monkeypatch.setattr(fused._Adapted, "apply", spy)
-    return seen
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the base layer's outputs to which an adapter was added."""
+    return watched(fused._Beside, monkeypatch)
 
 
 def layer_of(method: LoRA, dtype: torch.dtype = torch.float64) -> Any:
@@ -89,18 +101,41 @@ def test_a_bf16_base_has_a_float32_adapter_with_float32_gradients(taken: list[to
         (LoRA(rank=3), lambda layer: layer.merge()),
         (LoRA(rank=3), lambda layer: layer.base_layer.register_forward_hook(lambda *_: None)),
         (LoRA(rank=3), lambda layer: layer.base_layer.weight.requires_grad_()),
-        (LoRA(rank=3, dropout=0.5), lambda layer: layer.train()),
+        (LoRA(rank=3, dropout=0.5, use_dora=True), lambda layer: layer.train()),
         (LoRA(rank=3, use_dora=True), lambda layer: None),
     ],
-    ids=["disabled", "merged", "observed", "base trains", "dropout", "DoRA"],
+    ids=["disabled", "merged", "observed", "base trains", "DoRA with dropout", "DoRA"],
 )
-def test_peft_computes_what_the_short_way_does_not(taken: list[torch.Size], method: LoRA, change: Callable[[Any], Any]) -> None:
+def test_peft_computes_what_the_short_way_does_not(
+    taken: list[torch.Size], beside: list[torch.Size], method: LoRA, change: Callable[[Any], Any]
+) -> None:
     layer, x = layer_of(method), torch.randn(4, 32, dtype=torch.float64)
     change(layer)
     torch.manual_seed(0)
     found = layer(x)
     torch.manual_seed(0)
     torch.testing.assert_close(found, PeftLinear.forward(layer, x))
+    assert not taken
+    assert not beside
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_dropout_and_several_adapters_are_those_of_peft(
+    taken: list[torch.Size], beside: list[torch.Size], several: bool
+) -> None:
+    """Beside the base layer's own function; dropout draws the same numbers."""
+    layer, x = layer_of(LoRA(rank=3, dropout=0.4)).train(), torch.randn(2, 5, 32, dtype=torch.float64)
+    if several:
+        layer.update_layer("other", 2, 6.0, config=LoraConfig(lora_dropout=0.1))
+        layer.double().set_adapter(["default", "other"])
+        layer.lora_B["other"].weight.data.normal_(generator=torch.Generator().manual_seed(1))
+
+    def seeded(forward: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return values(forward, layer, x)
+
+    torch.testing.assert_close(seeded(layer), seeded(lambda x: PeftLinear.forward(layer, x)))
+    assert beside == [torch.Size((10, 64))] * (2 if several else 1)
     assert not taken
 
 

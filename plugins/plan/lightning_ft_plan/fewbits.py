@@ -1,7 +1,7 @@
 """Linear layers of a quantised base as memory sees them: weights of few bits, written out anew for every product.
 
 They stand for bitsandbytes' layers, which need real weights to quantise; what a product holds is as in its source (0.50,
-`autograd/_functions.py`, `backends/default/ops.py`).
+`autograd/_functions.py`, `backends/default/ops.py`), but that no input is kept, which the loader of such bases sees to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def quantise(layers: list[Any], stored: Quantization, hollow: Hollow) -> None:
     """Make plain linear layers, GPT-2's kind of them included, those of a quantised base, and count them as such.
 
-    Only the class of a module changes, so that methods find it where it was; they take their general way through it.
+    Only the class of a module changes, so that methods find it where it was; they take the way through it that they take where
+    a base layer has a forward of its own.
 
     Args:
         layers: `nn.Linear` or `Conv1D`.
@@ -46,7 +47,6 @@ def quantise(layers: list[Any], stored: Quantization, hollow: Hollow) -> None:
             layer.weight = nn.Parameter(layer.weight.t())
         layer.__class__ = FewBits
         layer.compute = _DTYPES[stored.compute_dtype] if stored.compute_dtype else None
-        layer.keeps = stored.quantize == "int8"
         hollow.assign(layer.weight, WEIGHTS, round(layer.weight.numel() * bits / 8))
 
 
@@ -55,23 +55,20 @@ class FewBits(nn.Linear):
 
     compute: torch.dtype | None
     """Of the product; None: the input's."""
-    keeps: bool
-    """Whether the input is kept for the backward pass, though only the weight is needed, as it is with int8."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         bias = None if self.bias is None else self.bias.to(self.compute or x.dtype)
-        y: Tensor = _Product.apply(x.to(self.compute or x.dtype), self.weight, bias, self.keeps)  # type: ignore[no-untyped-call]  # of torch
+        y: Tensor = _Product.apply(x.to(self.compute or x.dtype), self.weight, bias)  # type: ignore[no-untyped-call]  # of torch
         return y.to(x.dtype)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, keeps: bool) -> Tensor:
-        # As attributes, not as saved tensors: so they outlive the backward pass, and recomputing activations frees none.
-        ctx.weight, ctx.x = weight, x if keeps else None
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
         return nn.functional.linear(x, weight.to(x.dtype, copy=True), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad @ ctx.weight.to(grad.dtype, copy=True), None, None, None
+        return grad @ ctx.weight.to(grad.dtype, copy=True), None, None

@@ -143,6 +143,25 @@ def test_reading_the_weights_of_a_quantised_base_is_a_moment_of_its_own(
     assert few["parts"][RUNTIME] - plain["parts"][RUNTIME] == pytest.approx(reading, rel=0.2), "but for its holes"
 
 
+@pytest.mark.parametrize(("kind", "device"), [("nf4", "cpu"), ("int8", "gpu")])
+def test_a_quantised_base_has_the_activations_of_a_plain_one_and_a_weight(
+    kind: str, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA keeps of a layer's input what it keeps of a plain layer's, no float32 copy; a weight of 2 bytes is written out."""
+    folder, rows = tmp_path / "wide", tmp_path / "rows.jsonl"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**WIDE, "num_hidden_layers": 4}), encoding="utf-8")
+    tiny_tokenizer().save_pretrained(folder)
+    rows.write_text("".join(json.dumps({"prompt": f"{n}" * 300, "completion": "yes " * 100}) + "\n" for n in range(10, 40)))
+    words = ("--data", rows, "--batch_tokens", "4096", "--max_length", "1024", "--quantize", kind, "--precision", "bf16")
+    found = by_name(planned(capsys, folder, *words, "--memory", "24GB", "--device", device))
+    plain, few = found["lora"], found[f"lora + {kind}"]
+    assert {plain["moment"], few["moment"]} <= {"forward", "backward"}
+    more = few["parts"]["activations"] - plain["parts"]["activations"]
+    assert plain["parts"]["activations"] > 3e8
+    assert more < 2 * 512 * 2048 + 0.05 * plain["parts"]["activations"]
+
+
 def test_options_of_a_quantised_base_are_refused_as_fit_refuses_them(rows: Path, tmp_path: Path) -> None:
     folder = tiny_backbone_folder(tmp_path / "model")
     assert main(["plan", str(folder), "--data", str(rows), "--double_quant", "true"]) == 2

@@ -38,7 +38,11 @@ def load_quantized(spec: BackboneSpec, stored: Quantization) -> Backbone:
     dtype = spec.dtype or torch.get_default_dtype()
     where = {"": device.index if device.index is not None else device.type}
     backbone = load_causal_lm(spec, quantization_config=describe(stored, dtype), device_map=where)
-    if stored.quantize != "int8":
+    if stored.quantize == "int8":
+        from lightning_ft_quantize.forgetful import forget_inputs
+
+        forget_inputs(backbone.model)
+    else:
         from lightning_ft_quantize.packed import register_packed
 
         keep_differentiable(backbone.model)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from lightning_ft_quantize.backbone import load_quantized
 
 from lightning_ft.backbone import BackboneSpec, load_causal_lm
@@ -127,6 +129,26 @@ def test_gradients_of_the_input_go_through_the_quantised_weights(quantize: str, 
     tolerance = {"nf4": 1e-5, "int8": 0.1}[quantize]  # int8 rounds the input as well
     torch.testing.assert_close(y, x @ weight.t(), atol=tolerance, rtol=0)
     torch.testing.assert_close(x.grad, upstream @ weight, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_no_input_is_kept_for_the_gradient_of_frozen_weights(quantize: str, training: bool, tmp_path: Path) -> None:
+    """bitsandbytes keeps those of 8-bit layers past the backward pass, and recomputing activations does not free them."""
+    model = load(tiny_backbone_folder(tmp_path), torch.bfloat16, quantize=quantize).train(training)
+    layer, gone = model.get_submodule("model.layers.0.mlp.up_proj"), list[bool]()
+    leaf = torch.randn(2, 3, 32, dtype=torch.bfloat16, requires_grad=True)
+    x = leaf * 1
+    weakref.finalize(x.untyped_storage(), gone.append, True).atexit = False
+    y = layer(x)
+    del x
+    assert gone == [True]
+    (found,) = torch.autograd.grad(y.float().sum(), leaf)
+    theirs: Any = {"nf4": Linear4bit, "int8": Linear8bitLt}[quantize]
+    (expected,) = torch.autograd.grad(theirs.forward(layer, leaf).float().sum(), leaf)
+    assert torch.equal(found, expected)
+    empty = leaf[:0]
+    torch.autograd.grad(layer(empty).sum(), empty)
 
 
 @pytest.mark.parametrize(
