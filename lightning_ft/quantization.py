@@ -143,3 +143,14 @@ def keep_types(model: nn.Module) -> None:
 
 def _as_it_came(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     return output.to(args[0].dtype) if args and args[0].is_floating_point() else output  # token ids go into embeddings
+
+
+def keep_scales(model: nn.Module) -> None:
+    """Let 4-bit layers have their scales where they stay when the packed weights are spread over processes (FSDP2).
+
+    bitsandbytes keeps them with the weight, and looks for them in the layer where that has become another tensor.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            module.quant_state = state

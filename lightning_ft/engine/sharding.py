@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from lightning_ft.engine.head import base_model
+from lightning_ft.quantization import keep_scales
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +78,7 @@ class Shards:
         """Give each process its share of every parameter; a layer's are gathered while it computes."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        keep_scales(model)
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute else MixedPrecisionPolicy()
         for part in (*decoder_layers(model), model):
             fully_shard(part, mesh=mesh, mp_policy=policy)

@@ -98,6 +98,17 @@ def test_two_processes_train_an_adapter_as_one(more: tuple[str, ...], fit: Fit, 
     equal(run, one, of_run)
 
 
+@pytest.fixture(scope="module")
+def qlora(fit: Fit) -> Path:
+    """An adapter on a base of 4 bits, in one process."""
+    return fit(*LORA, "--quantize", "nf4", "--batch_size", 8)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_an_adapter_on_four_bits_as_one(strategy: str, fit: Fit, qlora: Path, of_run: Any) -> None:
+    equal(fit(*LORA, "--quantize", "nf4", "--batch_size", 4, "--devices", 2, "--strategy", strategy), qlora, of_run)
+
+
 def test_four_processes_cut_and_spread(cut_and_spread: Path, full: Path, of_run: Any) -> None:
     equal(cut_and_spread, full, of_run)
     parts = list((cut_and_spread / "checkpoints" / "checkpoint-step-6" / "optimizer").iterdir())
