@@ -25,7 +25,7 @@ def train(setting: Setting, folder: Path, **more: Any) -> Path:
     import lightning_ft
 
     options = setting.options
-    lora = {"name": "lora", **{name: options[name] for name in ("rank", "alpha") if name in options}}
+    lora: dict[str, Any] = {"name": "lora", **{name: options[name] for name in ("rank", "alpha") if name in options}}
     given = {
         "method": options.get("method", lora), "epochs": 1, "batch_size": options["batch_size"],
         "max_length": options["max_length"], "learning_rate": options["learning_rate"], "lr_scheduler": "linear", "warmup": 0,

@@ -5,6 +5,9 @@ is computed in chunks of 128 positions. Batches are of rows of like length, whic
 its recipe lacks, comes in through a hook of torch.
 """
 
+# mypy: disable-error-code="import-not-found"
+# LitGPT is in an environment of its own, not in that of the checks.
+
 from __future__ import annotations
 
 import json
@@ -57,7 +60,7 @@ def rows_of(setting: Setting) -> list[dict[str, Any]]:
     from litgpt.prompts import PromptStyle
     from litgpt.tokenizer import Tokenizer
 
-    class Turns(PromptStyle):
+    class Turns(PromptStyle):  # type: ignore[misc]  # unknown to mypy, as above
         """`CHAT_TEMPLATE` of one question; the answer's end is the tokenizer's stop token."""
 
         def apply(self, prompt: Any, *, sys_prompt: str | None = None, **kwargs: str) -> str:

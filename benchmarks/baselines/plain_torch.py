@@ -42,7 +42,7 @@ def train(setting: Setting) -> Any:
     torch.manual_seed(options["seed"])
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     batches = buckets(setting.encoded("train", tokenizer), options["batch_size"], options["seed"])
-    model = trained_model(setting).train()
+    model = trained_model(setting)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options["learning_rate"], weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))

@@ -31,10 +31,11 @@ def adapter(options: dict[str, Any]) -> Any:
 
 
 def trained_model(setting: Setting, pure: bool = False) -> Any:
-    """The model, with an adapter or with weights that all train."""
+    """The model in training mode, with an adapter or with weights that all train."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     options = setting.options
-    model = AutoModelForCausalLM.from_pretrained(setting.model, dtype=dtype(options, pure))
+    # transformers loads for use, and Lightning leaves the mode as it is.
+    model = AutoModelForCausalLM.from_pretrained(setting.model, dtype=dtype(options, pure)).train()
     return model if is_full(options) else get_peft_model(model, adapter(options))
