@@ -271,6 +271,12 @@ def test_contestant_trains_one_epoch_and_can_be_scored(
     assert 6 < json.loads(done.stdout.splitlines()[-1])["heldout_loss"] < 8  # ln 1024 is 6.93: random weights, three steps
 
 
+@pytest.mark.parametrize("weights", ["split", "none"])
+def test_bf16_weights_of_ours_are_clocked_by_the_step(weights: str, full_setting: Setting, tmp_path: Path) -> None:
+    words = (str(full_setting.folder), str(tmp_path), "precision=bf16", f"master_weights={weights}")
+    assert measure(tmp_path, "benchmarks.ours", *words)["steps"] == 3
+
+
 @pytest.mark.parametrize("setting", ["small_setting", "full_setting"])
 def test_rate_of_the_products_is_measured_in_all_their_ways(
     setting: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from benchmarks.products import needed_flops
 from benchmarks.setting import Setting
@@ -23,9 +23,19 @@ class Clock:
         self.ends: list[float] = []
         self.begin: float | None = None
         self._watch = register_module_forward_pre_hook(self._first_forward)
-        # torch calls this after every step of every optimiser, inside a trainer or not.
-        register_optimizer_step_post_hook(lambda *_: self.ends.append(time.perf_counter()))
+        self._inside = 0
+        # torch calls these around every step of every optimiser, inside a trainer or not.
+        register_optimizer_step_pre_hook(self._step_begins)
+        register_optimizer_step_post_hook(self._step_ends)
         self.start = time.perf_counter()
+
+    def _step_begins(self, *_: Any) -> None:
+        self._inside += 1
+
+    def _step_ends(self, *_: Any) -> None:
+        self._inside -= 1
+        if not self._inside:  # an optimiser may step others inside its own step
+            self.ends.append(time.perf_counter())
 
     def _first_forward(self, module: torch.nn.Module, args: Any) -> None:
         if torch.is_grad_enabled() and module.training:
