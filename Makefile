@@ -54,5 +54,5 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.run $(SUITE)
 
 clean:
-	rm -rf $(VENV) benchmarks/.venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) benchmarks/.venv-peers* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.setting import CHAT_TEMPLATE, SPECIAL, Messages, Setting, encode, save_model, write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerFast
@@ -83,13 +84,12 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def generate_rows(options: dict[str, Any]) -> list[Messages]:
+def generate_rows(options: dict[str, Any]) -> Iterator[Messages]:
     """`train_rows` conversations of a question and an answer, of exactly `row_tokens` tokens each."""
     rng = random.Random(options["seed"])
     words = options["vocab_size"] - len(SPECIAL) - len(ROLES)
     length = options["row_tokens"]
     least, most = (length, length) if isinstance(length, int) else length
-    rows = []
     for _ in range(options["train_rows"]):
         tokens = rng.randint(least, most)
         # The answer's end counts as part of it: a model has to write it, too.
@@ -100,8 +100,7 @@ def generate_rows(options: dict[str, Any]) -> list[Messages]:
                 f"Expected row_tokens and supervised to leave a word to question and answer, got {tokens} tokens with a share "
                 f"of {options['supervised']}."
             )
-        rows.append([
+        yield [
             {"role": role, "content": " ".join(f"w{rng.randrange(words)}" for _ in range(count))}
             for role, count in (("user", question), ("assistant", answer))
-        ])  # fmt: skip
-    return rows
+        ]

@@ -30,14 +30,16 @@ HERE = ROOT / "benchmarks"
 SCHEMA = 1
 PACKAGES = (
     "torch", "lightning", "transformers", "peft", "datasets", "accelerate", "tokenizers", "trl", "bitsandbytes",
-    "liger-kernel", "triton", "lightning-ft",
+    "litgpt", "liger-kernel", "triton", "lightning-ft",
 )  # fmt: skip
 FORGOTTEN = re.compile(
     r"^(OMP|MKL|KMP|GOMP|MALLOC|GLIBC|LIGHTNING_FT|PYTEST|PYTORCH)_|^(LD_PRELOAD|TOKENIZERS_PARALLELISM|PYTHONPATH)$"
 )
 """Variables of the caller that would favour or hinder somebody."""
-GENERATED = "benchmarks.generated"
-"""The builder of settings that reads no data."""
+GENERATED = ("benchmarks.generated", "benchmarks.scaling", "benchmarks.vocab")
+"""The builders of settings that read no data."""
+FIELDS = {"module", "command", "venv", "args", "env", "exit_code"}
+"""What a suite may say of a contestant. `env`: variables that its user would set, for it alone."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Suite:
         if suite.needs not in (None, "gpu"):
             raise ValueError(f"{path}: expected needs to be gpu, got {suite.needs}.")
         for contestant, spec in suite.contestants.items():
-            if ("module" in spec) == ("command" in spec) or set(spec) - {"module", "command", "venv", "args", "exit_code"}:
+            if ("module" in spec) == ("command" in spec) or set(spec) - FIELDS:
                 raise ValueError(f"{path}: expected contestant {contestant} to have either a module or a command, got {spec}.")
         for target in suite.targets:
             if {target["of"], target.get("over", target["of"])} - set(suite.contestants):
@@ -84,7 +86,7 @@ class Bench:
 
     suite: Suite
     pythons: dict[str, str]
-    """Interpreter of each environment, `main` and `peers`."""
+    """Interpreter of each environment: `main`, and those of files beside this one, as `peers`."""
     work: Path
     data: Path | None
     threads: int
@@ -109,7 +111,7 @@ class Bench:
             return None
         options = {**self.suite.setting, **overrides}
         module = options.get("build", "benchmarks.setting")
-        if self.data is None and module != GENERATED:
+        if self.data is None and module not in GENERATED:
             raise ValueError("Expected the folder of public data sets: type --data FOLDER or set LIGHTNING_FT_DATA.")
         call = f"import {module} as m, json, sys, pathlib as p; m.build(json.loads(sys.argv[1]), *map(p.Path, sys.argv[2:]))"
         data = str(self.data or os.devnull)
@@ -125,20 +127,21 @@ class Bench:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         load = os.getloadavg()[0]
-        status, wall, peak = self._process(self._command(spec, out, number), out, number)
+        environment = {**self.environment(number), **spec.get("env", {})}
+        status, wall, peak = self._process(self._command(spec, out, number), out, environment)
         if status != spec.get("exit_code", 0):
             log = (out / "log.txt").read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"{contestant} ended with {status} in round {number}:\n{log[-3000:]}")
         metrics: dict[str, Any] = {"wall_s": wall, "peak_mb": peak}
         if (out / "measure.json").is_file():
             metrics |= json.loads((out / "measure.json").read_text(encoding="utf-8"))
-        if adapter := metrics.pop("adapter", None):
-            metrics |= self.score(adapter)
+        if trained := metrics.pop("trained", None):
+            metrics |= self.score(trained)
         return {"round": number, "contestant": contestant, "load_before": load, "metrics": metrics}
 
-    def score(self, *adapter: str) -> dict[str, float]:
-        """The held-out loss of an adapter (of the untrained model without one), by the same script for all."""
-        command = [self.pythons["main"], "-m", "benchmarks.score", str(self.work / "setting"), *adapter]
+    def score(self, *trained: str) -> dict[str, float]:
+        """The held-out loss of an adapter or a model (without one: of the untrained model), by the same script for all."""
+        command = [self.pythons["main"], "-m", "benchmarks.score", str(self.work / "setting"), *trained]
         done = subprocess.run(command, check=True, cwd=ROOT, env=self.environment(0), capture_output=True, text=True)
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return found
@@ -154,13 +157,11 @@ class Bench:
         name, *rest = (part.format(out=out, round=number) for part in spec["command"])
         return [str(Path(python).with_name(name)), *rest]
 
-    def _process(self, command: list[str], out: Path, number: int) -> tuple[int, float, float]:
+    def _process(self, command: list[str], out: Path, environment: dict[str, str]) -> tuple[int, float, float]:
         """Exit code, wall seconds, and peak resident memory in MB of a process."""
         with (out / "log.txt").open("wb") as log:
             begin = time.perf_counter()
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment(number), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             watch = threading.Timer(self.timeout, process.kill)
             watch.start()
             _, status, usage = os.wait4(process.pid, 0)
@@ -170,16 +171,17 @@ class Bench:
         return process.returncode, wall, usage.ru_maxrss / 1024
 
 
-def peers_python(venv: Path) -> str:
-    """The interpreter of the peers' environment, made from peers.txt where it is missing or out of date."""
-    wanted = (HERE / "peers.txt").read_text(encoding="utf-8")
-    stamp = venv / "peers.sha256"
+def peers_python(name: str, venv: Path) -> str:
+    """The interpreter of the environment of that name, made from NAME.txt where it is missing or out of date."""
+    packages = HERE / f"{name}.txt"
+    wanted = packages.read_text(encoding="utf-8")
+    stamp = venv / f"{name}.sha256"
     digest = hashlib.sha256(wanted.encode()).hexdigest()
     python = venv / "bin" / "python"
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == digest):
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
         torch = next(line for line in wanted.splitlines() if line.startswith("torch=="))
-        for what in ([torch], [torch, "-r", str(HERE / "peers.txt")]):
+        for what in ([torch], [torch, "-r", str(packages)]):
             subprocess.run([str(python), "-m", "pip", "install", "-q", *what], check=True)
         stamp.write_text(digest, encoding="utf-8")
     return str(python)
@@ -310,8 +312,10 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], 
     if unknown := set(chosen) - set(suite.contestants):
         raise ValueError(f"Expected --only to name contestants of {suite.name}, got {', '.join(sorted(unknown))}.")
     pythons = {"main": sys.executable}
-    if any(suite.contestants[name].get("venv") == "peers" for name in chosen):
-        pythons["peers"] = peers_python(arguments.peers_venv)
+    for venv in sorted({suite.contestants[name]["venv"] for name in chosen if "venv" in suite.contestants[name]}):
+        folder = arguments.peers_venv
+        # Others than the peers' lie beside it.
+        pythons[venv] = peers_python(venv, folder if venv == "peers" else folder.with_name(f"{folder.name}-{venv}"))
     threads = arguments.threads or len(os.sched_getaffinity(0))
     number_of_rounds = arguments.rounds or suite.rounds
     work = arguments.keep.resolve() if arguments.keep is not None else Path(tempfile.mkdtemp(prefix="benchmark-"))
@@ -352,7 +356,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="computing threads of all contestants (default: one per core); a trial")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds after which a contestant is stopped")
     parser.add_argument("--data", type=Path, default=Path(data) if Path(data).is_dir() else None, help="public data sets")
-    parser.add_argument("--peers-venv", type=Path, default=HERE / ".venv-peers", help="environment of the peers")
+    parser.add_argument(
+        "--peers-venv", type=Path, default=HERE / ".venv-peers", help="environment of the peers; LitGPT's is FOLDER-litgpt"
+    )
     parser.add_argument("--revision", help="the commit that is measured, where there is no repository to ask")
     parser.add_argument("--keep", type=Path, help="a folder for setting, logs and what contestants write, which stays")
     parser.add_argument("--output", type=Path, help="the file to write instead of one in benchmarks/results")

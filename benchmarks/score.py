@@ -1,4 +1,4 @@
-"""The held-out loss of any contestant's adapter, in plain torch and float32, with the same code for all."""
+"""The held-out loss of any contestant's adapter or model, in plain torch and float32, with the same code for all."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ import torch
 from benchmarks.setting import Setting
 
 
-def heldout_loss(setting: Setting, adapter: Path | None) -> float:
-    """Mean negative log-likelihood per answer token over the held-out rows, one row at a time."""
+def heldout_loss(setting: Setting, trained: Path | None) -> float:
+    """Mean negative log-likelihood per answer token over the held-out rows, one row at a time.
+
+    Args:
+        setting: what is scored on.
+        trained: folder of an adapter or of a whole model; None: the setting's own model.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
+    adapted = trained is not None and (trained / "adapter_config.json").is_file()
+    whole = setting.model if trained is None or adapted else trained
+    model: Any = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+    if adapted:
+        model = PeftModel.from_pretrained(model, str(trained))
     model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from benchmarks import report
+from benchmarks import report, scaling, vocab
+from benchmarks.products import needed_flops, products
 from benchmarks.run import HERE, SCHEMA, Bench, Suite, ratios, summarise
 from benchmarks.setting import Setting, build, encode
 
@@ -48,15 +50,28 @@ def test_suite_names_modules_that_exist(name: str) -> None:
     for spec in suite.contestants.values():
         if "module" in spec:
             assert HERE.parent.joinpath(*spec["module"].split(".")).with_suffix(".py").is_file()
+        if "venv" in spec:
+            assert "torch==" in (HERE / f"{spec['venv']}.txt").read_text(encoding="utf-8")
 
 
-def test_cpu_sft_holds_ours_against_both_peers() -> None:
-    targets = {(t["metric"], t["over"]): t for t in Suite.load("cpu_sft").targets}
-    assert targets["examples_per_s", "hf_trainer"]["at_least"] == 2.2
-    assert targets["examples_per_s", "trl"]["at_least"] == 4.5
-    assert targets["peak_mb", "hf_trainer"]["at_most"] == 0.45
-    assert targets["peak_mb", "trl"]["at_most"] == 0.35
+def test_cpu_sft_holds_ours_against_every_peer() -> None:
+    suite = Suite.load("cpu_sft")
+    targets = {(t["metric"], t["over"]): t for t in suite.targets if t["of"] == "ours"}
+    peers = {name for name, spec in suite.contestants.items() if "venv" in spec}
+    assert {name for metric, name in targets if metric == "examples_per_s"} == peers
+    assert {name for metric, name in targets if metric == "peak_mb"} == peers
+    for name in peers:
+        assert targets["examples_per_s", name]["at_least"] == (5.5 if name == "trl" else 2.8)
+        assert targets["peak_mb", name]["at_most"] == 0.42
+    assert targets["flops_per_s", "gemm"]["at_least"] == 0.75
     assert targets["heldout_loss", "trl"]["within"] == 0.01
+
+
+def test_cpu_full_holds_ours_against_every_setting_of_the_trainer() -> None:
+    suite = Suite.load("cpu_full")
+    faster = {t["over"]: t["at_least"] for t in suite.targets if t["metric"] == "examples_per_s"}
+    assert faster == dict.fromkeys((name for name in suite.contestants if name.startswith("hf_trainer")), 2.5)
+    assert {t["over"] for t in suite.targets if t["metric"] == "heldout_loss"} >= {"hf_trainer", "trl", "plain_torch"}
 
 
 def test_unknown_suite_names_the_known_ones() -> None:
@@ -121,7 +136,9 @@ def test_result_file_is_whole(file: Path) -> None:
     assert content["summary"] == summarise(content["rounds"])
     assert content["ratios"] == ratios(content["rounds"], content["targets"])
     suite = Suite.load(content["suite"])
-    assert set(content["summary"]) == set(suite.contestants)
+    # A suite may have grown since; what it had then stands in the file.
+    assert set(content["summary"]) == set(content["contestants"])
+    assert set(content["contestants"]) <= set(suite.contestants)
     assert {entry["round"] for entry in content["rounds"]} == set(range(1, len({e["round"] for e in content["rounds"]}) + 1))
     assert report.render(content)
 
@@ -145,6 +162,31 @@ def test_contestants_get_no_tuning_of_the_caller(tmp_path: Path, monkeypatch: py
     found = Bench(Suite("s", "t", 1, {}, []), {}, tmp_path, None, 2, 60).environment(1)
     assert "MALLOC_MMAP_MAX_" not in found
     assert found["OMP_NUM_THREADS"] == "2"
+
+
+def test_variables_of_a_contestant_are_its_own(tmp_path: Path) -> None:
+    code = "import json, os, sys; json.dump({'n': int(os.environ.get('MALLOC_MMAP_MAX_', '7'))}, open(sys.argv[1], 'w'))"
+    spec = {"command": ["python", "-c", code, "{out}/measure.json"]}
+    suite = Suite("s", "t", 1, {"with": {**spec, "env": {"MALLOC_MMAP_MAX_": "0"}}, "without": spec}, [])
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    # Braces are the runner's, for folder and round.
+    spec["command"][2] = code.replace("{", "{{").replace("}", "}}")
+    bench = Bench(suite, {"main": str(python)}, tmp_path, None, 1, 60)
+    assert [bench.measure(name, 1)["metrics"]["n"] for name in ("with", "without")] == [0, 7]
+
+
+def test_needed_work_is_that_of_the_formula() -> None:
+    """One layer of width 4 with one head of keys, feed-forward 6, vocabulary 10.
+
+    Weights of the products without the head: queries, keys, values, output 4 * 16, feed-forward 3 * 24, 136 in all; head
+    40. Adapters of rank 1: 4 * (4 + 4) + 3 * (4 + 6) = 62 weights. 7 tokens, of which 3 are supervised:
+    full 6 * (136 * 7 + 40 * 3) = 6432; LoRA 4 * (136 * 7 + 40 * 3) + 6 * 62 * 7 = 6892.
+    """
+    shape = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    options = {"shape": {**shape, "intermediate_size": 6}, "vocab_size": 10, "train_tokens": 7, "train_supervised_tokens": 3}
+    assert needed_flops({**options, "method": "full"}) == 6432
+    assert needed_flops({**options, "rank": 1}) == 6892
 
 
 @pytest.fixture(scope="module")
@@ -177,19 +219,120 @@ def test_setting_is_the_same_tokens_for_everybody(small_setting: Setting) -> Non
         assert {"input_ids": ours.input_ids, "labels": ours.labels} == encode(tokenizer, messages, 512)
 
 
+@pytest.fixture(scope="module")
+def full_setting(small_setting: Setting) -> Setting:
+    """The same rows and model, of which all weights train."""
+    folder = small_setting.folder.with_name("full_setting")
+    shutil.copytree(small_setting.folder, folder)
+    options = {name: value for name, value in small_setting.options.items() if name not in ("rank", "alpha")}
+    (folder / "setting.json").write_text(json.dumps({**options, "method": "full"}), encoding="utf-8")
+    return Setting.load(folder)
+
+
+def test_products_are_those_of_the_model(small_setting: Setting) -> None:
+    found = sum(product.in_features * product.out_features * product.count for product in products(small_setting.options))
+    assert found == small_setting.options["product_parameters"]
+
+
+def measure(out: Path, module: str, *words: str) -> dict[str, Any]:
+    """What a contestant measures of itself."""
+    environment = {**os.environ, "LIGHTNING_FT_CACHE": str(out / "cache")}
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads((out / "measure.json").read_text(encoding="utf-8"))
+    return found
+
+
+def changed(trained: str, base: str) -> bool:
+    """Whether every tensor is another than before; `lora_B` is zero before training, `lora_A` not the same in two runs."""
+    folder = Path(trained)
+    if (folder / "adapter_model.safetensors").is_file():
+        return all(tensor.any() for name, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name)
+    before, after = (load_file(Path(where) / "model.safetensors") for where in (base, trained))
+    return before.keys() == after.keys() and not any(before[name].float().equal(after[name].float()) for name in before)
+
+
+@pytest.mark.parametrize("setting", ["small_setting", "full_setting"])
 @pytest.mark.parametrize(
     "module", ["benchmarks.ours", "benchmarks.baselines.plain_torch", "benchmarks.baselines.plain_lightning"]
 )
-def test_contestant_trains_one_epoch_and_can_be_scored(module: str, small_setting: Setting, tmp_path: Path) -> None:
-    environment = {**os.environ, "LIGHTNING_FT_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", module, str(small_setting.folder), str(tmp_path)]
-    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    measured = json.loads((tmp_path / "measure.json").read_text(encoding="utf-8"))
+def test_contestant_trains_one_epoch_and_can_be_scored(
+    module: str, setting: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    chosen: Setting = request.getfixturevalue(setting)
+    measured = measure(tmp_path, module, str(chosen.folder), str(tmp_path))
     assert measured["steps"] == 3
     assert measured["examples_per_s"] > 0
-    adapter = load_file(Path(measured["adapter"]) / "adapter_model.safetensors")
-    assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)  # zero before training
-    command = [sys.executable, "-m", "benchmarks.score", str(small_setting.folder), measured["adapter"]]
-    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=True)
+    assert measured["flops_per_s"] == pytest.approx(measured["examples_per_s"] * needed_flops(chosen.options) / 24)
+    assert changed(measured["trained"], chosen.model)
+    command = [sys.executable, "-m", "benchmarks.score", str(chosen.folder), measured["trained"]]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True)
     assert 6 < json.loads(done.stdout.splitlines()[-1])["heldout_loss"] < 8  # ln 1024 is 6.93: random weights, three steps
+
+
+@pytest.mark.parametrize("weights", ["split", "none"])
+def test_bf16_weights_of_ours_are_clocked_by_the_step(weights: str, full_setting: Setting, tmp_path: Path) -> None:
+    words = (str(full_setting.folder), str(tmp_path), "precision=bf16", f"master_weights={weights}")
+    assert measure(tmp_path, "benchmarks.ours", *words)["steps"] == 3
+
+
+@pytest.mark.parametrize("setting", ["small_setting", "full_setting"])
+def test_rate_of_the_products_is_measured_in_all_their_ways(
+    setting: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(setting).folder
+    found = measure(tmp_path, "benchmarks.products", str(folder), str(tmp_path))
+    ways = ["forward", "inputs", *(["weights"] if setting == "full_setting" else [])]
+    assert set(found) == {"flops_per_s", *(f"{way}_flops_per_s" for way in ways)}
+    rates = [found[f"{way}_flops_per_s"] for way in ways]
+    assert 0 < min(rates) <= found["flops_per_s"] <= max(rates)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
+
+
+def test_vocabularies_differ_in_nothing_but_the_model(tmp_path: Path) -> None:
+    suite = Suite.load("cpu_vocab")
+    options = {
+        **(suite.setting or {}),
+        "shape": SMALL,
+        "words": 100,
+        "vocabularies": [128, 256],
+        "train_rows": 4,
+    }
+    setting, out = tmp_path / "setting", tmp_path / "out"
+    out.mkdir()
+    vocab.build(options, Path(os.devnull), setting)
+    small, large = (Setting.load(vocab.cell_of(setting, size, 0.5)) for size in (128, 256))
+    assert small.rows("train") == large.rows("train")
+    assert large.options["parameters"] - small.options["parameters"] == 128 * 32
+    for way in ("ours", "plain_torch"):
+        found = measure(out, "benchmarks.vocab", str(setting), str(out), way, "256", "0.5")
+        assert found["steps"] == 1
+        assert found["weights_mb"] == pytest.approx(2 * large.options["parameters"] / 2**20, rel=0.1)
+        assert found["beyond_weights_mb"] > 100  # torch alone
+    named = {tuple(spec["args"][1:]) for spec in suite.contestants.values()}
+    assert named == {
+        (size, share) for size in (suite.setting or {})["vocabularies"] for share in (suite.setting or {})["supervised"]
+    }
+
+
+def test_a_file_of_the_scaling_suite_is_trained(tmp_path: Path) -> None:
+    suite = Suite.load("scaling")
+    files = {"few": {"train_rows": 24, "row_tokens": [20, 30]}, "long": {"train_rows": 4, "row_tokens": 64}}
+    options = {**(suite.setting or {}), "shape": SMALL, "vocab_size": 128, "files": files}
+    setting = tmp_path / "setting"
+    scaling.build(options, Path(os.devnull), setting)
+    assert Setting.load(setting).options["long_tokens"] == 4 * 64
+    for words, steps, rows in (
+        (("few",), 3, 24),
+        (("few", "max_steps=2"), 2, 16),
+        (("long", "batch_size=null", "batch_tokens=128"), 2, 4),
+    ):
+        out = tmp_path / f"out{steps}{rows}"
+        out.mkdir()
+        found = measure(out, "benchmarks.scaling", str(setting), str(out), *words)
+        assert found["steps"] == steps
+        assert found["examples_per_s"] * found["train_s"] == pytest.approx(rows)
+    assert {spec["args"][0] for spec in suite.contestants.values()} == set((suite.setting or {})["files"])

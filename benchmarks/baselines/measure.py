@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from benchmarks.products import needed_flops
 from benchmarks.setting import Setting
 
 
@@ -22,21 +23,37 @@ class Clock:
         self.ends: list[float] = []
         self.begin: float | None = None
         self._watch = register_module_forward_pre_hook(self._first_forward)
-        # torch calls this after every step of every optimiser, inside a trainer or not.
-        register_optimizer_step_post_hook(lambda *_: self.ends.append(time.perf_counter()))
+        self._inside = 0
+        # torch calls these around every step of every optimiser, inside a trainer or not.
+        register_optimizer_step_pre_hook(self._step_begins)
+        register_optimizer_step_post_hook(self._step_ends)
         self.start = time.perf_counter()
+
+    def _step_begins(self, *_: Any) -> None:
+        self._inside += 1
+
+    def _step_ends(self, *_: Any) -> None:
+        self._inside -= 1
+        if not self._inside:  # an optimiser may step others inside its own step
+            self.ends.append(time.perf_counter())
 
     def _first_forward(self, module: torch.nn.Module, args: Any) -> None:
         if torch.is_grad_enabled() and module.training:
             self.begin = time.perf_counter()
             self._watch.remove()
 
-    def write(self, folder: Path, setting: Setting, adapter: Path) -> None:
+    def write(self, folder: Path, setting: Setting, trained: Path) -> None:
+        """Write the numbers, and where what was trained lies, so that it can be scored."""
+        found = {**self.values(setting), "trained": str(trained)}
+        (folder / "measure.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+    def values(self, setting: Setting) -> dict[str, float]:
         """Numbers of the run that just ended.
 
         `examples_per_s` is of the whole epoch, from the first forward pass with gradients to the end of the last
         optimiser step. No step may be left out: who groups rows by length takes the longest first. `tokens_per_s` is that
-        times the mean tokens of a row, without padding; `training_s` is from the start of `main` to the last step: imports,
+        times the mean tokens of a row, without padding; `flops_per_s` is by the work that the rows need (`needed_flops`),
+        whatever the contestant computes beside it. `training_s` is from the start of `main` to the last step: imports,
         loading of the model and preparation of the rows included.
         """
         options = setting.options
@@ -46,14 +63,13 @@ class Clock:
         if self.begin is None:
             raise RuntimeError("Expected a forward pass with gradients, saw none.")
         examples = rows / (self.ends[-1] - self.begin)
-        values: dict[str, Any] = {
+        return {
             "examples_per_s": examples,
             "tokens_per_s": examples * options["train_tokens"] / rows,
             "training_s": self.ends[-1] - self.start,
-            "adapter": str(adapter),
+            "flops_per_s": examples * needed_flops(options) / rows,
             "steps": len(self.ends),
         }
-        (folder / "measure.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
 def arguments() -> tuple[Setting, Path]:

@@ -1,4 +1,7 @@
-"""A LightningModule as the tutorials write it: random batches, dynamic padding, full logits, bf16 weights."""
+"""A LightningModule as the tutorials write it: random batches, dynamic padding, full logits, bf16-mixed.
+
+Frozen weights are bf16, those that train float32.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import lightning
 import torch
 
 from benchmarks.baselines.measure import Clock, arguments
-from benchmarks.baselines.plain_torch import adapted, collate
+from benchmarks.baselines.plain_torch import collate
+from benchmarks.baselines.trained import trained_model
 
 if TYPE_CHECKING:
     from benchmarks.setting import Setting
@@ -19,7 +23,7 @@ class Tutorial(lightning.LightningModule):
 
     def __init__(self, setting: Setting, steps: int) -> None:
         super().__init__()
-        self.model = adapted(setting)
+        self.model = trained_model(setting)
         self.learning_rate = setting.options["learning_rate"]
         self.steps = steps
 
@@ -29,7 +33,7 @@ class Tutorial(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW on the adapter, decayed linearly to zero."""
+        """AdamW on what trains, decayed linearly to zero."""
         # Not fused: Lightning refuses to clip gradients of a fused optimiser in mixed precision.
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
@@ -38,7 +42,7 @@ class Tutorial(lightning.LightningModule):
 
 
 def main() -> None:
-    """Train one epoch and save the adapter."""
+    """Train one epoch and save what was trained."""
     clock = Clock()
     from transformers import AutoTokenizer
 
@@ -57,8 +61,8 @@ def main() -> None:
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, loader)
-    module.model.save_pretrained(folder / "adapter")
-    clock.write(folder, setting, folder / "adapter")
+    module.model.save_pretrained(folder / "trained")
+    clock.write(folder, setting, folder / "trained")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A loop in plain torch, as a careful user would write it: batches of rows of like length, bf16 weights, full logits."""
+"""A loop in plain torch, as a careful user would write it: batches of rows of like length, bf16 autocast, full logits.
+
+Frozen weights are bf16, those that train float32.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.baselines.measure import Clock, arguments
-from benchmarks.setting import IGNORE_INDEX
+from benchmarks.baselines.trained import trained_model
+from benchmarks.setting import IGNORE_INDEX, Setting
 
 
 def buckets(rows: list[dict[str, list[int]]], size: int, seed: int) -> list[list[dict[str, list[int]]]]:
@@ -30,32 +34,15 @@ def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tenso
     return {"input_ids": padded("input_ids", pad), "labels": padded("labels", IGNORE_INDEX), "attention_mask": mask}
 
 
-def adapted(setting: Any) -> Any:
-    """The model with LoRA on all linear layers: bf16 weights, float32 adapter."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    options = setting.options
-    model = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.bfloat16)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM", r=options["rank"], lora_alpha=options["alpha"], lora_dropout=0.0, target_modules="all-linear"
-        ),
-    )
-
-
-def main() -> None:
-    """Train one epoch and save the adapter."""
-    clock = Clock()
+def train(setting: Setting) -> Any:
+    """The model behind one epoch."""
     from transformers import AutoTokenizer
 
-    setting, folder = arguments()
     options = setting.options
     torch.manual_seed(options["seed"])
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     batches = buckets(setting.encoded("train", tokenizer), options["batch_size"], options["seed"])
-    model = adapted(setting).train()
+    model = trained_model(setting)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options["learning_rate"], weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
@@ -68,8 +55,15 @@ def main() -> None:
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    model.save_pretrained(folder / "adapter")
-    clock.write(folder, setting, folder / "adapter")
+    return model
+
+
+def main() -> None:
+    """Train one epoch and save what was trained."""
+    clock = Clock()
+    setting, folder = arguments()
+    train(setting).save_pretrained(folder / "trained")
+    clock.write(folder, setting, folder / "trained")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""TRL's SFTTrainer at its best plain setting on a CPU: bf16 weights, grouped by length, no recomputed activations.
+"""TRL's SFTTrainer at its best plain setting on a CPU: bf16 autocast, grouped by length, no recomputed activations.
 
-Its loss is its own default (`nll`, which never makes the full logits). Prompt-completion rows put the loss on the answer.
+Frozen weights are bf16, those that train float32. Its loss is its own default (`nll`, which never makes the full logits).
+Prompt-completion rows put the loss on the answer.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.baselines.measure import Clock, arguments
+from benchmarks.baselines.trained import adapter, dtype, is_full
 
 if TYPE_CHECKING:
     from benchmarks.setting import Setting
@@ -22,17 +24,8 @@ def prompt_completion(setting: Setting) -> Any:
     ])  # fmt: skip
 
 
-def adapter(options: dict[str, Any]) -> Any:
-    """LoRA on all linear layers."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="CAUSAL_LM", r=options["rank"], lora_alpha=options["alpha"], lora_dropout=0.0, target_modules="all-linear"
-    )
-
-
 def main() -> None:
-    """Train one epoch and save the adapter."""
+    """Train one epoch and save what was trained."""
     clock = Clock()
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -40,7 +33,7 @@ def main() -> None:
     setting, folder = arguments()
     options = setting.options
     config = SFTConfig(
-        output_dir=str(folder / "trainer"), use_cpu=True, bf16=True, model_init_kwargs={"dtype": "bfloat16"},
+        output_dir=str(folder / "trainer"), use_cpu=True, bf16=True, model_init_kwargs={"dtype": dtype(options)},
         train_sampling_strategy="group_by_length", gradient_checkpointing=False, completion_only_loss=True,
         max_length=options["max_length"], per_device_train_batch_size=options["batch_size"], num_train_epochs=1,
         learning_rate=options["learning_rate"], lr_scheduler_type="linear", warmup_steps=0, weight_decay=0.0,
@@ -48,12 +41,13 @@ def main() -> None:
         save_strategy="no", report_to="none", disable_tqdm=True, seed=options["seed"],
     )  # fmt: skip
     trainer = SFTTrainer(
-        model=setting.model, args=config, train_dataset=prompt_completion(setting), peft_config=adapter(options),
+        model=setting.model, args=config, train_dataset=prompt_completion(setting),
+        peft_config=None if is_full(options) else adapter(options),
         processing_class=AutoTokenizer.from_pretrained(setting.model),
     )  # fmt: skip
     trainer.train()
-    trainer.model.save_pretrained(folder / "adapter")
-    clock.write(folder, setting, folder / "adapter")
+    trainer.model.save_pretrained(folder / "trained")
+    clock.write(folder, setting, folder / "trained")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.baselines.gpu_clock import GpuClock, arguments
-from benchmarks.baselines.trl import adapter, prompt_completion
+from benchmarks.baselines.trained import adapter
+from benchmarks.baselines.trl import prompt_completion
 
 
 def main() -> None:
