@@ -162,8 +162,9 @@ class TrainingConfig:
     """How many processes or which GPUs; auto: one CPU process, or every GPU."""
     workers: int = 0
     """Processes that collate batches in the background."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | int = False
+    """Recompute activations in the backward pass: less memory, about a third more time. A number n: those of every n-th
+    decoder layer only, which keeps and costs something between."""
     seed: int = 0
     """Decides the order of rows, the split, dropout and new weights."""
     name: str | None = None
@@ -210,6 +211,8 @@ class TrainingConfig:
             _check_number(name, getattr(self, name), least=0)
         for name in SHARES:
             _check_number(name, getattr(self, name), below=1)
+        if not isinstance(self.gradient_checkpointing, bool):
+            _check_number("gradient_checkpointing", self.gradient_checkpointing, above=0)
         for name, column in self.columns.items():
             if not (isinstance(name, str) and isinstance(column, str) and name and column):
                 raise UsageError(f"Expected --columns to be names with columns, as {{prompt: question}}; got {self.columns!r}.")
@@ -316,6 +319,8 @@ def _normal(name: str, value: Any) -> Any:
         value = [word for item in value for word in (item.split(",") if isinstance(item, str) else [item])]
     if isinstance(value, (list, tuple)) and name == "devices":
         value = "".join(f"{item}," for item in value)
+    if name == "gradient_checkpointing" and type(value) is int and value == 1:  # every layer
+        value = True
     return value
 
 

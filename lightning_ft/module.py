@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_ft import optim
-from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
 from lightning_ft.doubt import Doubt
 from lightning_ft.engine.gated import fuse_gates, fuse_rotations
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
+from lightning_ft.engine.recompute import checkpoint_activations
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.master import MasterWeights
 from lightning_ft.monitor import LOSS, TOKEN_ACCURACY, of_source
@@ -100,7 +100,7 @@ class FineTuner(L.LightningModule):
         torch.manual_seed(self.config.seed)
         model = self._load()
         if self.config.gradient_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, every=int(self.config.gradient_checkpointing))
         self.model = self.method.attach(model, self.total_steps)
         if self.start_from is not None and not self.method.can_continue:
             raise UsageError(

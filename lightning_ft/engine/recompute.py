@@ -1,0 +1,54 @@
+"""Activation checkpointing: decoder layers that keep their input only, and are run again in the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lightning_ft.errors import UsageError
+
+
+def checkpoint_activations(model: Any, every: int = 1) -> None:
+    """Let the model recompute activations in the backward pass instead of keeping them.
+
+    A layer is run again with the random numbers that it had, so that losses and gradients stay the same to the last bit.
+
+    Args:
+        model: Of transformers.
+        every: Recomputed is the first layer of each so many; the others keep theirs. As the backward pass comes to the
+            first one last, its activations are made when those of the others are gone.
+
+    Raises:
+        UsageError: the model cannot do it, or not for single layers.
+    """
+    options = {"use_reentrant": False}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:  # before transformers 5.23
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    except ValueError as error:
+        raise UsageError(
+            f"Expected a model that can recompute its activations for --gradient_checkpointing, got {type(model).__name__}, "
+            "which cannot; leave it out."
+        ) from error
+    if every == 1:
+        return
+    stacks = stacks_of(model)
+    if not stacks:
+        raise UsageError(
+            f"Expected a model of layers that can be recomputed one by one for --gradient_checkpointing {every}, got "
+            f"{type(model).__name__}, which has none; type --gradient_checkpointing true."
+        )
+    for stack in stacks:
+        for number, layer in enumerate(stack):
+            layer.gradient_checkpointing = number % every == 0
+
+
+def stacks_of(model: nn.Module) -> list[list[Any]]:
+    """Lists of the model's layers that can be recomputed one by one, bottom first; as a rule one list, of decoder layers."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    found = [[layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)] for layers in lists]
+    return list(filter(None, found))
