@@ -165,6 +165,12 @@ class TrainingConfig:
     gradient_checkpointing: bool | int = False
     """Recompute activations in the backward pass: less memory, about a third more time. A number n: those of every n-th
     decoder layer only, which keeps and costs something between."""
+    activation_offload: bool = False
+    """Keep what the layers of `gradient_checkpointing` are recomputed from in the host's memory: still less of the GPU's, for
+    copies there and back."""
+    compile: bool = False
+    """Compile each decoder layer with torch.compile, once for all layers and lengths of rows; the first step then takes long
+    (on a CPU up to minutes), and dropout draws other numbers. Validation and answers run as without."""
     seed: int = 0
     """Decides the order of rows, the split, dropout and new weights."""
     name: str | None = None
@@ -248,6 +254,8 @@ class TrainingConfig:
                 raise UsageError(
                     f"Expected --{other} {' or '.join(values)} with --{name}, which nothing else reads; got {got}."
                 )
+        if self.activation_offload and not self.gradient_checkpointing:
+            raise UsageError("Expected --gradient_checkpointing with --activation_offload, which nothing else reads; got none.")
         if self.early_stopping_threshold and self.early_stopping is None:
             raise UsageError("Expected --early_stopping with --early_stopping_threshold, which nothing else reads; got none.")
 

@@ -9,10 +9,12 @@ import torch
 import transformers as tf
 from torch import nn
 
+from lightning_ft.builtin import Full
 from lightning_ft.config import TrainingConfig
 from lightning_ft.engine.recompute import checkpoint_activations
 from lightning_ft.errors import UsageError
 from lightning_ft.run.folder import config_hash
+from lightning_ft.run.ways import check_ways
 from lightning_ft.testing.models import CONTEXT, VOCABULARY, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -183,3 +185,65 @@ def test_every_layer_and_true_are_one_run() -> None:
     true, one, two = (TrainingConfig(model="m", data=["d"], gradient_checkpointing=n) for n in (True, 1, 2))
     assert config_hash(true) == config_hash(one) != config_hash(two)
     assert one.gradient_checkpointing is True
+
+
+# ---- kept in the host's memory ---------------------------------------------------------------------------------------------
+
+
+def inputs_held(model: Any) -> tuple[str, Any]:
+    """Which layers' inputs are there at the end of a forward pass (1) and which are gone (0), and the loss."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    seen: list[Any] = []
+    weak: Any = StorageWeakRef  # which torch does not type
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args: seen.append(weak(args[0].untyped_storage())))
+        for layer in layers_of(model)
+    ]
+    loss = run(model)
+    held = "".join("01"[not storage.expired()] for storage in seen)
+    for handle in handles:
+        handle.remove()
+    return held, loss
+
+
+@pytest.mark.parametrize(("every", "held"), [(1, "00000"), (2, "01010")])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_layers_are_recomputed_from_is_copied_and_let_go(family: str, every: int, held: str) -> None:
+    """On a CPU the copies are made there, too. The inputs of layers that are not recomputed are kept by these."""
+    gradients = []
+    for offload in (False, True):
+        model = make(family)
+        checkpoint_activations(model, every, offload=offload)
+        found, loss = inputs_held(model)
+        assert found == (held if offload else "11111")
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_documents_are_offloaded_with_their_attention() -> None:
+    """`documents` puts its own function around the one that offloads."""
+    from lightning_ft.engine.loss import token_loss
+    from lightning_ft.types import Batch
+
+    ids = torch.arange(40)[None]
+    batch = Batch(ids, ids, (torch.arange(40) % 20)[None], (0, 20, 40), ("one", "two"))
+    gradients = []
+    for offload in (None, False, True):
+        model = make("llama")
+        if offload is not None:
+            checkpoint_activations(model, offload=offload)
+        token_loss(model, batch)[0].backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for found in gradients[1:]:
+        assert all(torch.equal(found[name], grad) for name, grad in gradients[0].items())
+
+
+def test_offloading_needs_a_gpu_and_something_to_offload() -> None:
+    with pytest.raises(UsageError, match=r"^Expected --gradient_checkpointing with --activation_offload, which nothing else "):
+        TrainingConfig(model="m", data=["d"], activation_offload=True)
+    config = TrainingConfig(model="m", data=["d"], activation_offload=True, gradient_checkpointing=2)
+    with pytest.raises(UsageError, match=r"^Expected a GPU for --activation_offload, found none: .*; leave it out\.$"):
+        check_ways(config, Full(), torch.device("cpu"), whole=True)
+    check_ways(config, Full(), torch.device("cuda"), whole=True)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_ft.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-def checkpoint_activations(model: Any, every: int = 1) -> None:
+_CHECKPOINT = "_gradient_checkpointing_func"
+
+
+def checkpoint_activations(model: Any, every: int = 1, *, offload: bool = False) -> None:
     """Let the model recompute activations in the backward pass instead of keeping them.
 
     A layer is run again with the random numbers that it had, so that losses and gradients stay the same to the last bit.
@@ -19,6 +27,8 @@ def checkpoint_activations(model: Any, every: int = 1) -> None:
         model: Of transformers.
         every: Recomputed is the first layer of each so many; the others keep theirs. As the backward pass comes to the
             first one last, its activations are made when those of the others are gone.
+        offload: Keep the inputs of the layers that are recomputed in the host's memory: pinned, so that the GPU copies
+            them in its own time, in the order of its other work.
 
     Raises:
         UsageError: the model cannot do it, or not for single layers.
@@ -34,6 +44,9 @@ def checkpoint_activations(model: Any, every: int = 1) -> None:
             f"Expected a model that can recompute its activations for --gradient_checkpointing, got {type(model).__name__}, "
             "which cannot; leave it out."
         ) from error
+    for module in model.modules() if offload else ():
+        if _CHECKPOINT in vars(module):
+            setattr(module, _CHECKPOINT, functools.partial(_offloaded, vars(module)[_CHECKPOINT]))
     if every == 1:
         return
     stacks = stacks_of(model)
@@ -45,6 +58,17 @@ def checkpoint_activations(model: Any, every: int = 1) -> None:
     for stack in stacks:
         for number, layer in enumerate(stack):
             layer.gradient_checkpointing = number % every == 0
+
+
+def _offloaded(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a checkpointing function; what it keeps is the input of `function`, as that itself runs under hooks of its own."""
+    with on_host():
+        return checkpoint(function, *args, **kwargs)
+
+
+def on_host() -> AbstractContextManager[Any]:
+    """Within it what autograd keeps goes to the host's memory. `plan` puts another one here, which keeps nothing."""
+    return save_on_cpu(pin_memory=True)
 
 
 def stacks_of(model: nn.Module) -> list[list[Any]]:

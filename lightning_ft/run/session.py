@@ -25,6 +25,7 @@ from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
+from lightning_ft.run.ways import check_ways
 from lightning_ft.run.world import World, check_strategy, world
 
 if TYPE_CHECKING:
@@ -141,10 +142,7 @@ class Session:
         from lightning_ft.run.planning import Planner
 
         method = self.choices.method
-        if self.config.gradient_checkpointing and not method.can_checkpoint:
-            raise UsageError(
-                f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out."
-            )
+        check_ways(self.config, method, self.world.device, whole=self._strategy() in WHOLE)
         chosen = formats(self.config.precision, trains_base=method.trains_base, master=self.config.master_weights)
         self.say(chosen.sentence)
         device = self.world.device

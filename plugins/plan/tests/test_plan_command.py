@@ -257,12 +257,28 @@ def test_layers_that_are_recomputed_repeat_with_their_number(
     planning = Planning(config, frozenset(), Target("gpu", 8 * 10**9, "auto"), print)
     load, method = planning.work.load(packed=False), registry().methods[name].cls()
 
-    def activations(every: bool | int) -> float:
-        scene = replace(planning.scene, config=replace(config, gradient_checkpointing=every))
+    def activations(every: bool | int, offload: bool = False) -> float:
+        chosen = replace(config, gradient_checkpointing=every, activation_offload=offload)
+        scene = replace(planning.scene, config=chosen)
         found = account(scene, method, planning.target.formats(trains_base=method.trains_base), load.step, None, gpu=True)
-        return max(parts["activations"] for parts in found.windows.values())
+        return found.windows["forward"]["activations"]
 
     none, third, second, every = map(activations, (False, 3, 2, True))
     assert none > third > second > every
+    inputs = 12 * load.step.micro[0].input_ids.numel() * 64 * (4 if method.trains_base else 2)
+    assert every - activations(True, offload=True) == pytest.approx(inputs, rel=0.2), "the host keeps the layers' inputs"
     monkeypatch.setattr(Scene, "period", property(lambda self: self.depth))
     assert activations(3) == pytest.approx(third, rel=0.01)
+
+
+def test_a_compiled_run_is_planned_as_one_that_is_not(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    assert main(["plan", str(folder), "--data", str(rows), "--compile", "true", "--memory", "2GB", "--device", "gpu"]) == 0
+    assert "compile: memory and time are planned as without it" in capsys.readouterr().err
+
+
+def test_offloading_is_planned_for_a_gpu_only(rows: Path, tmp_path: Path) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    config = TrainingConfig(model=str(folder), data=[str(rows)], gradient_checkpointing=True, activation_offload=True)
+    with pytest.raises(UsageError, match=r"^Expected a GPU for --activation_offload, found none: "):
+        Planning(config, frozenset(), Target("cpu", 8 * 10**9, "auto"), print)
