@@ -191,7 +191,6 @@ def test_a_compiled_run_is_the_run(tiny_fit: TinyFit, packing: str) -> None:
     plain, other, again = (
         tiny_fit(**options, **more) for more in ({}, {"compile": True}, {"compile": True, "gradient_checkpointing": 2})
     )
-    assert counters["stats"]["unique_graphs"] in ((1, 2) if packing == "off" else (4,))
     for run in (other, again):
         assert run.losses == pytest.approx(plain.losses, rel=1e-4)
         assert run.validations() == pytest.approx(plain.validations(), rel=1e-4)
@@ -200,7 +199,6 @@ def test_a_compiled_run_is_the_run(tiny_fit: TinyFit, packing: str) -> None:
         for name, weight in wanted.items():
             torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
         assert not all(torch.equal(found[name], weight) for name, weight in wanted.items()), "it was compiled"
-    assert load_file(again.run.folder / "final_model" / "adapter_model.safetensors").keys() == found.keys()
 
 
 @pytest.mark.long
