@@ -203,15 +203,6 @@ def load_causal_lm(spec: BackboneSpec, **loading: Any) -> Backbone:
     return Backbone(model, tokenizer)
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Let the model recompute its activations in the backward pass instead of keeping them."""
-    options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:  # before transformers 5.23
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-
-
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Give every dropout of the model this probability: its `nn.Dropout` modules, and what layers keep as a number.
 

@@ -168,8 +168,15 @@ class TrainingConfig:
     """How many processes or which GPUs; auto: one CPU process, or every GPU."""
     workers: int = 0
     """Processes that collate batches in the background."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | int = False
+    """Recompute activations in the backward pass: less memory, about a third more time. A number n: those of every n-th
+    decoder layer only, which keeps and costs something between."""
+    activation_offload: bool = False
+    """Keep what the layers of `gradient_checkpointing` are recomputed from in the host's memory: still less of the GPU's, for
+    copies there and back."""
+    compile: bool = False
+    """Compile each decoder layer with torch.compile, once for all layers and lengths of rows; the first step then takes long
+    (on a CPU up to minutes), and dropout draws other numbers. Validation and answers run as without."""
     seed: int = 0
     """Decides the order of rows, the split, dropout and new weights."""
     name: str | None = None
@@ -216,6 +223,8 @@ class TrainingConfig:
             _check_number(name, getattr(self, name), least=0)
         for name in SHARES:
             _check_number(name, getattr(self, name), below=1)
+        if not isinstance(self.gradient_checkpointing, bool):
+            _check_number("gradient_checkpointing", self.gradient_checkpointing, above=0)
         for name, column in self.columns.items():
             if not (isinstance(name, str) and isinstance(column, str) and name and column):
                 raise UsageError(f"Expected --columns to be names with columns, as {{prompt: question}}; got {self.columns!r}.")
@@ -251,6 +260,8 @@ class TrainingConfig:
                 raise UsageError(
                     f"Expected --{other} {' or '.join(values)} with --{name}, which nothing else reads; got {got}."
                 )
+        if self.activation_offload and not self.gradient_checkpointing:
+            raise UsageError("Expected --gradient_checkpointing with --activation_offload, which nothing else reads; got none.")
         if self.early_stopping_threshold and self.early_stopping is None:
             raise UsageError("Expected --early_stopping with --early_stopping_threshold, which nothing else reads; got none.")
 
@@ -322,6 +333,8 @@ def _normal(name: str, value: Any) -> Any:
         value = [word for item in value for word in (item.split(",") if isinstance(item, str) else [item])]
     if isinstance(value, (list, tuple)) and name == "devices":
         value = "".join(f"{item}," for item in value)
+    if name == "gradient_checkpointing" and type(value) is int and value == 1:  # every layer
+        value = True
     return value
 
 

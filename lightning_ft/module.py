@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from lightning_ft import optim
-from lightning_ft.backbone import checkpoint_activations
 from lightning_ft.checkpoint import check_same_adapter, load_trained
 from lightning_ft.doubt import Doubt, not_finite
+from lightning_ft.engine.compiled import compile_layers
 from lightning_ft.engine.gated import fuse_gates, fuse_rotations
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
+from lightning_ft.engine.recompute import checkpoint_activations
 from lightning_ft.engine.sharding import Shards, data_place, summed
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.master import MasterWeights
@@ -104,7 +105,7 @@ class FineTuner(L.LightningModule):
         torch.manual_seed(self.config.seed)
         model = self._load()
         if self.config.gradient_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, int(self.config.gradient_checkpointing), offload=self.config.activation_offload)
         self.model = self.method.attach(model, self.total_steps)
         if self.start_from is not None and not self.method.can_continue:
             raise UsageError(
@@ -116,6 +117,8 @@ class FineTuner(L.LightningModule):
             load_trained(self.model, self.method, self.start_from)
         for fuse in (fuse_norms, fuse_gates, fuse_rotations):
             fuse(self.model)
+        if self.config.compile:
+            compile_layers(self.model)
         if self.config.neftune_noise_alpha:
             self.noise = EmbeddingNoise(self.model, self.config.neftune_noise_alpha)
         self.model.train()

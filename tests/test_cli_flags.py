@@ -49,6 +49,8 @@ def write(folder: Path, text: str, name: str = "c.yaml") -> str:
         ((*BASE, "--split", "0.5,0.25,0.25"), {"split": [0.5, 0.25, 0.25]}),
         ((*BASE, "--on-error", "skip"), {"on_error": "skip"}),
         ((*BASE, "--gradient_checkpointing"), {"gradient_checkpointing": True}),
+        ((*BASE, "--gradient_checkpointing", "4"), {"gradient_checkpointing": 4}),
+        (("--gradient_checkpointing", "base", "--data", "d"), {"gradient_checkpointing": True, "model": "base"}),
         ((*BASE, "--preflight", "false", "--seed", "3"), {"preflight": False, "seed": 3}),
         ((*BASE, "--devices", "2"), {"devices": 2}),
         ((*BASE, "--devices", "auto"), {"devices": "auto"}),

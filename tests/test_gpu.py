@@ -280,3 +280,51 @@ def test_norms_are_torchs_kernel_and_stay_in_16_bits() -> None:
         found = short(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, plain(x), rtol=2e-2, atol=2e-2)
+
+
+def test_offloaded_activations_leave_the_gpu_and_come_back() -> None:
+    """Of 8 layers that are recomputed, the inputs of (2048, 256) float32 numbers are what the GPU keeps; the host has them."""
+    import transformers as tf
+
+    from lightning_ft.engine.recompute import checkpoint_activations
+
+    config = tf.LlamaConfig(
+        vocab_size=97, hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048,
+    )  # fmt: skip
+    ids = torch.arange(2048, device="cuda")[None] % 97
+
+    def passed(offload: bool) -> tuple[int, float, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        model: Any = tf.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        model.cuda().train()
+        checkpoint_activations(model, offload=offload)
+        for _ in range(2):  # the first pass makes what stays, as the rooms of cuBLAS
+            model.zero_grad(set_to_none=True)
+            before = torch.cuda.memory_allocated()
+            loss = model(input_ids=ids, use_cache=False, logits_to_keep=64).logits.float().square().mean()
+            kept = torch.cuda.memory_allocated() - before
+            loss.backward()
+        return kept, loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+    (kept, loss, wanted), (less, same, found) = passed(False), passed(True)
+    assert kept - less == pytest.approx(8 * 2048 * 256 * 4, rel=0.15)
+    assert same == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_run_with_offloaded_activations_is_the_run(backbone: Path, rows: Path, tmp_path: Path) -> None:
+    given = ("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--gradient_checkpointing", "true")
+    for offload in ("false", "true"):
+        run(*given, "--activation_offload", offload, "--output", tmp_path / offload)
+    for name in ("loss", "val_loss"):
+        assert losses(tmp_path / "true", name) == pytest.approx(losses(tmp_path / "false", name), rel=1e-4)
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_a_compiled_run_is_the_run_on_a_gpu(backbone: Path, rows: Path, tmp_path: Path, packing: str) -> None:
+    for compiled in ("false", "true"):
+        given = ("fit", backbone, "--data", rows, *FIT, "--precision", "fp32", "--packing", packing)
+        run(*given, "--compile", compiled, "--output", tmp_path / compiled)
+    for name in ("loss", "val_loss"):
+        assert losses(tmp_path / "true", name) == pytest.approx(losses(tmp_path / "false", name), rel=1e-3)

@@ -22,8 +22,9 @@ SWITCHES: dict[str, tuple[Any, dict[str, Any]]] = {
     "lr_scheduler": ("inverse_sqrt", {}), "warmup": (12.0, {}), "lr_cycles": (4, {"lr_scheduler": "cosine_with_restarts"}),
     "lr_decay": (0.3, {"lr_scheduler": "wsd"}), "lr_decay_shape": ("linear", {"lr_scheduler": "wsd"}), "lr_min": (0.1, {}),
     "weight_decay": (0.1, {}), "max_grad_norm": (0.5, {}), "label_smoothing": (0.1, {}), "neftune_noise_alpha": (5.0, {}),
-    "dropout": (0.1, {}), "gradient_checkpointing": (True, {}), "accumulate": (4, {}), "eval_batch_size": (8, {}),
-    "workers": (2, {}), "precision": ("fp16", {}),
+    "dropout": (0.1, {}), "gradient_checkpointing": (3, {}), "accumulate": (4, {}), "eval_batch_size": (8, {}),
+    "workers": (2, {}), "precision": ("fp16", {}), "activation_offload": (True, {"gradient_checkpointing": True}),
+    "compile": (True, {}),
 }  # fmt: skip
 """A value of each that is not its default, and what it needs beside it."""
 

@@ -131,7 +131,7 @@ def _take(flag: str, given: list[str] | None, words: list[str], layer: Layer, op
         return
     option = options[name]
     many = is_list(option.type)
-    value = _words(flag, given, words, many=many, alone=is_bool(option.type))
+    value = _words(flag, given, words, many=many, alone=is_bool(option.type), kind=option.type)
     if many and name not in UNSPLIT:
         value = [part for item in value for part in (item.split(",") if not item.startswith("[") else [item]) if part]
     if name in SECTIONS:
@@ -147,13 +147,15 @@ def _take(flag: str, given: list[str] | None, words: list[str], layer: Layer, op
         layer.values[name] = Given(value[0], True, flag, flag)
 
 
-def _words(flag: str, given: list[str] | None, words: list[str], *, many: bool, alone: bool = False) -> list[str]:
-    """The values of a flag: those after `=`, else the words up to the next flag."""
+def _words(
+    flag: str, given: list[str] | None, words: list[str], *, many: bool, alone: bool = False, kind: Any = Any
+) -> list[str]:
+    """The values of a flag: those after `=`, else the words up to the next flag; where it may stand alone, a word that fits."""
     if given is not None:
         return given
     taken: list[str] = []
     while words and not _is_flag(words[0]) and (many or not taken):
-        if alone and not many and words[0].lower() not in ("true", "false", "yes", "no", "on", "off"):
+        if alone and not many and not _fits(words[0], kind):
             break
         taken.append(words.pop(0))
     if not taken and alone:
@@ -161,6 +163,14 @@ def _words(flag: str, given: list[str] | None, words: list[str], *, many: bool, 
     if not taken:
         raise UsageError(f"Expected a value after {flag}; got nothing.")
     return taken
+
+
+def _fits(word: str, kind: Any) -> bool:
+    try:
+        coerce(word, kind, text=True)
+    except MismatchError:
+        return False
+    return True
 
 
 def unknown_flag(flag: str, options: Mapping[str, Option]) -> UsageError:

@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Machine": (
         "precision", "master_weights", "quantize", "double_quant", "compute_dtype", "strategy", "tensor_parallel",
-        "rank_timeout", "devices", "workers", "gradient_checkpointing", "trainer",
+        "rank_timeout", "devices", "workers", "gradient_checkpointing", "activation_offload", "compile", "trainer",
     ),
     "Run": ("name", "output", "resume", "seed"),
 }  # fmt: skip

@@ -29,6 +29,8 @@ class Kernels(Protocol):
 
 def of(tensor: Tensor) -> Kernels | None:
     """The kernels for a tensor; None where there are none. `plan` puts others here to rehearse a GPU's way."""
+    if torch.compiler.is_compiling():  # which makes kernels of its own of the plain way
+        return None
     return _triton() if tensor.is_cuda and tensor.dtype != torch.float64 else None
 
 

@@ -49,10 +49,6 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
             f"Expected --objective to be one that smooths labels with --label_smoothing, got {objective.name}, which has none; "
             "leave --label_smoothing out."
         )
-    if config.gradient_checkpointing and not method.can_checkpoint:
-        raise UsageError(f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out.")
-    if config.packing == "on" and not method.can_pack:
-        raise UsageError(f"Method {method.name} cannot keep packed documents apart; type --packing off.")
     task = None if config.task in (None, "auto") else instance("task", config.task, registry)
     name, options = _split("optimizer", config.optimizer)
     optimizer = registry.optimizers[name or "AdamW"]

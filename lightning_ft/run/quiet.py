@@ -22,6 +22,8 @@ NOISE = (
     ".*Trying to infer the `batch_size` from an ambiguous collection.*",  # every value that we log is already a mean
     ".*found .* module.* in eval mode.*",
     ".*resuming from a checkpoint that ended before the epoch.*",  # our sampler begins at the step that the run is at
+    ".*attribute of a Tensor that is not a leaf Tensor is being accessed.*",  # torch.compile looks at all there is of a tensor,
+    ".*autograd.function.Function.* should not be instantiated.*",  # and makes an object of an autograd function
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # what we log is summed over ranks already
     "FSDP2-wrapped module .* returned a view tensor",  # the states for the loss, in which nothing is written
 )

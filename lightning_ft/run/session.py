@@ -26,6 +26,7 @@ from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.strategies import RENAMED, SHARDED, check_cuts, check_strategy
+from lightning_ft.run.ways import check_ways
 from lightning_ft.run.world import World, world
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Session:
         self.hash = folders.config_hash(config)
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
         check_strategy(config, self.choices)
+        check_ways(config, self.choices.method, self.world.device, whole=config.strategy in WHOLE)
         known = self.resume or config.output or "LIGHTNING_FT_RUN" in os.environ
         if config.stream is not None and self.world.launched and not known:
             # No process could tell the others which folder has the shards.

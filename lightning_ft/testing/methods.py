@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_ft.backbone import checkpoint_activations, quiet_peft
+from lightning_ft.backbone import quiet_peft
+from lightning_ft.engine.recompute import checkpoint_activations
 from lightning_ft.errors import NotMergeableError, UsageError
 from lightning_ft.testing.clauses import options_documented, require, run_clauses
 from lightning_ft.testing.models import FAMILIES, Family, tiny_model

@@ -98,19 +98,16 @@ class Freeze(Method):
         return model
 
 
-def decoder_layers(model: nn.Module, method: str) -> nn.ModuleList:
+def decoder_layers(model: nn.Module, method: str) -> list[nn.Module]:
     """The model's decoder layers, bottom first; `method` asks for them.
 
     Raises:
-        UsageError: there is not exactly one list of `config.num_hidden_layers` layers.
+        UsageError: there is no list of `config.num_hidden_layers` layers.
     """
-    from torch import nn
+    from lightning_ft.engine import sharding
 
-    config = getattr(model, "config", None)
-    count = getattr(config, "num_hidden_layers", None)
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not lists:
-        found = getattr(config, "model_type", type(model).__name__)
+    layers = sharding.decoder_layers(model)
+    if not layers:
+        found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise UsageError(f"Expected a model with a list of decoder layers for --method {method}; got {found} without one.")
-    # Lists inside a layer (experts) may have the same length by chance; the outermost comes first.
-    return lists[0]
+    return layers

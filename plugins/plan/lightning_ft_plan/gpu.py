@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_ft.engine import kernels
+from lightning_ft.engine import kernels, recompute
 from lightning_ft.engine.cross_entropy import default_chunk
 from lightning_ft.engine.reordered import reordered
 
@@ -37,15 +37,23 @@ class _Empty:
         return torch.ones(len(targets), dtype=torch.float32)
 
 
+class _Elsewhere(torch.autograd.graph.saved_tensors_hooks):
+    """The memory of a GPU's host, which is not counted; what comes back holds ones."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda tensor: (tensor.shape, tensor.dtype), lambda kept: torch.ones(kept[0], dtype=kept[1]))
+
+
 @contextlib.contextmanager
 def ways_of_a_gpu() -> Iterator[None]:
     """Within the block the product takes the tensors for those of a GPU that has its kernels."""
-    before = kernels.of
+    before = kernels.of, recompute.on_host
     kernels.of = lambda tensor: None if tensor.dtype == torch.float64 else _Empty()
+    recompute.on_host = _Elsewhere
     try:
         yield
     finally:
-        kernels.of = before
+        kernels.of, recompute.on_host = before
 
 
 def gpu_chunk(scene: Scene, formats: Formats, memory: int, positions: int) -> int:

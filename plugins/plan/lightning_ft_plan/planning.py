@@ -13,6 +13,7 @@ from lightning_ft.errors import LightningFTError, UsageError
 from lightning_ft.quantization import Quantization, wanted
 from lightning_ft.registry import CORE, registry
 from lightning_ft.run.quiet import quiet_libraries
+from lightning_ft.run.ways import check_offload
 from lightning_ft_plan.forecast import Row, Surroundings
 from lightning_ft_plan.hollow import TooLongError
 from lightning_ft_plan.machine import Target, resident
@@ -79,6 +80,10 @@ class Planning:
         from lightning_ft_plan.workload import Workload
 
         assert lightning.pytorch.loggers
+        check_offload(config, target.device)
+        if config.compile:
+            say("compile: memory and time are planned as without it")
+            config = replace(config, compile=False)
         self.config, self.given = config, given
         self.method_given = dict(config.method) if isinstance(config.method, dict) else {}
         self.work: Workload = Workload(config, given, target.device, say)

@@ -19,6 +19,7 @@ from lightning_ft.engine.cross_entropy import default_chunk
 from lightning_ft.engine.head import base_model, head_module, head_path
 from lightning_ft.engine.loss import score_rows, verify_head
 from lightning_ft.engine.reordered import reordered
+from lightning_ft.engine.sharding import decoder_layers
 from lightning_ft.errors import UsageError
 from lightning_ft.master import MasterWeights
 from lightning_ft.module import FineTuner
@@ -243,14 +244,6 @@ def _watched(hollow: Hollow, model: nn.Module, given: int, missing: int) -> Iter
         if counted:
             hollow.flops += (hollow.flops - counted[0]) * missing // max(1, given)
             hollow.moved += (hollow.moved - counted[1]) * missing // max(1, given)
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's decoder layers, bottom first; none where there is no such list."""
-    config: Any = getattr(model, "config", None)
-    number = config.get_text_config().num_hidden_layers if config is not None else 0
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
-    return list(lists[0]) if lists else []
 
 
 def account(

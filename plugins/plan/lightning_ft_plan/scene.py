@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,12 @@ class Scene:
 
     @property
     def period(self) -> int:
-        """Layers after which their types repeat."""
+        """Layers after which their types, and which of them are recomputed, repeat."""
         types = getattr(self.model_config.get_text_config(), "layer_types", None) or ["same"]
         fitting = (n for n in range(1, LONGEST_PERIOD + 1) if all(t == types[i % n] for i, t in enumerate(types)))
-        return min(next(fitting, 1), self.depth)
+        # An input that leaves the memory is there while its layer runs, which one layer alone would not tell from all.
+        least = 2 if self.config.activation_offload else 1
+        return min(math.lcm(next(fitting, 1), max(1, int(self.config.gradient_checkpointing)), least), self.depth)
 
 
 @dataclass(frozen=True)

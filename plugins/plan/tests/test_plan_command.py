@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning_ft_plan.forecast import RUNTIME
 from lightning_ft_plan.hollow import PARTS
+from lightning_ft_plan.machine import Target
+from lightning_ft_plan.planning import Planning
+from lightning_ft_plan.rehearsal import account
+from lightning_ft_plan.scene import Scene
 
 from lightning_ft.cli import main
+from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import attach
@@ -254,3 +260,44 @@ def test_layers_that_train_in_turns_have_their_optimiser_state_in_turns(rows: Pa
     turns, whole = found["lisa"], found["full"]
     assert turns["trainable"] == whole["trainable"]
     assert turns["parts"]["optimizer"] < 0.8 * whole["parts"]["optimizer"]
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_layers_that_are_recomputed_repeat_with_their_number(
+    name: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 layers: the fewer of them are recomputed, the more is kept; from few layers follows what all of them take."""
+    shape = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    small = {"num_hidden_layers": 12, "vocab_size": 260, "max_position_embeddings": 512}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_8B | shape | small))
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    config = TrainingConfig(model=str(tmp_path / "model"), data=[str(rows)], batch_tokens=512, packing="off")
+    planning = Planning(config, frozenset(), Target("gpu", 8 * 10**9, "auto"), print)
+    load, method = planning.work.load(packed=False), registry().methods[name].cls()
+
+    def activations(every: bool | int, offload: bool = False) -> float:
+        chosen = replace(config, gradient_checkpointing=every, activation_offload=offload)
+        scene = replace(planning.scene, config=chosen)
+        found = account(scene, method, planning.target.formats(trains_base=method.trains_base), load.step, None, gpu=True)
+        return found.windows["forward"]["activations"]
+
+    none, third, second, every = map(activations, (False, 3, 2, True))
+    assert none > third > second > every
+    inputs = 12 * load.step.micro[0].input_ids.numel() * 64 * (4 if method.trains_base else 2)
+    assert every - activations(True, offload=True) == pytest.approx(inputs, rel=0.2), "the host keeps the layers' inputs"
+    monkeypatch.setattr(Scene, "period", property(lambda self: self.depth))
+    assert activations(3) == pytest.approx(third, rel=0.01)
+
+
+def test_a_compiled_run_is_planned_as_one_that_is_not(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    assert main(["plan", str(folder), "--data", str(rows), "--compile", "true", "--memory", "2GB", "--device", "gpu"]) == 0
+    assert "compile: memory and time are planned as without it" in capsys.readouterr().err
+
+
+def test_offloading_is_planned_for_a_gpu_only(rows: Path, tmp_path: Path) -> None:
+    folder = tiny_backbone_folder(tmp_path / "model")
+    config = TrainingConfig(model=str(folder), data=[str(rows)], gradient_checkpointing=True, activation_offload=True)
+    with pytest.raises(UsageError, match=r"^Expected a GPU for --activation_offload, found none: "):
+        Planning(config, frozenset(), Target("cpu", 8 * 10**9, "auto"), print)
