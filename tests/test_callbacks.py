@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -32,7 +32,7 @@ class Writing:
         self.global_step, self.should_stop, self.val_check_batch = 0, False, 2
         self.callback_metrics: dict[str, float] = {}
         self.state = SimpleNamespace(fn="fit")
-        self.strategy = FolderCheckpoint(lambda folder: None)
+        self.strategy = FolderCheckpoint(cast("Any", None))
 
     def save_checkpoint(self, path: Path) -> None:
         with whole_folder(path) as folder:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -285,10 +285,11 @@ def test_what_is_no_plain_value_is_refused_with_its_place(tmp_path: Path) -> Non
 
 
 def run_with(tmp_path: Path, *steps: int) -> Path:
-    def write_model(folder: Path) -> None:
+    def write_model(folder: Path, gathered: Any) -> None:
+        assert gathered is None
         (folder / "model.txt").write_text("model")
 
-    io = FolderCheckpoint(write_model)
+    io = FolderCheckpoint(cast("Any", write_model))
     for step in steps:
         io.save_checkpoint({"step": step}, path_of(tmp_path, step))
     return tmp_path
@@ -315,7 +316,7 @@ def test_the_newest_whole_checkpoint_is_found_and_broken_ones_are_said(tmp_path:
 
 def test_a_broken_checkpoint_is_not_loaded(tmp_path: Path) -> None:
     run = run_with(tmp_path, 1)
-    io = FolderCheckpoint(lambda folder: None)
+    io = FolderCheckpoint(cast("Any", None))
     assert io.load_checkpoint(path_of(run, 1)) == {"step": 1, "folder": path_of(run, 1)}
     flip(path_of(run, 1) / TENSORS)
     with pytest.raises(UsageError, match=f"Expected a whole checkpoint in .*{TENSORS} has another hash"):

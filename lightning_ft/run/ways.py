@@ -23,7 +23,8 @@ def check_ways(config: TrainingConfig, method: Method, device: torch.device, *, 
         whole: Whether every process holds the whole model.
 
     Raises:
-        UsageError: the method takes no recomputed activations, or no packed rows; layers cannot be compiled here, or not under this strategy.
+        UsageError: the method takes no recomputed activations, or no packed rows; layers cannot be compiled here, or not
+            under this strategy.
     """
     if config.gradient_checkpointing and not method.can_checkpoint:
         raise UsageError(f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out.")

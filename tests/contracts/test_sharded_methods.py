@@ -32,7 +32,7 @@ def train(method: Any, model: nn.Module, ranks: list[int], size: int) -> None:
     for step in range(STEPS):
         method.before_step(model, step)
         for rank in ranks:
-            (token_loss(model, batch_of(rank, step))[0] * size / 92).backward()
+            (token_loss(model, batch_of(rank, step))[0] * size / 92).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         clip(params, grad_norm(params), 1.0)
         optimizer.step()
         method.on_step(model, step)

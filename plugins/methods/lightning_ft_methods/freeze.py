@@ -70,7 +70,7 @@ class Freeze(Method):
             raise UsageError(f"Expected --method.train_layers of at most {len(layers)}, the model's; got {self.train_layers}.")
         for layer in layers[:frozen]:
             layer.requires_grad_(False)
-        inner = {id(module) for module in layers.modules()}
+        inner = {id(module) for layer in layers for module in layer.modules()}
         for module in model.modules():
             if isinstance(module, nn.Embedding) and id(module) not in inner:
                 module.requires_grad_(False)
