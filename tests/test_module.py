@@ -225,7 +225,7 @@ def test_dropout_differs_between_steps_and_ranks_and_seeds(tmp_path: Path) -> No
     for seed in (0, 1, 2):
         module = module_of(data, seed=seed)
         for rank in (0, 1, 7):
-            module.__class__ = type("Ranked", (FineTuner,), {"global_rank": rank})
+            module.__class__ = type("Ranked", (FineTuner,), {"data_place": (rank, 3)})
             seeds |= {module._dropout_seed(step) for step in range(20)}
     assert len(seeds) == 3 * 3 * 20
 
