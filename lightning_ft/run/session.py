@@ -29,6 +29,7 @@ from lightning_ft.run.world import World, check_strategy, world
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
+    from lightning.pytorch.plugins.environments import ClusterEnvironment
     from torch import nn
 
     from lightning_ft.bootstrap import Verdict
@@ -54,6 +55,7 @@ class Session:
     Args:
         config: The run's options.
         given: Options that the user set, which a task's defaults must not touch.
+        cluster: How Lightning finds the other processes; None: as it finds out itself.
     """
 
     folder: folders.RunFolder
@@ -62,9 +64,12 @@ class Session:
     trainer: L.Trainer
     saver: Saver
 
-    def __init__(self, config: TrainingConfig, given: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, config: TrainingConfig, given: frozenset[str] = frozenset(), cluster: ClusterEnvironment | None = None
+    ) -> None:
         self.config = config
         self.given = given
+        self.cluster = cluster
         self.registry: Registry = registry()
         self.world: World = world(config)
         self.say = say if self.world.main else lambda line: None
@@ -271,7 +276,7 @@ class Session:
         }  # fmt: skip
         extra = trainer_arguments(config.trainer) if config.trainer else {}
         callbacks += extra.pop("callbacks", None) or []
-        options["plugins"] += extra.pop("plugins", None) or []
+        options["plugins"] += [*([self.cluster] if self.cluster else []), *(extra.pop("plugins", None) or [])]
         with quiet_libraries():
             return L.Trainer(callbacks=callbacks, **(options | extra))
 
