@@ -16,7 +16,7 @@ from lightning_ft.run.signals import stoppable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lightning.pytorch.plugins.environments import ClusterEnvironment
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
     from lightning_ft.bootstrap import Verdict
     from lightning_ft.data.split import Split

@@ -29,7 +29,7 @@ from lightning_ft.run.world import World, check_strategy, world
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
-    from lightning.pytorch.plugins.environments import ClusterEnvironment
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from torch import nn
 
     from lightning_ft.bootstrap import Verdict

@@ -26,6 +26,7 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody asks for them where there is no dashboard
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a machine that is taken away is a lost worker
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray's own lines would stand among the results on stdout
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU sees none
 }
 """Settings of Ray and Ray Train, where the user has none of his own."""
@@ -118,7 +119,9 @@ def _imported() -> Any:
 
 
 def _missing(why: str) -> UsageError:
-    return UsageError(f"Expected Ray with Ray Train, but {why}; type pip install 'ray[train]', or `lightning-ft fit` without it.")
+    return UsageError(
+        f"Expected Ray with Ray Train, but {why}; type pip install 'ray[train]', or use `lightning-ft fit` without it."
+    )
 
 
 def _not_joined(address: str, error: Exception) -> UsageError:

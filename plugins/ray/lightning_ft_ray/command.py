@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.parser import CommandParser, command
+from lightning_ft.config import option_names
 from lightning_ft.errors import UsageError, did_you_mean
 from lightning_ft_ray.cluster import check_address, check_installed, cluster
 
@@ -36,7 +37,8 @@ def parser() -> CommandParser:
         "one for each machine without any)",
     )  # fmt: skip
     made.add_argument(
-        "--address", default="local",
+        "--address",
+        default="local",
         help="local (default): a cluster of this machine's own for the time of the run; auto or host:port: one that runs",
     )
     made.add_argument(
@@ -67,8 +69,10 @@ def fit(argv: Sequence[str]) -> int:
     from lightning_ft.cli.fit import print_config
     from lightning_ft.cli.resolve import check_torch_names, parse, resolve
 
-    own, rest = parser().parse_known_args(list(argv))
+    flags = parser()
+    own, rest = flags.parse_known_args(list(argv))
     check(own)
+    check_flags(rest, [option for action in flags._actions for option in action.option_strings])
     arguments = parse(rest)
     if own.num_workers is not None and (given := arguments.layer.values.get("devices")) is not None:
         raise UsageError(f"Expected either --num_workers or --devices, got {own.num_workers} and {given.value}.")
@@ -98,6 +102,20 @@ def check(own: argparse.Namespace) -> None:
     cpus = own.cpus_per_worker
     if cpus is not None and not (0 < cpus < 1 or (cpus >= 1 and cpus == int(cpus))):
         raise UsageError(f"Expected --cpus_per_worker to be a whole number or a part of 1, as 0.5; got {cpus:g}.")
+
+
+def check_flags(words: Sequence[str], own: Sequence[str]) -> None:
+    """Refuse a flag that neither this command nor `fit` has; `fit` alone would propose one of its own for a slip of ours.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    known = [*own, *(f"--{name}" for name in (*option_names(), "config", "print_config"))]
+    for word in words:
+        flag = word.partition("=")[0].partition(".")[0]
+        if flag.startswith("--") and flag.replace("-", "_") not in {name.replace("-", "_") for name in known}:
+            hint = did_you_mean(flag, known)
+            raise UsageError(f"Expected a flag of `lightning-ft ray fit --help` or of `fit`, got '{flag}'.{hint}")
 
 
 def run(config: TrainingConfig, request: Request, own: Any) -> None:

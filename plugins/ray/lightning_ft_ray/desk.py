@@ -144,7 +144,7 @@ class Desk:
         from lightning_ft_ray.training import fit, lost
 
         error = fit(order, desk)
-        self.end(lost(error, self._folder))
+        self.end(lost(error, self._folder, self.tries))
 
     def stop(self, number: int) -> None:
         """Let the run stop as that signal would."""

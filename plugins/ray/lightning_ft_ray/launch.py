@@ -31,7 +31,8 @@ def launch(order: Order) -> Ending:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     _say_if_busy(order.group)
-    # Ray Train runs in the desk's process: a thread of this one that waits for it would take the process down with the connection.
+    # Ray Train runs in the desk's process: a thread of this one that waited for it would, when the connection is closed, take
+    # the process down.
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     maker: Any = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": QUIET})(Desk)
     asked: list[int] = []

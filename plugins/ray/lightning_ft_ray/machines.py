@@ -44,8 +44,7 @@ class Group:
 def room(machines: Sequence[Machine], cpus: float, *, gpu: bool) -> int:
     """How many workers of so many CPUs (and a GPU each) the machines hold; none is spread over two machines."""
     return sum(
-        min(math.floor(m.cpus / cpus + 1e-9), math.floor(m.gpus) if gpu else math.floor(m.cpus / cpus + 1e-9))
-        for m in machines
+        min(math.floor(m.cpus / cpus + 1e-9), math.floor(m.gpus) if gpu else math.floor(m.cpus / cpus + 1e-9)) for m in machines
     )
 
 

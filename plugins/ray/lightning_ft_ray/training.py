@@ -52,16 +52,17 @@ def fit(order: Order, desk: Any) -> Exception | None:
     return None
 
 
-def lost(error: Exception | None, folder: str | None) -> Ending:
+def lost(error: Exception | None, folder: str | None, tries: int) -> Ending:
     """The end of a run of which no worker could tell how it ended.
 
     Args:
         error: What Ray Train failed by.
         folder: The run folder, as far as it is known.
+        tries: How often the workers were started.
     """
     from ray.train import WorkerGroupError
 
-    go_on = "" if folder is None else f" Go on with --resume {folder}, or let Ray do so with --tries 3."
+    go_on = "" if folder is None else f" Go on with --resume {folder}{', or let Ray do so with --tries 3' * (tries == 1)}."
     if not isinstance(error, WorkerGroupError):
         return Ending(message=f"Ray Train: {_short(str(error or 'it returned too early'))}.{go_on}", code=1, trace=repr(error))
     own = {rank: failure for rank, failure in error.worker_failures.items() if isinstance(failure, WorkerError)}

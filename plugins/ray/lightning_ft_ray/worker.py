@@ -101,7 +101,8 @@ def _run(order: Order, before: str | None, desk: Any, *, main: bool) -> Ending:
     with contextlib.ExitStack() as stack:
         if main:
             out, err = Relay(desk, "stdout"), Relay(desk, "stderr")
-            stack.callback(lambda: (out.rest(), err.rest()))
+            stack.callback(out.rest)
+            stack.callback(err.rest)
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             stack.enter_context(_listening(desk))

@@ -212,9 +212,7 @@ def test_a_stopped_run_goes_on_to_the_bits_of_fit_and_nobody_can_reach_its_clust
         out, err = process.communicate(timeout=300)
     assert process.returncode == 130, said + err
     assert out == ""
-    assert sentence(err) == (
-        "lightning-ft: Stopped by SIGINT after step 3 of 6; everything is saved. Go on with --resume run."
-    )
+    assert sentence(err) == ("lightning-ft: Stopped by SIGINT after step 3 of 6; everything is saved. Go on with --resume run.")
     assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
     # Torch's own store of rank 0 listens everywhere, as it does under `fit --devices 2`.
     mine = {name: places for name, places in found.items() if places and "RayTrainWorker" not in name}
