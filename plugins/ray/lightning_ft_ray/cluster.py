@@ -10,7 +10,7 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.errors import TrainingError, UsageError
+from lightning_ft.errors import LightningFTError, TrainingError, UsageError
 from lightning_ft_ray.machines import Machine
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a machine that is taken away is a lost worker
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray's own lines would stand among the results on stdout
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU sees none
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers that are to see no GPU are told so by us
 }
 """Settings of Ray and Ray Train, where the user has none of his own."""
 
@@ -60,7 +60,7 @@ def cluster(address: str) -> Iterator[list[Machine]]:
         address: `local` starts one for the time of the block; `auto` and `host:port` join one that runs.
 
     Raises:
-        UsageError: there is none, or it cannot be joined.
+        UsageError: there is none, or it cannot be joined. TrainingError: Ray could not start one, or not where it should.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -71,10 +71,10 @@ def cluster(address: str) -> Iterator[list[Machine]]:
         arguments["address"] = address
     ray = _imported()
     try:
-        ray.init(**arguments)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _not_joined(address, error) from error
-    try:
+        try:
+            ray.init(**arguments)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _not_joined(address, error) from error
         if address == "local" and ray.util.get_node_ip_address() != LOOPBACK:
             raise TrainingError(f"Expected Ray to stay on {LOOPBACK}, got {ray.util.get_node_ip_address()}; nothing was run.")
         yield [
@@ -124,8 +124,10 @@ def _missing(why: str) -> UsageError:
     )
 
 
-def _not_joined(address: str, error: Exception) -> UsageError:
+def _not_joined(address: str, error: Exception) -> LightningFTError:
     why = " ".join(str(error).split()).rstrip(".")
+    if address == "local":
+        return TrainingError(f"Ray could not start a cluster on this machine: {why}.")
     return UsageError(
         f"Expected a running Ray cluster that this machine belongs to at --address {address}, but {why}; start one with "
         "`ray start --head`, or leave --address out."

@@ -134,7 +134,7 @@ def run(config: TrainingConfig, request: Request, own: Any) -> None:
         group = group_of(config, machines, workers=own.num_workers, cpus=own.cpus_per_worker, use_gpu=gpu)
         survey(config, machines)
         config, given = sized(config, request.given, own.num_workers)
-        ending = launch(Order(config, given, str(Path.cwd()), group, own.tries, records, environment()))
+        ending = launch(Order(config, given, str(Path.cwd()), group, own.tries, records, environment(group)))
     show_verdict(ending.verdict)
     print(f"Run folder: {ending.folder}")
 

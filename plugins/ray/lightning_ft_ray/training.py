@@ -9,14 +9,16 @@ from lightning_ft_ray.desk import Ending, WorkerError
 
 if TYPE_CHECKING:
     from lightning_ft_ray.desk import Order
+    from lightning_ft_ray.machines import Group
 
 FORWARDED = ("HF_HUB_OFFLINE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CUBLAS_WORKSPACE_CONFIG")
 
 
-def environment() -> dict[str, str]:
-    """Settings of the driver that workers on other machines need, too; secrets are none of them."""
+def environment(group: Group) -> dict[str, str]:
+    """Settings for the workers: those of the driver that count on other machines, too (secrets are none), and which GPUs."""
     own = {name: value for name, value in os.environ.items() if name.startswith("LIGHTNING_FT_") and name != "LIGHTNING_FT_RUN"}
-    return own | {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    own |= {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    return own if group.gpu else own | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def fit(order: Order, desk: Any) -> Exception | None:

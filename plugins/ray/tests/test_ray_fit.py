@@ -1,4 +1,4 @@
-"""Runs on real clusters of this machine: one that all tests join, and one that a command starts for itself."""
+"""Runs on real clusters: one of two machines (for Ray) that all tests join, and one that a command starts for itself."""
 
 from __future__ import annotations
 
@@ -74,13 +74,15 @@ if "LIGHTNING_FT_FAULT" in os.environ and "RANK" in os.environ:
     FineTuner.training_step, signals.deliver = step, noted
 '''
 CLUSTER = """
-import sys, ray
-from lightning_ft_ray.cluster import cluster
-with cluster("local"):
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    sys.stdin.read()
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"})
+cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
 """
-FIT = ("ray", "fit", "--cpus_per_worker", "0.5")
+"""For Ray these are two machines, each with room for one worker."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def address(place: Path) -> Iterator[str]:
-    """A cluster that runs for all tests."""
+    """A cluster of two machines that runs for all tests."""
     with subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
@@ -153,10 +155,10 @@ def sentence(err: str) -> str:
 def test_a_killed_worker_ends_with_the_bits_of_fit(
     place: Path, plain: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One config file under both commands; Ray starts the workers again, which go on from the checkpoint of step 2."""
+    """One config file under both commands, workers on two machines; Ray starts them again, from the checkpoint of step 2."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTNING_FT_FAULT", json.dumps([1, 3, "kill", str(tmp_path / "killed")]))
-    code = main([*FIT, "--config", str(place / "both.yaml"), "--address", address, "--tries", "2"])
+    code = main(["ray", "fit", "--config", str(place / "both.yaml"), "--address", address, "--tries", "2"])
     out, err = capfd.readouterr()
     assert code == 0, err
     assert "ray: the workers were started again (try 2 of 2)\n" in err
@@ -201,7 +203,17 @@ def test_a_stopped_run_goes_on_to_the_bits_of_fit_and_nobody_can_reach_its_clust
     monkeypatch.chdir(tmp_path)
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     fault = {"LIGHTNING_FT_FAULT": json.dumps([0, 3, "wait", ""])}
-    argv = [sys.executable, "-m", "lightning_ft", *FIT, "--config", str(place / "both.yaml")]
+    argv = [
+        sys.executable,
+        "-m",
+        "lightning_ft",
+        "ray",
+        "fit",
+        "--config",
+        str(place / "both.yaml"),
+        "--cpus_per_worker",
+        "0.5",
+    ]
     with subprocess.Popen(argv, env=own | fault, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = ""
@@ -220,7 +232,7 @@ def test_a_stopped_run_goes_on_to_the_bits_of_fit_and_nobody_can_reach_its_clust
     assert {place for places in mine.values() for place in places} <= LOOPBACK, mine
     assert not any("dashboard/dashboard.py" in name for name in mine), "a dashboard listens"
 
-    assert main([*FIT, "--resume", "run", "--address", address]) == 0
+    assert main(["ray", "fit", "--resume", "run", "--address", address]) == 0
     out, err = capfd.readouterr()
     assert "resume: run from checkpoint-step-3\n" in err
     assert out == (plain.parent / "stdout").read_text()
@@ -235,7 +247,7 @@ def test_wrong_data_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     Path("wrong.jsonl").write_text('{"nonsense": 1}\n')
     argv = ["--model", str(place / "model"), "--data", "wrong.jsonl", "--num_workers", "1", "--address", address]
-    assert main([*FIT, *argv]) == 2
+    assert main(["ray", "fit", *argv]) == 2
     out, err = capfd.readouterr()
     assert sentence(err).startswith("lightning-ft: wrong.jsonl: expected the columns of a task")
     assert out == ""
@@ -247,5 +259,8 @@ def test_more_workers_than_there_is_room_for_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["ray", "fit", "--config", str(place / "both.yaml"), "--address", address, "--num_workers", "5000"]) == 2
-    assert "; got 5000; type --cpus_per_worker 0.5" in sentence(capfd.readouterr().err)
+    assert sentence(capfd.readouterr().err) == (
+        "lightning-ft: Expected at most 2 workers of 1 CPU each on a cluster of 2 CPUs and 0 GPUs on 2 machines; got 5000; type "
+        "--cpus_per_worker 0.5 to let two share one."
+    )
     assert not Path("run").exists()
