@@ -76,7 +76,8 @@ if "LIGHTNING_FT_FAULT" in os.environ and "RANK" in os.environ:
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"})
+head = {"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
 print(cluster.address, flush=True)
 sys.stdin.read()
@@ -203,17 +204,8 @@ def test_a_stopped_run_goes_on_to_the_bits_of_fit_and_nobody_can_reach_its_clust
     monkeypatch.chdir(tmp_path)
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     fault = {"LIGHTNING_FT_FAULT": json.dumps([0, 3, "wait", ""])}
-    argv = [
-        sys.executable,
-        "-m",
-        "lightning_ft",
-        "ray",
-        "fit",
-        "--config",
-        str(place / "both.yaml"),
-        "--cpus_per_worker",
-        "0.5",
-    ]
+    argv = [sys.executable, "-m", "lightning_ft", "ray", "fit", "--config", str(place / "both.yaml")]
+    argv += ["--cpus_per_worker", "0.5"]  # a machine of one CPU has room for both
     with subprocess.Popen(argv, env=own | fault, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = ""
@@ -260,7 +252,7 @@ def test_more_workers_than_there_is_room_for_are_refused(
     monkeypatch.chdir(tmp_path)
     assert main(["ray", "fit", "--config", str(place / "both.yaml"), "--address", address, "--num_workers", "5000"]) == 2
     assert sentence(capfd.readouterr().err) == (
-        "lightning-ft: Expected at most 2 workers of 1 CPU each on a cluster of 2 CPUs and 0 GPUs on 2 machines; got 5000; type "
-        "--cpus_per_worker 0.5 to let two share one."
+        "lightning-ft: Expected at most 2 workers of 1 CPU each on a cluster of 2 CPUs and 0 GPUs on 2 machines; got 5000; "
+        "type --cpus_per_worker 0.5 to let two share one."
     )
     assert not Path("run").exists()
