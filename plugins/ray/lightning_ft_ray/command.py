@@ -134,7 +134,8 @@ def run(config: TrainingConfig, request: Request, own: Any) -> None:
         group = group_of(config, machines, workers=own.num_workers, cpus=own.cpus_per_worker, use_gpu=gpu)
         survey(config, machines)
         config, given = sized(config, request.given, own.num_workers)
-        ending = launch(Order(config, given, str(Path.cwd()), group, own.tries, records, environment(group)))
+        order = Order(config, given, str(Path.cwd()), group, own.tries, records, environment(group))
+        ending = launch(order, stays=own.address != "local")
     show_verdict(ending.verdict)
     print(f"Run folder: {ending.folder}")
 

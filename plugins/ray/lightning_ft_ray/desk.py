@@ -100,6 +100,7 @@ class Desk:
         self._folder: str | None = None
         self._ending: Ending | None = None
         self._signal: int | None = None
+        self._over = False
 
     # ---- for the workers ------------------------------------------------------------------------------------------------
 
@@ -145,6 +146,11 @@ class Desk:
 
         error = fit(order, desk)
         self.end(lost(error, self._folder, self.tries))
+        self._over = True
+
+    def over(self) -> bool:
+        """Whether Ray Train has put its things away, too."""
+        return self._over
 
     def stop(self, number: int) -> None:
         """Let the run stop as that signal would."""

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 LOOK = 0.3
 """Seconds between two looks at the desk."""
+LEAVE = 15.0
+"""Seconds that Ray Train has to put its things away on a cluster that stays."""
 
 
-def launch(order: Order) -> Ending:
+def launch(order: Order, *, stays: bool) -> Ending:
     """Run an order on the cluster that this process belongs to.
+
+    Args:
+        order: What to do.
+        stays: Whether the cluster is still there after the run.
 
     Raises:
         LightningFTError: the run failed, as `fit` would have.
@@ -41,6 +47,9 @@ def launch(order: Order) -> Ending:
         desk = maker.remote(order.tries)
         desk.start.remote(order)
         ending = _follow(desk, asked)
+        until = time.monotonic() + LEAVE
+        while stays and time.monotonic() < until and not ray.get(desk.over.remote()):
+            time.sleep(LOOK)
     except ray.exceptions.RayActorError as error:
         raise TrainingError("Lost the process that Ray Train ran in; look at the memory of this machine.") from error
     finally:
