@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 
 from lightning_ft.errors import UsageError
 from lightning_ft.run import hardware
-from lightning_ft.run.hardware import device_name, device_use, formats, heap_in_use, peak_memory
+from lightning_ft.run.hardware import device_name, device_use, formats, peak_memory
 
 if TYPE_CHECKING:
     from lightning_ft.config import Precision
@@ -91,23 +89,6 @@ def test_what_the_machine_is() -> None:
     del kept
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
-def test_a_kept_heap_does_not_fault_the_same_pages_in_again() -> None:
-    """Ten times 64 MB after a warm-up, as steps come one after another: fresh mappings would be 16,384 page faults each."""
-    code = (
-        "import resource, torch\n"
-        "from lightning_ft.run.hardware import keep_heap\n"
-        "keep_heap()\n"
-        "make = lambda: torch.ones(16 * 2**20)\n"
-        "for _ in range(20): make()\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(10): make()\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 5000
-
-
 def test_device_use_is_the_share_of_all_threads(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three seconds of processor in two seconds of two threads: three quarters."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -124,13 +105,3 @@ def test_device_use_of_a_gpu_is_the_drivers_or_nobodys(gpu: None, monkeypatch: p
     assert device_use(1.0, 1.0) == 0.87
     monkeypatch.setattr(torch.cuda, "utilization", missing)
     assert device_use(1.0, 1.0) is None
-
-
-def test_heap_in_use_grows_by_what_is_allocated() -> None:
-    before = heap_in_use()
-    if before is None:
-        pytest.skip("the C library does not tell")
-    kept = torch.ones(4_000_000)
-    grown = (heap_in_use() or 0) - before
-    assert 16_000_000 <= grown < 17_000_000
-    del kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which oneDNN multiplies bfloat16 matrices in hardware."""
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Parameters of mallopt(3)."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +50,6 @@ def _product_seconds(dtype: torch.dtype) -> float:
     for _ in range(4):
         a @ a
     return time.perf_counter() - start
-
-
-def keep_heap() -> None:
-    """Let glibc keep freed memory for the next step instead of handing it back to the kernel.
-
-    By default every tensor of some MB is a fresh mapping whose pages the kernel has to zero again, step after step.
-    For the whole process, and only where the C library has `mallopt`; training on a CPU asks for it.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-def heap_in_use() -> int | None:
-    """Bytes that are allocated from the C library's heap; None where it does not tell (anywhere but glibc 2.33 and later)."""
-    import ctypes
-
-    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
-    if mallinfo is None:
-        return None
-    # struct mallinfo2 of malloc.h: ten numbers, of which the fifth is in mappings and the eighth in the heap.
-    mallinfo.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": [(f"n{i}", ctypes.c_size_t) for i in range(10)]})
-    found = mallinfo()
-    return int(found.n4 + found.n7)
 
 
 def formats(precision: Precision, *, trains_base: bool, master: Master = "fp32") -> Formats:

@@ -21,7 +21,8 @@ import torch
 
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import FolderCheckpoint
-from lightning_ft.run.hardware import heap_in_use, peak_memory
+from lightning_ft.run.hardware import peak_memory
+from lightning_ft.run.heap import heap_in_use
 from lightning_ft.shortage import RunAgainError, memory_advice, out_of_memory
 
 if TYPE_CHECKING:

@@ -142,7 +142,8 @@ class Session:
 
         from lightning_ft.data.datamodule import FineTuneData
         from lightning_ft.module import FineTuner
-        from lightning_ft.run.hardware import device_name, formats, keep_heap, place
+        from lightning_ft.run.hardware import device_name, formats, place
+        from lightning_ft.run.heap import keep_heap
         from lightning_ft.run.planning import Planner
 
         method = self.choices.method

@@ -100,11 +100,7 @@ def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: 
     # everything when it ends would take two seconds.
     gc.freeze()
     with progress("planning", total) as advance:
-        rows = []
-        for row in planning.rows():
-            rows.append(row)
-            advance(row.name)
-            gc.collect()
+        rows = planning.rows(advance)
     if execute:
         rows = executed(rows, planning, memory)
     return planning.plan(rows, goal)

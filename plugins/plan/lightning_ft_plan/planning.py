@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,10 @@ from lightning_ft_plan.forecast import Row, Surroundings
 from lightning_ft_plan.hollow import TooLongError
 from lightning_ft_plan.machine import Target, resident
 from lightning_ft_plan.rules import Goal, Kind, Recommendation, advise, recommend
+from lightning_ft_plan.together import together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from lightning_ft.config import TrainingConfig
     from lightning_ft.method import Method
@@ -110,13 +113,34 @@ class Planning:
             found.append((entry.name, self.chosen if chosen else entry.cls(), options))
         return found
 
-    def rows(self) -> Iterator[Row]:
-        """The rows of the table, the quantised base behind the method that is the default on a frozen one."""
+    def rows(self, done: Callable[[str], None]) -> list[Row]:
+        """The rows of the table, the quantised base behind the method that is the default on a frozen one.
+
+        Args:
+            done: Told the name of each row that is finished.
+        """
         default = registry().methods.default().cls
+        jobs: list[tuple[str, Callable[[], Row]]] = []
+        kinds: dict[bool, int] = {}
         for name, method, options in self.methods():
-            yield self._row(name, method, options)
+            kinds.setdefault(method.trains_base, len(jobs))
+            jobs.append((name, partial(self._row, name, method, options)))
             if type(method) is default and not method.trains_base:
-                yield self._quantised_row(name, method, options)
+                jobs.append((name, partial(self._quantised_row, name, method, options)))
+
+        def one(number: int) -> Row:
+            row = jobs[number][1]()
+            gc.collect()
+            return row
+
+        found: dict[int, Row] = {}
+        for number in kinds.values():  # these time the machine, which has to do nothing else
+            found[number] = one(number)
+            done(jobs[number][0])
+        rest = [number for number in range(len(jobs)) if number not in found]
+        rows = together([partial(one, number) for number in rest], lambda n: done(jobs[rest[n]][0]))
+        found.update(zip(rest, rows, strict=True))
+        return [found[number] for number in range(len(jobs))]
 
     def _row(self, name: str, method: Method, options: Mapping[str, Any]) -> Row:
         row = Row(name, name, options)
