@@ -67,9 +67,7 @@ class Session:
     def __init__(
         self, config: TrainingConfig, given: frozenset[str] = frozenset(), cluster: ClusterEnvironment | None = None
     ) -> None:
-        self.config = config
-        self.given = given
-        self.cluster = cluster
+        self.config, self.given, self.cluster = config, given, cluster
         self.registry: Registry = registry()
         self.world: World = world(config)
         self.say = say if self.world.main else lambda line: None

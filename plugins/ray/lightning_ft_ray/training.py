@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.run.heap import TUNABLES, without_cache
 from lightning_ft_ray.desk import Ending, WorkerError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def environment(group: Group) -> dict[str, str]:
     """Settings for the workers: those of the driver that count on other machines, too (secrets are none), and which GPUs."""
     own = {name: value for name, value in os.environ.items() if name.startswith("LIGHTNING_FT_") and name != "LIGHTNING_FT_RUN"}
     own |= {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    return own if group.gpu else own | {"CUDA_VISIBLE_DEVICES": ""}
+    # The heap of `fit`, which begins its process anew for it.
+    return own if group.gpu else own | {"CUDA_VISIBLE_DEVICES": "", TUNABLES: without_cache(os.environ)}
 
 
 def fit(order: Order, desk: Any) -> Exception | None:

@@ -12,6 +12,7 @@ import pytest
 from lightning_ft_ray.command import parser, sized
 from lightning_ft_ray.machines import Group, Machine, group_of, room
 from lightning_ft_ray.survey import Seen, check, look, marker, needed
+from lightning_ft_ray.training import environment
 
 from lightning_ft.cli import main
 from lightning_ft.config import TrainingConfig
@@ -82,6 +83,17 @@ def test_the_flag_stands_in_the_config_as_devices() -> None:
     after, given = sized(before, frozenset({"data"}), 4)
     assert (after.devices, after.trainer, set(given)) == (4, {"benchmark": True}, {"data", "devices"})
     assert sized(before, frozenset({"data"}), None) == (before, frozenset({"data"}))
+
+
+def test_workers_get_settings_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LIGHTNING_FT_CACHE", "LIGHTNING_FT_RUN", "HF_TOKEN", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    on_gpus, on_cpus = (environment(Group(2, 1, gpu=gpu)) for gpu in (True, False))
+    assert {"LIGHTNING_FT_CACHE", "OMP_NUM_THREADS"} <= on_gpus.keys()
+    assert not {"LIGHTNING_FT_RUN", "HF_TOKEN", "GLIBC_TUNABLES", "CUDA_VISIBLE_DEVICES"} & on_gpus.keys()
+    assert on_cpus["CUDA_VISIBLE_DEVICES"] == ""
+    assert on_cpus["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0"
 
 
 def test_machines_have_to_see_the_same(scratch: Scratch, tmp_path: Path) -> None:
