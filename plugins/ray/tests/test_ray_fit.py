@@ -222,7 +222,6 @@ def test_a_stopped_run_goes_on_to_the_bits_of_fit_and_nobody_can_reach_its_clust
     mine = {name: places for name, places in found.items() if places and "RayTrainWorker" not in name}
     assert len(mine) > 4, found
     assert {place for places in mine.values() for place in places} <= LOOPBACK, mine
-    assert not any("dashboard/dashboard.py" in name for name in mine), "a dashboard listens"
 
     assert main(["ray", "fit", "--resume", "run", "--address", address]) == 0
     out, err = capfd.readouterr()
