@@ -16,6 +16,8 @@ from lightning_ft.run.signals import stoppable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
     from lightning_ft.bootstrap import Verdict
     from lightning_ft.data.split import Split
     from lightning_ft.run.stages import EvaluationResult
@@ -72,16 +74,20 @@ def fit(*, model: str, data: str | Path | Sequence[str | Path], **options: Any) 
 
 
 @stoppable()
-def fit_config(config: TrainingConfig, *, given: frozenset[str] = frozenset()) -> Run:
+def fit_config(
+    config: TrainingConfig, *, given: frozenset[str] = frozenset(), cluster: ClusterEnvironment | None = None
+) -> Run:
     """Fine-tune as `config` says.
 
     Args:
         config: The run's options.
         given: Options that the user set, which a task's defaults must not touch.
+        cluster: How Lightning finds the other processes, for a launcher that gives torchrun's variables without its equal
+            numbers of processes on all machines; None: as Lightning itself finds out.
     """
     from lightning_ft.run.session import Session
 
-    session = Session(config, given)
+    session = Session(config, given, cluster)
     status = "failed"
     try:
         session.build()

@@ -165,12 +165,46 @@ def test_outside_of_steps_a_signal_is_an_error_at_once() -> None:
     assert [signal.getsignal(number) for number in signals.HANDLED] == before
 
 
-def test_another_thread_leaves_signals_alone() -> None:
-    found: list[dict[int, Any]] = []
-    thread = threading.Thread(target=lambda: found.append(signals.install(signals.stop_at_once)))
+def test_another_thread_leaves_signals_alone_and_takes_what_is_delivered() -> None:
+    """The innermost handler gets it, as with real signals, and afterwards nobody is there."""
+    before = [signal.getsignal(number) for number in signals.HANDLED]
+    noted: list[int] = []
+    there, over = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with signals.stoppable():
+            handlers = signals.install(lambda number, frame: noted.append(number))
+            there.set()
+            over.wait(60)
+            signals.restore(handlers)
+
+    assert not signals.deliver(signal.SIGTERM)
+    thread = threading.Thread(target=run)
     thread.start()
+    assert there.wait(60)
+    assert signals.deliver(signal.SIGTERM)
+    assert noted == [signal.SIGTERM]
+    assert [signal.getsignal(number) for number in signals.HANDLED] == before
+    over.set()
     thread.join()
-    assert found == [{}]
+    assert not signals.deliver(signal.SIGTERM)
+
+
+def test_what_is_delivered_outside_of_steps_is_an_error_of_who_delivers() -> None:
+    there, over = threading.Event(), threading.Event()
+
+    @signals.stoppable()
+    def run() -> None:
+        there.set()
+        over.wait(60)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert there.wait(60)
+    with pytest.raises(RunInterruptedError, match="Stopped at once by SIGINT"):
+        signals.deliver(signal.SIGINT)
+    over.set()
+    thread.join()
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 5, "loss": 1.', '{"step": 5, "loss": 1.0}'])

@@ -224,9 +224,15 @@ def test_the_hash_covers_what_decides_the_result_and_nothing_else() -> None:
     }.items():  # fmt: skip
         assert config_hash(config(**{name: value})) != base, name
     for name in NOT_OF_THE_RESULT:
-        other = {"workers": 2, "log_every": 1, "keep_best": 3, "preflight": False, "verdict_rows": 1, "eval_batch_size": 2, "rank_timeout": 9.0}.get(
-            name, "other"
-        )
+        other = {
+            "workers": 2,
+            "log_every": 1,
+            "keep_best": 3,
+            "preflight": False,
+            "verdict_rows": 1,
+            "eval_batch_size": 2,
+            "rank_timeout": 9.0,
+        }.get(name, "other")
         assert config_hash(config(**{name: other})) == base, name
 
 

@@ -53,10 +53,16 @@ def start_again_without_cache(environment: MutableMapping[str, str] = os.environ
     the pieces in it lie between those that would have to be joined. With a GPU the heap holds no tensors: nothing happens.
     """
     if _wants_no_cache(environment) and sys.orig_argv[1:]:
-        environment[TUNABLES] = ":".join(filter(None, (environment.get(TUNABLES), f"{NO_CACHE}=0")))
+        environment[TUNABLES] = without_cache(environment)
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environment))
+
+
+def without_cache(environment: Mapping[str, str]) -> str:
+    """What `GLIBC_TUNABLES` has to be for a process that starts with the cache off; the user's own setting of it stays."""
+    given = environment.get(TUNABLES)
+    return given if given and NO_CACHE in given else ":".join(filter(None, (given, f"{NO_CACHE}=0")))
 
 
 def _wants_no_cache(environment: Mapping[str, str]) -> bool:

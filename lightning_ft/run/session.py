@@ -31,6 +31,7 @@ from lightning_ft.run.world import World, world
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from torch import nn
 
     from lightning_ft.bootstrap import Verdict
@@ -58,6 +59,7 @@ class Session:
     Args:
         config: The run's options.
         given: Options that the user set, which a task's defaults must not touch.
+        cluster: How Lightning finds the other processes; None: as it finds out itself.
     """
 
     folder: folders.RunFolder
@@ -68,9 +70,10 @@ class Session:
     ranks: Ranks
     writer: ModelWriter
 
-    def __init__(self, config: TrainingConfig, given: frozenset[str] = frozenset()) -> None:
-        self.config = config
-        self.given = given
+    def __init__(
+        self, config: TrainingConfig, given: frozenset[str] = frozenset(), cluster: ClusterEnvironment | None = None
+    ) -> None:
+        self.config, self.given, self.cluster = config, given, cluster
         self.registry: Registry = registry()
         named, config.strategy = config.strategy, RENAMED.get(config.strategy, config.strategy)
         self.world: World = world(config)

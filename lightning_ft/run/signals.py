@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+_EMBEDDED = 0
+"""Stands among the numbers of signals for `deliver`; no signal has it."""
+_delivered: dict[int, Callable[[int, Any], None] | None] = {_EMBEDDED: None}
 
 
 def stop_at_once(number: int, frame: Any = None) -> None:
@@ -35,17 +38,37 @@ def stop_at_once(number: int, frame: Any = None) -> None:
 def install(handler: Callable[[int, Any], None]) -> dict[int, Any]:
     """Set the handler of both signals; returns what they had before, for `restore`.
 
-    Empty outside of the main thread, where signals are the business of whoever embeds us.
+    Outside of the main thread signals are the business of whoever embeds us: there the handler gets what they `deliver`.
     """
     if threading.current_thread() is not threading.main_thread():
-        return {}
+        before = dict(_delivered)
+        _delivered[_EMBEDDED] = handler
+        return before
     return {number: signal.signal(number, handler) for number in HANDLED}
 
 
 def restore(handlers: dict[int, Any]) -> None:
     """Set back what `install` returned."""
     for number, handler in handlers.items():
+        if number == _EMBEDDED:
+            _delivered[number] = handler
+            continue
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def deliver(number: int) -> bool:
+    """Hand a signal to a run outside of the main thread; from any other thread of the process.
+
+    Returns:
+        Whether a run was there to take it: it ends its step, saves and stops.
+
+    Raises:
+        RunInterruptedError: it is not training at the moment, and whoever embeds it has to end it.
+    """
+    handler = _delivered[_EMBEDDED]
+    if handler is not None:
+        handler(number, None)
+    return handler is not None
 
 
 @contextlib.contextmanager

@@ -62,6 +62,6 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     }  # fmt: skip
     extra = trainer_arguments(config.trainer) if config.trainer else {}
     callbacks += extra.pop("callbacks", None) or []
-    options["plugins"] += extra.pop("plugins", None) or []
+    options["plugins"] += [*([session.cluster] if session.cluster else []), *(extra.pop("plugins", None) or [])]
     with quiet_libraries():
         return L.Trainer(callbacks=callbacks, **(options | extra))

@@ -1,0 +1,1 @@
+"""`lightning-ft ray fit`: brings a command and no hook."""
