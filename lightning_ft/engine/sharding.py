@@ -112,20 +112,23 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole copies on the CPU, one tensor after the other; all processes have to ask, only those that `keep` get them.
+def gathered(state: Mapping[str, Tensor], *, keep: bool, owners: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    """Whole copies on the CPU, one tensor after the other; all processes have to ask.
 
-    Names of one tensor (a head that is the embedding) stay names of one tensor.
+    Args:
+        state: Tensors by name, the same names in the same order in every process.
+        keep: Whether this process gets them.
+        owners: A number for each name; names with one number (a head that is the embedding) are one tensor, and stay so.
     """
-    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    copies: dict[str | int, Tensor] = {}
     found = {}
     for name, tensor in state.items():
-        part = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        key = part.data_ptr() if part.numel() else id(part), tensor.shape
-        full = copies[key] if key in copies else whole(tensor.detach())
-        copies[key] = full.cpu() if keep else torch.empty(0)
+        owner = (owners or {}).get(name, name)
+        if owner not in copies:
+            full = whole(tensor.detach())
+            copies[owner] = full.cpu() if keep else torch.empty(0)
         if keep:
-            found[name] = copies[key]
+            found[name] = copies[owner]
     return found
 
 

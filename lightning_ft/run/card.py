@@ -83,7 +83,8 @@ class ModelWriter:
                 ).values()
             }
             state = {name: value for name, value in whole.items() if id(value) in kept and isinstance(value, DTensor)}
-        return gathered(state, keep=keep)
+        owners = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+        return gathered(state, keep=keep, owners=owners)
 
     def _card(self, folder: Path, stored: Any, *, ours: bool) -> str:
         """The text.

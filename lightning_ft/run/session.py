@@ -277,7 +277,7 @@ class Session:
 
         started = time.perf_counter()
         # Not the module's own `device`: Lightning has not placed it yet.
-        if self.config.strategy in WHOLE:
+        if not self.sharded:  # the Trainer's `HeadCheck` looks at the parts
             batch = self.data.build(0).micro[0].to(next(self.module.model.parameters()).device)
             self.say(f"loss: {verify_head(self.module.model, batch)}")
         checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None

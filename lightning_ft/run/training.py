@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_ft.engine.loss import verify_head
 from lightning_ft.run.callbacks import Patience, Recorder, Saver
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.checkpoint import FolderCheckpoint
@@ -20,7 +21,32 @@ from lightning_ft.run.strategies import lightning_strategy
 from lightning_ft.run.trainer_arguments import trainer_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning_ft.data.datamodule import FineTuneData
+    from lightning_ft.module import FineTuner
     from lightning_ft.run.session import Session
+
+
+class HeadCheck(L.Callback):
+    """Compares the way of the loss with the full logits where a model has come to lie in several processes.
+
+    Elsewhere that is done before the Trainer begins.
+
+    Args:
+        data: Has a batch for it.
+        say: Prints a line.
+    """
+
+    def __init__(self, data: FineTuneData, say: Callable[[str], None]) -> None:
+        self.data, self.say = data, say
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do it, all processes together."""
+        module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
+        if module.shards is not None:
+            batch = self.data.build(0, module.data_place[0]).micro[0].to(module.device)
+            self.say(f"loss: {verify_head(module.model, batch)}")
 
 
 def make_trainer(session: Session, precision: str) -> L.Trainer:
@@ -41,6 +67,7 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     ]
     if config.preflight:
         callbacks.insert(0, Preflight(session.data, path, config.save_every, session.estimated))
+    callbacks.insert(0, HeadCheck(session.data, session.say))
     if config.early_stopping:
         # Before the Saver, so that its decision is in the checkpoint of the same step.
         callbacks.insert(0, Patience(config, config.early_stopping, session.say))
