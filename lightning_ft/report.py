@@ -23,7 +23,7 @@ CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], str, float], ...] = (
     ("Throughput", (("tokens_per_second", "all"), ("supervised_tokens_per_second", "supervised")), "tokens per second", 1),
     ("Padding", (("padding_share", "padding"),), "per cent of tokens", 100),
     ("Peak memory", (("peak_memory", "memory"),), "GiB", 2.0**-30),
-    ("Device use", (("device_use", "busy"),), "per cent of the time", 100),
+    ("Device use", (("device_use", "busy"), ("mfu", "needed products")), "per cent of the time", 100),
 )
 """Title, (key, name) of each line, unit, and factor from what is logged to the unit."""
 AXES = frozenset({"step", "epoch", "seconds"})

@@ -19,6 +19,7 @@ from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, 
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.hardware import device_use, peak_memory
+from lightning_ft.run.utilisation import Work, product_rate
 from lightning_ft.shortage import NoMemoryError
 
 if TYPE_CHECKING:
@@ -219,6 +220,9 @@ class Recorder(L.Callback):
         self._reset()
         self._began = self._rate = 0.0
         self._first = 0
+        self._work: Work | None = None
+        self._products = 0.0
+        """Operations per second of this process's matrix products."""
 
     def _reset(self) -> None:
         self._tokens = self._cells = self._steps = 0
@@ -250,6 +254,11 @@ class Recorder(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Step, batch_idx: int) -> None:
         """Start the step's clock, and note its learning rate."""
+        if self._work is None:
+            module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
+            tokens = batch.micro[0].input_ids.numel()
+            self._work = Work.of(module.model)
+            self._products = product_rate(module.model, tokens, _multiplies_in(trainer, module), module.device)
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # after the step it is that of the next
 
@@ -292,6 +301,8 @@ class Recorder(L.Callback):
             float(summed(module, torch.tensor(float(self._cells)))),
         )
         use = device_use(self._cpu_seconds, self._seconds)
+        work = 0.0 if self._work is None else self._work(tokens, self._supervised)
+        possible = self._products * module.trainer.world_size * self._seconds
         return {
             "step": step,
             "epoch": round(self.schedule.epoch_of(step), 4),
@@ -300,6 +311,7 @@ class Recorder(L.Callback):
             "grad_norm": float(module.grad_norm),
             "tokens_per_second": round(tokens / self._seconds, 1),
             "supervised_tokens_per_second": round(self._supervised / self._seconds, 1),
+            **({"mfu": round(work / possible, 4)} if possible else {}),
             "padding_share": round(1 - tokens / max(1.0, cells), 4),
             "peak_memory": peak_memory(),
             **({} if use is None else {"device_use": round(use, 4)}),
@@ -328,3 +340,12 @@ class Recorder(L.Callback):
                 k: line[k] for k in ("loss", "val_loss", "val_token_accuracy", "grad_norm", "tokens_per_second") if k in line
             }
             self.say(f"step {done}/{total}  " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()) + f"  {left:.0f} s left")
+
+
+def _multiplies_in(trainer: L.Trainer, module: FineTuner) -> torch.dtype:
+    """The type of the model's matrix products."""
+    if module.gathered_in is not None:
+        return module.gathered_in
+    autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
+    floating = (p.dtype for p in module.model.parameters() if p.is_floating_point() and p.ndim == 2)
+    return autocast or next(floating, torch.float32)

@@ -107,6 +107,7 @@ def test_metrics_are_complete_and_the_loss_falls(fitted: Fitted) -> None:
     }  # fmt: skip
     if not torch.cuda.is_available():  # a GPU's driver is only asked where nvidia-ml-py is there
         assert all(0 < row["device_use"] <= 1 for row in train)
+        assert all(0 < row["mfu"] < 2 for row in train)  # against a rate that was measured in another moment
     assert set(validation[0]) == {"step", "epoch", "val_loss", "val_token_accuracy"}
     assert train[-1]["loss"] < train[0]["loss"]
     assert validation[-1]["val_loss"] < validation[0]["val_loss"]

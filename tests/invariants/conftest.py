@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
 """One thread: sums of several threads depend on who finishes first."""
-TIMES = ("tokens_per_second", "supervised_tokens_per_second", "seconds", "peak_memory", "device_use")
+TIMES = ("tokens_per_second", "supervised_tokens_per_second", "seconds", "peak_memory", "device_use", "mfu")
 """What two equal runs may differ in."""
 
 

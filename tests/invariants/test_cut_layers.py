@@ -1,4 +1,4 @@
-"""Layers cut in two by transformers' plans, of architectures that need each kind of cut: gradients equal those of whole layers."""
+"""Layers cut in two by transformers' plans, with each kind of cut that there is: gradients equal those of whole layers."""
 
 import os
 import subprocess

@@ -43,7 +43,7 @@ max_new_tokens: 4
 dropout: 0.1
 seed: 3
 """
-TIMES = ("tokens_per_second", "supervised_tokens_per_second", "seconds", "peak_memory", "device_use")
+TIMES = ("tokens_per_second", "supervised_tokens_per_second", "seconds", "peak_memory", "device_use", "mfu")
 """What two equal runs may differ in."""
 FAULTY = '''
 """A plugin that breaks a run: rank, step (1-based), and what happens there."""
