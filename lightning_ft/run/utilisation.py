@@ -77,7 +77,8 @@ def product_rate(model: nn.Module, tokens: int, dtype: torch.dtype, device: torc
     work = seconds = 0.0
     for rows, columns in sorted(found, key=lambda size: -size[0] * size[1])[:SHAPES]:
         x = torch.ones(min(tokens, ROWS), columns, dtype=dtype, device=device)
-        w: Any = found[rows, columns].weight.detach()
+        layer: Any = found[rows, columns]
+        w = layer.weight.detach()
         if type(w) is not torch.Tensor or w.shape != (rows, columns) or w.dtype != dtype:
             w = torch.ones(rows, columns, dtype=dtype, device=device)  # it is in few bits or in parts, or cast for products
         x @ w.t()  # the first one compiles

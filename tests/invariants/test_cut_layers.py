@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -35,8 +36,9 @@ def batch() -> Batch:
 
 def make(name: str) -> tf.PreTrainedModel:
     torch.manual_seed(0)
-    model: tf.PreTrainedModel = tf.AutoModelForCausalLM.from_config(CONFIGS[name](**SIZES))
-    return model.double().train()
+    auto: Any = tf.AutoModelForCausalLM
+    model: tf.PreTrainedModel = auto.from_config(CONFIGS[name](**SIZES)).double().train()
+    return model
 
 
 def compare(name: str, pieces: int, ranks: int) -> None:
@@ -52,7 +54,8 @@ def compare(name: str, pieces: int, ranks: int) -> None:
     expected = {key: p.grad for key, p in reference.named_parameters()}
     for key, p in model.named_parameters():
         grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-        torch.testing.assert_close(grad, expected[key], msg=lambda said, key=key: f"{name} {key}: {said}")
+        assert grad is not None, (name, key)
+        torch.testing.assert_close(grad, expected[key], msg=f"{name}: {key}")
     torch.testing.assert_close(score_rows(model, batch()), score_rows(reference, batch()))
 
 
