@@ -1,8 +1,5 @@
 """Every method that says it can be spread over processes trains on two of them what it trains on one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft.optim import alike, clip, grad_norm, param_groups
 from lightning_ft.registry import registry
 from lightning_ft.testing.models import tiny_model
+from lightning_ft.testing.ranks import as_rank, run_on_ranks
 from lightning_ft.types import Batch
 
 STEPS = 3
@@ -75,23 +73,12 @@ def shardable() -> list[str]:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert {"full", "lora"} <= set(shardable())
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, __file__, str(tmp_path / "meeting")]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    outputs = run_on_ranks(__file__, 2, tmp_path)
     assert outputs[0].count("equal: ") == len(shardable())
 
 
 if __name__ == "__main__":
-    number = int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=number, world_size=2)
-    for which in shardable():
-        compare(which, number)
-        print("equal:", which)
-    torch.distributed.barrier()  # gloo's threads end badly, now and then, where the other rank has gone before
-    torch.distributed.destroy_process_group()
+    with as_rank() as number:
+        for which in shardable():
+            compare(which, number)
+            print("equal:", which)

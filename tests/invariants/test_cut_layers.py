@@ -1,8 +1,5 @@
 """Layers cut in two by transformers' plans, with each kind of cut that there is: gradients equal those of whole layers."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_ft.engine.loss import score_rows, token_loss
 from lightning_ft.engine.sharding import DATA, TENSOR, Shards
+from lightning_ft.testing.ranks import as_rank, run_on_ranks
 from lightning_ft.types import IGNORE_INDEX, Batch
 
 SIZES = {
@@ -60,23 +58,12 @@ def compare(name: str, pieces: int, ranks: int) -> None:
 
 
 def test_cut_layers_have_the_gradients_of_whole_ones(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, __file__, str(tmp_path / "meeting")]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(4)
-    ]
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * 4, "\n".join(outputs)
+    outputs = run_on_ranks(__file__, 4, tmp_path)
     assert outputs[0].count("equal: ") == len(CONFIGS)
 
 
 if __name__ == "__main__":
-    number = int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=number, world_size=4)
-    for which in CONFIGS:
-        compare(which, 2, 4)
-        print("equal:", which)
-    torch.distributed.barrier()  # gloo's threads end badly, now and then, where the other rank has gone before
-    torch.distributed.destroy_process_group()
+    with as_rank():
+        for which in CONFIGS:
+            compare(which, 2, 4)
+            print("equal:", which)

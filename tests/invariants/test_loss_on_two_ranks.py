@@ -1,8 +1,5 @@
 """The loss under DDP and FSDP2 on two CPU ranks: gradients equal those of one process that sees both ranks' rows."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from lightning_ft.engine.attention import check_packing
 from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import head_path, score_rows, token_loss, verify_head
+from lightning_ft.testing.ranks import as_rank, run_on_ranks
 from lightning_ft.types import IGNORE_INDEX, Batch
 
 CASES = [("ddp", False), ("ddp", True), ("fsdp2", False), ("fsdp2", True), ("fsdp2-head", False)]
@@ -76,23 +74,12 @@ def compare(rank: int, kind: str, tied: bool) -> None:
 
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, __file__, str(tmp_path / "meeting")]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    outputs = run_on_ranks(__file__, 2, tmp_path)
     assert outputs[0].count("equal: ") == len(CASES)
 
 
 if __name__ == "__main__":
-    number = int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=number, world_size=2)
-    for case in CASES:
-        compare(number, *case)
-        print("equal:", *case)
-    torch.distributed.barrier()  # gloo's threads end badly, now and then, where the other rank has gone before
-    torch.distributed.destroy_process_group()
+    with as_rank() as number:
+        for case in CASES:
+            compare(number, *case)
+            print("equal:", *case)
