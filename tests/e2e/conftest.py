@@ -30,8 +30,10 @@ FIT = (
 """Flags of the run that all tests of commands look at: three checkpoints, and a loss that falls."""
 
 
-PROGRESS = ("data: ", "precision: ", "packing: ", "batches: ", "resume: ", "run folder: ", "trainable params: ", "loss: ",
-            "preflight: ", "step ", "out of memory at step ")  # fmt: skip
+PROGRESS = (
+    "strategy: ", "data: ", "precision: ", "packing: ", "batches: ", "resume: ", "run folder: ", "trainable params: ", "loss: ",
+    "preflight: ", "step ", "out of memory at step ",
+)  # fmt: skip
 """How lines begin that a run says before it stops."""
 
 
