@@ -7,14 +7,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import broken
-from lightning_ft.engine.sharding import as_placed
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from lightning_ft.method import Method
 
@@ -78,6 +77,18 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
     stored = AutoModelForCausalLM.from_pretrained(str(folder), dtype=next(model.parameters()).dtype).state_dict()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     method.load_trainable_state(model, as_placed({name: stored[name] for name in trained}, trained))
+
+
+def as_placed(values: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, which every process has, cut and spread as the tensors of the same names are."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    found = dict(values)
+    for name, tensor in like.items():
+        if name in found and isinstance(tensor, DTensor):
+            full = found[name].to(tensor.device, tensor.dtype)
+            found[name] = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return found
 
 
 def check_same_adapter(model: nn.Module, folder: Path, schedule: Collection[str] = ()) -> None:

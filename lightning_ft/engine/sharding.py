@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from lightning_ft.engine.head import base_model
 from lightning_ft.quantization import keep_scales
@@ -129,16 +129,6 @@ def gathered(state: Mapping[str, Tensor], *, keep: bool, owners: Mapping[str, in
             copies[owner] = full.cpu() if keep else torch.empty(0)
         if keep:
             found[name] = copies[owner]
-    return found
-
-
-def as_placed(values: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors, which every process has, cut and spread as the tensors of the same names are."""
-    found = dict(values)
-    for name, tensor in like.items():
-        if name in found and isinstance(tensor, DTensor):
-            full = found[name].to(tensor.device, tensor.dtype)
-            found[name] = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
     return found
 
 
