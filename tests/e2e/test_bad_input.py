@@ -152,6 +152,12 @@ def test_a_row_above_batch_tokens_is_refused_with_what_to_type(
     assert cli(*fit, needed).code == 0
 
 
+def test_fsdp_says_that_it_is_fsdp2(cli: Cli, refused: Refused, models: dict[Family, Path], data: Path) -> None:
+    result = cli("fit", models["llama"], "--data", data, "--strategy", "fsdp", "--method", "vera")
+    refused(result, "which --strategy fsdp2 does not keep; type ddp.", at_once=False)
+    assert result.err.startswith("strategy: fsdp2, which has taken the place of fsdp\n")
+
+
 def test_more_processes_than_rows(cli: Cli, refused: Refused, models: dict[Family, Path]) -> None:
     fit = ("fit", models["llama"], "--data", write("two.jsonl", GOOD * 2), "--split", "[1.0,0.0]")
     refused(
