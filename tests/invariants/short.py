@@ -29,7 +29,7 @@ def arm(put: Callable[[Any, str, Any], object], place: str, at: int = 0, most: i
         rank: Where.
     """
     micro = FineTuner._micro_loss
-    states: Any = torch.optim.Adam._init_group
+    states: Any = torch.optim.AdamW._init_group
     done: list[bool] = []
 
     def micro_loss(self: FineTuner, batch: Batch, step: Step) -> Tensor:
@@ -58,7 +58,7 @@ def arm(put: Callable[[Any, str, Any], object], place: str, at: int = 0, most: i
 
     put(FineTuner, "_micro_loss", micro_loss)
     if place in ("optimizer", "updated"):
-        put(torch.optim.Adam, "_init_group", init_group)
+        put(torch.optim.AdamW, "_init_group", init_group)  # once torch.compile was used, it is not Adam's
 
 
 if __name__ == "__main__":
