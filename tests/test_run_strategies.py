@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
@@ -75,7 +77,9 @@ def test_architectures_that_nothing_says_how_to_cut() -> None:
 
 def test_kinds() -> None:
     assert [kind(name) for name in ("auto", "ddp", "tp", "fsdp2", None)] == ["whole", "whole", "sharded", "sharded", None]
-    given = config("ddp")
-    assert lightning_strategy(given, World(2, 2, 0), in_turns=True) == "ddp_find_unused_parameters_true"
-    assert lightning_strategy(config("auto"), World(2, 2, 0), in_turns=False) == "ddp"
+    for name, size, turns in (("ddp", 2, True), ("auto", 2, False), ("ddp", 1, False)):
+        made = lightning_strategy(config(name, rank_timeout=7.0), World(size, size, 0), in_turns=turns)
+        assert isinstance(made, DDPStrategy)
+        assert made._timeout == timedelta(seconds=7)
+        assert made._ddp_kwargs == {"find_unused_parameters": turns}
     assert lightning_strategy(config("auto"), World(1, 1, 0), in_turns=False) == "auto"
