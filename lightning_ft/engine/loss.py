@@ -76,7 +76,9 @@ def score_rows(model: nn.Module, batch: Batch) -> list[tuple[float, int, int]]:
     return [(loss, int(tokens), int(right)) for loss, tokens, right in sums.tolist()]
 
 
-def verify_head(model: nn.Module, batch: Batch, tolerance: float | None = None) -> str:
+def verify_head(
+    model: nn.Module, batch: Batch, tolerance: float | None = None, *, computes_in: torch.dtype | None = None
+) -> str:
     """Compare the chosen way with the full logits on a small part of `batch`, loss and gradients of what trains.
 
     Where they differ the model's way is demoted to the next plainer one, which is compared again. Parameters' `.grad` and the
@@ -87,6 +89,7 @@ def verify_head(model: nn.Module, batch: Batch, tolerance: float | None = None) 
         batch: any batch with supervised tokens.
         tolerance: largest relative difference; None: by the model's lowest precision (1e-9, 1e-3 or 0.1 for 64, 32 and
             16 bits: what this looks for, a lost gradient, is a difference of 1).
+        computes_in: What parameters are gathered in where they are spread over processes; None: as they are.
 
     Returns:
         One sentence for the log.
@@ -95,7 +98,7 @@ def verify_head(model: nn.Module, batch: Batch, tolerance: float | None = None) 
     missing = _over_ranks(float(sample is None), batch.input_ids.device)
     if sample is None or missing:
         return f"Loss path {path.name}: {path.reason} (not compared with the full logits: a batch has no supervised token)."
-    tolerance = _tolerance(model) if tolerance is None else tolerance
+    tolerance = _tolerance(model, computes_in) if tolerance is None else tolerance
     expected = _loss_and_gradients(model, sample, HeadPath("full", ""))
     while True:
         if path.name == "full":
@@ -207,8 +210,10 @@ def _sample(batch: Batch) -> Batch | None:
     return Batch(ids, labels, positions, None, tuple(f"{line}:{a}" for line, a, _ in pieces))
 
 
-def _tolerance(model: nn.Module) -> float:
+def _tolerance(model: nn.Module, computes_in: torch.dtype | None) -> float:
     bits = [torch.finfo(p.dtype).bits for p in model.parameters() if p.is_floating_point()]
+    if computes_in is not None:
+        bits.append(torch.finfo(computes_in).bits)
     device = next(model.parameters()).device.type
     if torch.is_autocast_enabled(device):
         bits.append(torch.finfo(torch.get_autocast_dtype(device)).bits)

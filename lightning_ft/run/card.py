@@ -70,11 +70,11 @@ class ModelWriter:
             keep: Whether this process gets them.
         """
         model = self.model()
-        state = {name: value for name, value in model.state_dict().items() if isinstance(value, DTensor)}
+        whole = model.state_dict()
+        state = {name: value for name, value in whole.items() if isinstance(value, DTensor)}
         if hasattr(model, "peft_config"):
             from peft import get_peft_model_state_dict
 
-            whole = model.state_dict()
             kept = {
                 id(value)
                 for name in model.peft_config

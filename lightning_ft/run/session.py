@@ -25,7 +25,7 @@ from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
-from lightning_ft.run.strategies import RENAMED, SHARDED, check_cuts, check_strategy
+from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
 from lightning_ft.run.ways import check_ways
 from lightning_ft.run.world import World, world
 
@@ -158,7 +158,7 @@ class Session:
         method = self.choices.method
         chosen = formats(self.config.precision, trains_base=method.trains_base, master=self.config.master_weights)
         self.say(chosen.sentence)
-        if self.sharded:
+        if self.config.strategy in SPREADS and method.trains_base:
             chosen = chosen.sharded
         device = self.world.device
         self.spec = replace(self.spec, dtype=chosen.weights, device=device)

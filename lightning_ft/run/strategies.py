@@ -21,6 +21,8 @@ SHARDED = frozenset({"fsdp2", "tp", "fsdp2_tp"})
 """Those under which a process has a part of the model."""
 CUTS = frozenset({"tp", "fsdp2_tp"})
 """Those under which processes hold a layer together."""
+SPREADS = frozenset({"fsdp2", "fsdp2_tp"})
+"""Those under which a parameter is spread over processes, and gathered to compute."""
 RENAMED = {"fsdp": "fsdp2"}
 """What users type who know its first version, which no CPU and no gradient clipping goes with."""
 

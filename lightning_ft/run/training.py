@@ -46,7 +46,7 @@ class HeadCheck(L.Callback):
         module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
         if module.shards is not None:
             batch = self.data.build(0, module.data_place[0]).micro[0].to(module.device)
-            self.say(f"loss: {verify_head(module.model, batch)}")
+            self.say(f"loss: {verify_head(module.model, batch, computes_in=module.gathered_in)}")
 
 
 def make_trainer(session: Session, precision: str) -> L.Trainer:

@@ -92,6 +92,19 @@ def test_two_processes_train_all_weights_as_one(strategy: str, fit: Fit, full: P
     assert (record["processes"], record["world_size"]) == (2, 1 if strategy == "tp" else 2)
 
 
+def test_bf16_is_bf16_under_every_strategy(fit: Fit, of_run: Any) -> None:
+    """Gathered in it, or under autocast where nothing is gathered: losses as of one process, and not those of float32."""
+    words = (*FULL, "--precision", "bf16", "--save_every", 0)
+    first = {
+        strategy: of_run.lines(fit(*words, "--batch_size", rows, "--devices", devices, "--strategy", strategy))[0]["loss"]
+        for strategy, rows, devices in (("auto", 8, 1), ("fsdp2", 4, 2), ("tp", 8, 2))
+    }
+    wide = of_run.lines(fit(*FULL, "--batch_size", 8, "--save_every", 0))[0]["loss"]
+    for strategy, loss in first.items():
+        assert loss == pytest.approx(wide, rel=1e-2), strategy
+        assert abs(loss - wide) > 1e-6 * wide, strategy
+
+
 @pytest.mark.parametrize("more", [(), ("--gradient_checkpointing", "true", "--packing", "off")], ids=["", "recomputed, padded"])
 def test_two_processes_train_an_adapter_as_one(more: tuple[str, ...], fit: Fit, lora: Path, of_run: Any) -> None:
     one = fit(*LORA, "--batch_size", 8, *more) if more else lora
