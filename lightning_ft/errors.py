@@ -51,6 +51,18 @@ class TrainingError(LightningFTError):
     """The run itself failed: NaN, lost rank, disk full (exit code 1)."""
 
 
+class LostRankError(TrainingError):
+    """Another process of the run is gone; whoever started the processes may start them again.
+
+    Attributes:
+        said: Which one, without what to type.
+    """
+
+    def __init__(self, said: str, go_on: str = "") -> None:
+        super().__init__(f"{said} {go_on}".strip())
+        self.said = said
+
+
 class CheckFailedError(LightningFTError):
     """A check that was asked for said no (exit code 3)."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.atomic import REFUSED, not_written, write_json
 from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_tokenizer, set_dropout
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
-from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError
+from lightning_ft.errors import LostRankError, RunInterruptedError, TrainingError, UsageError
 from lightning_ft.loading import Loaded, Location, load, locate
 from lightning_ft.monitor import check_measured, told_apart
 from lightning_ft.quantization import settle
@@ -292,7 +292,7 @@ class Session:
                 with contextlib.suppress(OSError):  # on a full disk it is the first error that has to be told
                     self.folder.update(status=status, error=f"{type(error).__name__}: {error}")
             if (gone := self.ranks.lost(error)) is not None:
-                raise TrainingError(f"{gone} Go on with --resume {self.folder.path}.") from error
+                raise LostRankError(gone, f"Go on with --resume {self.folder.path}.") from error
             if isinstance(error, OSError) and error.errno in REFUSED:
                 raise not_written(self.folder.path, error) from error
             if out_of_memory(error):

@@ -47,7 +47,7 @@ def test_workers_find_the_shards_that_the_main_process_encodes(runs: Any) -> Non
     from types import SimpleNamespace
 
     run = runs(three_files(), workers=2)
-    trainer: Any = SimpleNamespace(global_step=0, global_rank=0)
+    trainer: Any = SimpleNamespace(global_step=0, lightning_module=SimpleNamespace(data_place=(0, 1)))
     run.data.trainer = trainer
     found = []
     for step in run.data.train_dataloader():

@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.errors import LightningFTError, RunInterruptedError, UsageError
+from lightning_ft.errors import LightningFTError, LostRankError, RunInterruptedError, UsageError
 from lightning_ft.run import signals
 from lightning_ft_ray.desk import Ending, WorkerError
 
@@ -31,8 +31,8 @@ GRACE = 10.0
 def train(job: Mapping[str, Any]) -> None:
     """Run this rank and tell the desk how it ended.
 
-    An error of ours (wrong input, a loss that is not a number, a signal) is the end. Every other one is raised, as Ray starts
-    the workers again for it: the ranks beside a lost one cannot know that it was lost.
+    An error of ours (wrong input, a loss that is not a number, a signal) is the end. A lost rank, seen by those beside it, and
+    every other error is raised, as Ray starts the workers again for it.
 
     Args:
         job: `order`, an `Order`; `desk`, the handle of the `Desk`.
@@ -51,6 +51,8 @@ def train(job: Mapping[str, Any]) -> None:
     os.environ.pop("LIGHTNING_FT_RUN", None)
     try:
         ending = _run(order, before, desk, main=main)
+    except LostRankError as error:
+        raise WorkerError(error.said, traceback.format_exc()) from None
     except LightningFTError as error:
         if not main and _ended(desk):
             return
