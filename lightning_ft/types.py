@@ -159,6 +159,9 @@ class Supervised:
     """The batch's labels from which these were found."""
     row_weights: Tensor | None
     """The batch's weights from which these were found."""
+    read: Tensor | None = None
+    """(K,) positions whose output has to be right: those of `index` and some that only make for fewer different shapes, each
+    once. None: nearly all."""
 
 
 @dataclass(slots=True)
@@ -202,7 +205,8 @@ class Batch:
         known = self.supervised
         if known is not None and known.labels is self.labels and known.row_weights is self.weights:
             own = None if known.weights is None else change(known.weights)
-            known = Supervised(change(known.index), change(known.targets), own, labels, weights)
+            read = None if known.read is None else change(known.read)
+            known = Supervised(change(known.index), change(known.targets), own, labels, weights, read)
         else:
             known = None
         return replace(

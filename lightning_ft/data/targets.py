@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lightning_ft.types import IGNORE_INDEX, Batch, Supervised
+
+SHAPES = 16
+"""Different numbers of positions that a batch of one size may be computed at, where not all are read."""
 
 
 def supervised(batch: Batch) -> Supervised:
@@ -24,7 +29,21 @@ def supervised(batch: Batch) -> Supervised:
     weights = None
     if batch.weights is not None:
         weights = F.pad(batch.weights[:, 1:], (0, 1)).flatten()[index]
-    return Supervised(index, flat[index], weights, batch.labels, batch.weights)
+    return Supervised(index, flat[index], weights, batch.labels, batch.weights, read_positions(index, len(flat)))
+
+
+def read_positions(index: Tensor, total: int) -> Tensor | None:
+    """Positions to compute where those of `index` are read, ascending: rounded up to a multiple of a 16th of all.
+
+    Kernels are made for each shape that they meet. None where that would be all but an eighth, or nothing is read.
+    """
+    unit = -(-total // SHAPES)
+    number = -(-len(index) // unit) * unit
+    if not number or 8 * number > 7 * total:
+        return None
+    others = torch.ones(total, dtype=torch.bool, device=index.device)
+    others[index] = False
+    return torch.cat((index, others.nonzero()[: number - len(index), 0])).sort().values
 
 
 def found_ahead(batch: Batch) -> Batch:

@@ -79,6 +79,11 @@ def compile_layers(model: nn.Module) -> int:
     return len(layers)
 
 
+def is_compiled(layer: nn.Module) -> bool:
+    """Whether a layer's forward is."""
+    return type(layer) in _COMPILED
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
 def _outside(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_ft.engine import kernels
-from lightning_ft.engine.reordered import ROWS, Reordered, reordered
 
 _MIB = 2**20
 
@@ -107,12 +106,10 @@ def chunked_nll(
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        products = reordered(weight) if weight.dtype == dtype and (into is None or into.weight is None) else None
         weight = weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        most = chunk or default_chunk(weight.shape[0], hidden.device)
-        size = _even(len(targets), most if products is None else min(most, ROWS))
-        logits = _Logits(size, weight, bias, cap, products, smoothing)
+        size = _even(len(targets), chunk or default_chunk(weight.shape[0], hidden.device))
+        logits = _Logits(size, weight, bias, cap, smoothing)
         nll = torch.empty(len(targets), dtype=logits.wide.dtype, device=hidden.device)
         for start in range(0, len(targets), size):
             rows = slice(start, start + size)
@@ -134,12 +131,10 @@ def _even(positions: int, most: int) -> int:
 class _Logits:
     """The logits of one chunk in the type of the products, and of a block of it in the wide type; used for every chunk."""
 
-    def __init__(
-        self, size: int, weight: Tensor, bias: Tensor | None, cap: float | None, products: Reordered | None, smoothing: float
-    ) -> None:
+    def __init__(self, size: int, weight: Tensor, bias: Tensor | None, cap: float | None, smoothing: float) -> None:
         self.smoothing = smoothing
-        self.weight, self.bias, self.cap, self.products = weight, bias, cap, products
-        self.low = weight.new_empty(0 if products else size, weight.shape[0])
+        self.weight, self.bias, self.cap = weight, bias, cap
+        self.low = weight.new_empty(size, weight.shape[0])
         self.size = _block(weight.shape[0], size, weight.device)
         wide = wide_dtype(weight.dtype)
         self.in_place = wide == weight.dtype
@@ -150,9 +145,6 @@ class _Logits:
 
     def of(self, x: Tensor) -> None:
         """Fill `low` with the logits of `x` (n, D)."""
-        if self.products is not None:
-            self.low = self.products.logits(x, self.bias)
-            return
         low = self.low[: len(x)]
         if self.bias is None:
             torch.mm(x, self.weight.t(), out=low)
@@ -207,9 +199,7 @@ class _Logits:
         factor = None if scale is None else scale[:, None]
         if into.hidden is not None:
             own = into.hidden[rows]
-            if self.products is not None:
-                own.copy_(self.products.hidden(low))
-            elif own.dtype == low.dtype:
+            if own.dtype == low.dtype:
                 torch.mm(low, self.weight, out=own)
             else:
                 own.copy_(low @ self.weight)

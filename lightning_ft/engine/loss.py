@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ft.data.targets import supervised
+from lightning_ft.engine import last_layer
 from lightning_ft.engine.attention import documents, forward_kwargs, whole_rows
 from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy, wide_dtype
 from lightning_ft.engine.head import HeadPath, bypassed, demote, head_linear, head_module, head_path, reshard, takes_selection
@@ -23,7 +24,9 @@ from lightning_ft.types import IGNORE_INDEX, Batch, Supervised
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["HeadPath", "head_path", "score_rows", "supervised", "token_logps", "token_loss", "verify_head"]
+__all__ = [
+    "HeadPath", "head_path", "score_rows", "supervised", "token_logps", "token_loss", "verify_head", "verify_last_layer",
+]  # fmt: skip
 
 _SAMPLE_TOKENS = 32
 _SAMPLE_ROWS = 2
@@ -46,7 +49,7 @@ def token_logps(model: nn.Module, batch: Batch) -> Tensor:
         (B,), or of a packed row one per document.
     """
     chosen, path = supervised(batch), head_path(model)
-    states = _states(model, batch, path, chosen.index)
+    states = _states(model, batch, path, chosen)
     if path.name == "chunked":
         weight, bias = _head_weights(model)
         nll = token_cross_entropy(states, weight, bias, chosen.targets, cap=path.cap)
@@ -63,7 +66,7 @@ def score_rows(model: nn.Module, batch: Batch) -> list[tuple[float, int, int]]:
     No gradient, no loss weights. On the chunked way logits exist for one chunk of positions at a time.
     """
     chosen, path = supervised(batch), head_path(model)
-    states = _states(model, batch, path, chosen.index)
+    states = _states(model, batch, path, chosen)
     hits = torch.empty_like(chosen.targets, dtype=torch.bool)
     if path.name == "chunked":
         weight, bias = _head_weights(model)
@@ -114,6 +117,41 @@ def verify_head(
         path = demote(model, f"{path.name} logits differ from the full ones by {difference:.1e} on the first batch{why}")
 
 
+def verify_last_layer(model: nn.Module, batch: Batch, tolerance: float | None = None) -> str:
+    """Let the last layer compute supervised positions only (`last_layer`), if a comparison on a part of `batch` allows it.
+
+    Args:
+        model: as it will be trained, whole in this process; `verify_head` has seen it.
+        batch: any batch with supervised tokens.
+        tolerance: as for `verify_head`.
+
+    Returns:
+        One sentence for the log; empty where nothing was to be compared.
+    """
+    path, sample, parts = head_path(model), _sample(batch), last_layer.parts(model)
+    last_layer.switch(model, on=False)
+    missing = _over_ranks(float(sample is None or not parts or path.name != "chunked"), batch.input_ids.device)
+    if sample is None or missing:
+        return ""
+    tolerance = _tolerance(model, None) if tolerance is None else tolerance
+    training = [module for module in model.modules() if module.training]
+    model.eval()  # dropout would fall on other elements
+    try:
+        expected = _loss_and_gradients(model, sample, path)
+        with last_layer.only_at(parts, supervised(sample).index, sample.input_ids.numel()):
+            difference = _difference(expected, _loss_and_gradients(model, sample, path))
+    except (RuntimeError, TypeError, ValueError):  # whatever a model of its own kind does with its modules
+        difference = float("inf")
+    finally:
+        for module in training:
+            module.training = True
+    difference = _over_ranks(difference, batch.input_ids.device)
+    if difference > tolerance:
+        return ""
+    last_layer.switch(model, on=True)
+    return f"MLP and output projection of the last layer at these positions only, equal to {difference:.1e}."
+
+
 def _rounded(chosen: Supervised) -> Supervised:
     """The same with positions of weight 0 added up to a multiple of `ROUND`, on a CPU.
 
@@ -132,7 +170,7 @@ def _token_loss(model: nn.Module, batch: Batch, path: HeadPath, smoothing: float
     chosen = supervised(batch)
     if path.name == "chunked":
         chosen = _rounded(chosen)
-    states = _states(model, batch, path, chosen.index)
+    states = _states(model, batch, path, chosen)
     if path.name == "chunked":
         weight, bias = _head_weights(model)
         loss = summed_cross_entropy(states, weight, bias, chosen.targets, chosen.weights, cap=path.cap, smoothing=smoothing)
@@ -144,8 +182,9 @@ def _token_loss(model: nn.Module, batch: Batch, path: HeadPath, smoothing: float
     return loss, chosen.weights.sum()
 
 
-def _states(model: nn.Module, batch: Batch, path: HeadPath, index: Tensor) -> Tensor:
-    """At the flat positions `index`: hidden states (N, D) on the chunked way, logits (N, V) on the others."""
+def _states(model: nn.Module, batch: Batch, path: HeadPath, chosen: Supervised) -> Tensor:
+    """At the chosen positions: hidden states (N, D) on the chunked way, logits (N, V) on the others."""
+    index = chosen.index
     length = batch.input_ids.shape[1]
     extra: dict[str, Any] = {}
     columns = None
@@ -156,6 +195,7 @@ def _states(model: nn.Module, batch: Batch, path: HeadPath, index: Tensor) -> Te
     with (
         documents(model) if batch.documents is not None else whole_rows(),
         bypassed(model, path) if path.name == "chunked" else contextlib.nullcontext(),
+        last_layer.reading(model, chosen.read if path.name == "chunked" else None, batch.input_ids.numel()),
     ):
         out: Tensor = model(input_ids=batch.input_ids, **forward_kwargs(batch), **extra).logits
     if columns is None:

@@ -272,14 +272,14 @@ class Session:
 
     def fit(self) -> None:
         """Train from the beginning or from the checkpoint; leaves run.json with how it ended."""
-        from lightning_ft.engine.loss import verify_head
+        from lightning_ft.engine.loss import verify_head, verify_last_layer
         from lightning_ft.shortage import memory_advice, out_of_memory
 
         started = time.perf_counter()
         # Not the module's own `device`: Lightning has not placed it yet.
         if not self.sharded:  # the Trainer's `HeadCheck` looks at the parts
             batch = self.data.build(0).micro[0].to(next(self.module.model.parameters()).device)
-            self.say(f"loss: {verify_head(self.module.model, batch)}")
+            self.say(f"loss: {verify_head(self.module.model, batch)} {verify_last_layer(self.module.model, batch)}".rstrip())
         checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None
         try:
             with quiet_libraries():

@@ -9,7 +9,6 @@ import torch
 
 from lightning_ft.engine import kernels, recompute
 from lightning_ft.engine.cross_entropy import default_chunk
-from lightning_ft.engine.reordered import reordered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,9 +66,7 @@ def gpu_chunk(scene: Scene, formats: Formats, memory: int, positions: int) -> in
     """
     text = scene.model_config.get_text_config()
     size = int(text.vocab_size)
-    weight = torch.empty(1, dtype=formats.weights).expand(size, int(text.hidden_size))
-    copies = 2 * weight.nbytes if reordered(weight) is not None else 0
     width = 2 if "16" in formats.lightning else formats.weights.itemsize
     on_cpu = width * min(positions, default_chunk(size, torch.device("cpu"))) * size
     chunk = min(max(memory // 64, 2**27), 2**30) // (6 * size)  # as `default_chunk` chooses it
-    return width * min(chunk, positions) * size - on_cpu - copies
+    return width * min(chunk, positions) * size - on_cpu

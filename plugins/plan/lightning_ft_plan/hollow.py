@@ -51,8 +51,6 @@ _ANSWERS: dict[Any, Callable[[Tensor], Any]] = {
 _BY_VALUE = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 """Marks of operators whose result has a shape, or is a number, that only values decide."""
 _SHAPES: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.mkldnn._reorder_linear_weight.default: lambda weight, *_: torch.empty_like(weight),
-    torch.ops.mkldnn._linear_pointwise.default: lambda x, weight, *_: x.new_empty(*x.shape[:-1], weight.shape[0]),
     _aten._grouped_mm.default: _grouped,
 }
 """Results of operators that have no rule for tensors without data."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ft.engine import last_layer
 from lightning_ft.engine.attention import check_packing
 from lightning_ft.engine.cross_entropy import default_chunk
 from lightning_ft.engine.head import base_model, head_module, head_path
 from lightning_ft.engine.loss import score_rows, verify_head
-from lightning_ft.engine.reordered import reordered
 from lightning_ft.engine.sharding import decoder_layers
 from lightning_ft.errors import UsageError
 from lightning_ft.master import MasterWeights
@@ -49,7 +49,6 @@ def packing(scene: Scene) -> dict[int, int]:
     """
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
-        prepare(dtype, scene)
         with Hollow() as hollow:
             model = build(scene, scene.period, dtype)
             _own(hollow, model)
@@ -59,13 +58,6 @@ def packing(scene: Scene) -> dict[int, int]:
             return {}
         found[dtype.itemsize] = sum(size for part, size in hollow.peaks[PACKING].items() if part != WEIGHTS)
     return found
-
-
-def prepare(dtype: torch.dtype, scene: Scene) -> None:
-    """Let the product find out what its operators can do here, which no tensor without data can tell."""
-    text = scene.model_config.get_text_config()
-    reordered(torch.empty(1, dtype=dtype).expand(int(text.vocab_size), int(text.hidden_size)))
-    default_chunk(int(text.vocab_size), torch.device("cpu"))
 
 
 def rehearse(
@@ -100,6 +92,7 @@ def rehearse(
             with hollow.window(START):
                 verify_head(module.model, step.micro[0], LOOSE)
         head_path(module.model)
+        last_layer.switch(module.model, on=True)
         _train(hollow, module, formats, step)
         flops, moved = hollow.flops, hollow.moved
         if validation is not None:
@@ -258,7 +251,6 @@ def account(
         with ways_of_a_gpu():
             alike = replace(step, micro=(_undivided(step.micro[0]), *step.micro[1:]))
             return account(scene, method, formats, alike, validation, stored=stored)
-    prepare(formats.weights, scene)
     shallow, deep, whole = _depths(scene, method)
     if validation is not None and 2 * validation.input_ids.numel() < step.micro[0].input_ids.numel() * scene.depth:
         validation = None  # it keeps one layer at a time and cannot be the worst moment

@@ -1,0 +1,132 @@
+"""Exact tricks of the hot path, each switched on and off in turn in one process: what a step takes, and whether it is the same.
+
+`python -m benchmarks.tricks SETTING OUT TRICK SHARE`. A step is forward and backward pass through one packed row of `tokens`
+tokens in documents of `row_tokens`, whose last SHARE is supervised; LoRA on all linear layers.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import generated
+from benchmarks.setting import Setting, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from lightning_ft.types import Batch
+
+WARM = 3
+"""Steps of each kind before those that count."""
+
+
+def build(options: dict[str, Any], data: Path | None, folder: Path) -> Setting:
+    """Write a setting folder without rows: those follow from the share.
+
+    Args:
+        options: the suite's `setting`.
+        data: not looked at; every builder is called with it.
+        folder: what is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return write(options, generated.model(options, generated.word_tokenizer(options["vocab_size"]), folder), {}, folder)
+
+
+def packed(options: dict[str, Any], share: float) -> Batch:
+    """One packed row of random tokens, the last `share` of each document supervised."""
+    import torch
+
+    from lightning_ft.data.collate import pack
+    from lightning_ft.data.targets import found_ahead
+    from lightning_ft.types import IGNORE_INDEX, Encoded
+
+    length = options["row_tokens"]
+    answer = round(share * length)
+    draw = torch.Generator().manual_seed(options["seed"])
+    rows = []
+    for number in range(options["tokens"] // length):
+        ids = torch.randint(options["vocab_size"], (length,), generator=draw).tolist()
+        rows.append(Encoded(ids, [IGNORE_INDEX] * (length - answer) + ids[length - answer :], f"row:{number}"))
+    return found_ahead(pack(rows))
+
+
+def prepared(setting: Setting) -> nn.Module:
+    """The model with its adapter, as `fit` trains it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from lightning_ft.engine.gated import fuse_gates, fuse_rotations
+    from lightning_ft.engine.norm import fuse_norms
+
+    base: Any = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.bfloat16)
+    torch.manual_seed(setting.options["seed"])
+    lora = LoraConfig(r=setting.options["rank"], lora_alpha=setting.options["alpha"], target_modules="all-linear")
+    model = get_peft_model(base, lora)
+    for fuse in (fuse_norms, fuse_gates, fuse_rotations):
+        fuse(model)
+    return model.train()
+
+
+def last_layer(model: nn.Module, batch: Batch) -> Callable[[bool], None]:
+    """The last layer's MLP and output projection at supervised positions only."""
+    from lightning_ft.engine import last_layer as trick
+    from lightning_ft.engine.loss import verify_last_layer
+
+    if not verify_last_layer(model, batch):
+        raise RuntimeError("Expected the model to allow it; its losses differ.")
+    return lambda on: trick.switch(model, on=on)
+
+
+TRICKS = {"last_layer": last_layer}
+
+
+def step(model: nn.Module, batch: Batch) -> tuple[float, Tensor, float]:
+    """Seconds, loss per token, and norm of the gradient of a step."""
+    import torch
+
+    from lightning_ft.engine.loss import token_loss
+
+    model.zero_grad(set_to_none=True)
+    began = time.perf_counter()
+    total, count = token_loss(model, batch)
+    loss = total / count
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+    seconds = time.perf_counter() - began
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    return seconds, loss.detach(), float(norm)
+
+
+def main() -> None:
+    """Measure and write `measure.json`."""
+    from lightning_ft.run.heap import keep_heap
+
+    setting, out = Setting.load(sys.argv[1]), Path(sys.argv[2])
+    trick, share = sys.argv[3], float(sys.argv[4])
+    keep_heap()
+    model, batch = prepared(setting), packed(setting.options, share)
+    switch = TRICKS[trick](model, batch)
+    found: dict[bool, list[tuple[float, Tensor, float]]] = {True: [], False: []}
+    for _ in range(WARM + setting.options["steps"]):
+        for kind in (True, False):
+            switch(kind)
+            found[kind].append(step(model, batch))
+    on, off = ([seconds for seconds, _, _ in found[kind][WARM:]] for kind in (True, False))
+    losses, norms = ([found[kind][-1][which] for kind in (True, False)] for which in (1, 2))
+    measure = {
+        "on_s": statistics.median(on), "off_s": statistics.median(off),
+        "on_over_off": statistics.median(a / b for a, b in zip(on, off, strict=True)),
+        "loss_difference": abs(float(losses[0] - losses[1])), "norm_difference": abs(norms[0] / norms[1] - 1),
+    }  # fmt: skip
+    (out / "measure.json").write_text(json.dumps(measure) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
