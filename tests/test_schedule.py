@@ -74,9 +74,14 @@ def test_ranks_meet_equally_often_and_their_loads_are_close(plan: Schedule) -> N
             [row for i, micro in enumerate(cut) if (rank, i) not in step.fillers for row in micro]
             for rank, cut in enumerate(step.ranks)
         ]
+        loads = [int(plan.lengths[share].sum()) for share in shares]
+        if plan.packed and not plan.rows_mode:
+            assert len(step.ranks[0]) <= plan.accumulate
+            boxes = [int(plan.lengths[list(micro)].sum()) for cut in step.ranks for micro in cut]
+            assert max(loads) - min(loads) <= max(boxes), "fullest first: never more than one apart"
+            continue
         assert max(map(len, shares)) <= np.ceil(step.rows / plan.world_size)
         # Longest first to whom has least: when a rank got its last row, none that could still take one had less.
-        loads = [int(plan.lengths[share].sum()) for share in shares]
         longest = int(plan.lengths[rows_of(step)].max())
         open_ranks = [
             load for load, share in zip(loads, shares, strict=True) if len(share) < np.ceil(step.rows / plan.world_size)
@@ -122,9 +127,10 @@ def test_rows_of_a_step_do_not_depend_on_how_it_is_cut(lengths: list[int], packe
 
 @given(LENGTHS, st.booleans(), st.integers(0, 3))
 def test_rows_of_a_step_by_tokens_do_not_depend_on_how_it_is_cut(lengths: list[int], packed: bool, seed: int) -> None:
+    """Packed, micro-batches are made first: their size is one of the things that decide."""
     plans = [
         schedule(lengths, batch_tokens=b, accumulate=a, world_size=w, packed=packed, seed=seed)
-        for b, a, w in [(160, 1, 1), (40, 4, 1), (40, 2, 2), (40, 1, 4)]
+        for b, a, w in [(160, 1, 1), (40, 4, 1), (40, 2, 2), (40, 1, 4)][packed:]
     ]
     expected = [rows_of(step) for step in plans[0]]
     for plan in plans[1:]:
@@ -182,6 +188,28 @@ def test_buckets_save_padding_and_packing_saves_all() -> None:
     at_random = [lengths[i : i + 8] for i in range(0, 2000, 8)]
     assert padded < 0.5 * (1 - sum(lengths) / sum(max(rows) * 8 for rows in at_random))
     assert schedule(lengths, batch_size=8, packed=True).padding_share() == 0
+
+
+@pytest.mark.parametrize(("accumulate", "ranks"), [(1, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize("seed", range(3))
+def test_packed_micro_batches_are_full_and_mixed(seed: int, accumulate: int, ranks: int) -> None:
+    """Filled in order they would miss half a row each, 3 to 5 %; sorted by length, some would have three times the rows."""
+    lengths = np.clip(np.random.default_rng(seed).lognormal(4.8, 0.6, 3000), 20, 400).astype(int)
+    plan = schedule(lengths.tolist(), batch_tokens=2048, packed=True, seed=seed, accumulate=accumulate, world_size=ranks)
+    boxes = [
+        micro for step in plan for r, cut in enumerate(step.ranks) for i, micro in enumerate(cut) if (r, i) not in step.fillers
+    ]
+    assert lengths.sum() / (2048 * len(boxes)) > 0.98
+    rows = np.array([len(box) for box in boxes])
+    assert rows.std() / rows.mean() < 0.25
+
+
+def test_rows_go_on_with_any_number_of_ranks_when_packed() -> None:
+    lengths = np.random.default_rng(0).integers(20, 400, 500).tolist()
+    plans = [schedule(lengths, batch_tokens=2048, packed=True, world_size=4, ranks=ranks) for ranks in (4, 1, 2, 3)]
+    expected = [(rows_of(step), step.tokens) for step in plans[0]]
+    for plan in plans[1:]:
+        assert [(rows_of(step), step.tokens) for step in plan] == expected
 
 
 @settings(max_examples=20)
