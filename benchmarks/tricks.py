@@ -78,7 +78,7 @@ def prepared(setting: Setting) -> nn.Module:
 def last_layer(model: nn.Module, batch: Batch) -> Callable[[bool], None]:
     """The last layer's MLP and output projection at supervised positions only."""
     from lightning_ft.engine import last_layer as trick
-    from lightning_ft.engine.loss import verify_last_layer
+    from lightning_ft.engine.verify import verify_last_layer
 
     if not verify_last_layer(model, batch):
         raise RuntimeError("Expected the model to allow it; its losses differ.")

@@ -164,6 +164,24 @@ class Supervised:
     once. None: nearly all."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """How a packed row of T tokens is computed with what its documents begin with only once: as a row of S tokens."""
+
+    prefix: int
+    """Tokens that all of them begin with."""
+    keep: Tensor
+    """(S,) positions of the packed row that are computed, ascending."""
+    place: Tensor
+    """(T,) where in the computed row what belongs to each position is."""
+    read: Tensor | None
+    """(K,) positions of the computed row whose output has to be right, as `Supervised.read`."""
+    input_ids: Tensor
+    """The batch's tokens for which this holds."""
+    labels: Tensor
+    """The batch's labels for which `read` holds."""
+
+
 @dataclass(slots=True)
 class Batch:
     """One micro-batch on one rank.
@@ -191,6 +209,9 @@ class Batch:
     supervised: Supervised | None = None
     """Where `labels` has targets, as `data.targets` found it before the batch went to a GPU; None: to be found."""
 
+    shared: Shared | None = None
+    """How the row is computed with its documents' common beginning only once; None: as it is."""
+
     def to(self, device: Any) -> Batch:
         """The same batch on another device (Lightning's transfer calls this)."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -209,9 +230,15 @@ class Batch:
             known = Supervised(change(known.index), change(known.targets), own, labels, weights, read)
         else:
             known = None
+        ids, shared = change(self.input_ids), self.shared
+        if shared is not None and shared.input_ids is self.input_ids and shared.labels is self.labels:
+            read = None if shared.read is None else change(shared.read)
+            shared = Shared(shared.prefix, change(shared.keep), change(shared.place), read, ids, labels)
+        else:
+            shared = None
         return replace(
-            self, input_ids=change(self.input_ids), labels=labels, position_ids=change(self.position_ids), weights=weights,
-            supervised=known,
+            self, input_ids=ids, labels=labels, position_ids=change(self.position_ids), weights=weights, supervised=known,
+            shared=shared,
         )  # fmt: skip
 
 

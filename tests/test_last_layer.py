@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lightning_ft.data.collate import pack
 from lightning_ft.data.targets import SHAPES, found_ahead, read_positions, supervised
 from lightning_ft.engine import last_layer
-from lightning_ft.engine.loss import score_rows, token_logps, token_loss, verify_last_layer
+from lightning_ft.engine.loss import score_rows, token_logps, token_loss
 from lightning_ft.engine.recompute import checkpoint_activations
+from lightning_ft.engine.verify import verify_last_layer
 from lightning_ft.types import IGNORE_INDEX, Batch, Encoded
 from tests.test_loss import FAMILIES, TINY, make, padded
 
@@ -142,9 +143,7 @@ def test_experts_get_the_same_tokens() -> None:
     """In float32, as torch has no products of experts in float64."""
     torch.manual_seed(0)
     config = tf.MixtralConfig(**TINY, num_local_experts=2, num_experts_per_tok=1)
-    model = tf.AutoModelForCausalLM.from_config(
-        config
-    )  # type: ignore[no-untyped-call]  # of transformers
+    model = tf.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # of transformers
     expected = gradients(model, packed())
     assert verify_last_layer(model, packed())
     for e, f in zip(expected, gradients(model, packed()), strict=True):

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_ft.data.collate import muted, pack, pad
+from lightning_ft.data.prefix import share
 from lightning_ft.data.shapes import best_lengths, filled
 from lightning_ft.data.stream import Shard
 from lightning_ft.data.targets import found_ahead
@@ -90,6 +91,13 @@ class FineTuneData(L.LightningDataModule):
         self.workers = workers
         self.eval_every = eval_every
         self.eval_rows = eval_rows
+        self.prefix = 0
+        """Tokens that all rows begin with and that a packed row has only once; 0: it has all tokens of its rows."""
+
+    def share(self, prefix: int) -> None:
+        """Let packed rows be computed with so many tokens, which all training rows begin with, only once."""
+        self.prefix = prefix
+        self.__dict__.pop("row_lengths", None)
 
     @property
     def has_validation(self) -> bool:
@@ -101,7 +109,10 @@ class FineTuneData(L.LightningDataModule):
         """What packed rows are filled up to."""
         looked = self.known_steps(LOOKED_AT)
         lengths = self.schedule.lengths
-        tokens = [int(lengths[list(micro)].sum()) for n in looked for rank in self.schedule.step(n).ranks for micro in rank]
+        tokens = [
+            int(lengths[list(micro)].sum()) - self.spared(len(micro))
+            for n in looked for rank in self.schedule.step(n).ranks for micro in rank
+        ]  # fmt: skip
         return best_lengths(tokens, self.total_steps / max(1, len(looked)))
 
     def known_steps(self, most: int) -> range:
@@ -117,20 +128,29 @@ class FineTuneData(L.LightningDataModule):
         for position, micro in enumerate(plan.ranks[rank]):
             rows = [shard.table[i] for i in micro]
             if self.schedule.packed:
-                batch = pack(rows, self.filled(sum(len(row.input_ids) for row in rows)), self.pad_id)
+                spared = self.spared(len(rows))
+                length = self.filled(sum(len(row.input_ids) for row in rows) - spared) + spared
+                batch = pack(rows, length, self.pad_id)
             else:
                 batch = pad(rows, self.pad_id)
-            batches.append(found_ahead(muted(batch) if (rank, position) in plan.fillers else batch))
+            batch = found_ahead(muted(batch) if (rank, position) in plan.fillers else batch)
+            batches.append(share(batch, self.prefix))
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
 
+    def spared(self, rows: int) -> int:
+        """Tokens of a packed row of so many documents that are not computed."""
+        return (rows - 1) * self.prefix
+
     def filled(self, tokens: int) -> int:
-        """What a packed row of so many tokens is filled up to."""
+        """What a packed row of so many computed tokens is filled up to."""
         return filled(tokens, self.row_lengths)
 
     def shape(self, micro: Sequence[int]) -> tuple[int, int]:
-        """Rows and tokens, filling or padding included, of the micro-batch that these rows of the schedule make."""
+        """Rows and tokens, filling or padding included, that are computed of these rows of the schedule."""
         lengths = self.schedule.lengths[list(micro)]
-        return (1, self.filled(int(lengths.sum()))) if self.schedule.packed else (len(micro), int(lengths.max()))
+        if self.schedule.packed:
+            return 1, self.filled(int(lengths.sum()) - self.spared(len(lengths)))
+        return len(micro), int(lengths.max())
 
     def train_dataloader(self) -> DataLoader[Step]:
         """One item per optimiser step, from the step that the run is at."""

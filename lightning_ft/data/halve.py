@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
+from lightning_ft.data.prefix import share
 from lightning_ft.data.shapes import filled
 from lightning_ft.data.targets import found_ahead
 from lightning_ft.types import IGNORE_INDEX, Batch
@@ -62,7 +63,9 @@ def _documents(batch: Batch, first: int, last: int) -> Batch:
     assert batch.documents is not None
     start, end = batch.documents[first], batch.documents[last]
     tokens = end - start
-    extra = filled(tokens) - tokens
+    prefix = 0 if batch.shared is None else batch.shared.prefix
+    computed = tokens - (last - first - 1) * prefix
+    extra = filled(computed) - computed
     positions = batch.position_ids[:, start:end]
     if extra:
         positions = F.pad(positions, (0, extra))
@@ -75,4 +78,4 @@ def _documents(batch: Batch, first: int, last: int) -> Batch:
         weights=None if batch.weights is None else F.pad(batch.weights[:, start:end], (0, extra)),
         lengths=batch.lengths[first:last],
     )  # fmt: skip
-    return found_ahead(part)
+    return share(found_ahead(part), prefix)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from lightning_ft.types import IGNORE_INDEX, Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -86,6 +86,12 @@ class EncodedTable:
             truncated=columns["truncated"][i].as_py(),
             weights=weights.values.to_numpy() if weights.is_valid else None,
         )
+
+    def tokens(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        """Block by block: the tokens of its rows end to end, and where each row begins in them, with the end."""
+        for columns in self._columns:
+            ids = columns["input_ids"]
+            yield ids.values.to_numpy(), ids.offsets.to_numpy().astype(np.int64)
 
     def sources(self) -> list[str]:
         """The file of each row."""

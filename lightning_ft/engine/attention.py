@@ -31,7 +31,7 @@ from lightning_ft.errors import TrainingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lightning_ft.types import Batch
+    from lightning_ft.types import Batch, Shared
 
 DOCUMENTS = "lightning_ft_documents"
 """The attention function's name in transformers' attention interface."""
@@ -63,15 +63,18 @@ _ways: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _switches: WeakKeyDictionary[nn.Module, tuple[list[Any], list[tuple[ref[nn.Module], str]]]] = WeakKeyDictionary()
 
 
-def forward_kwargs(batch: Batch) -> dict[str, Any]:
-    """What `model.forward` needs beside the token ids.
+def forward_kwargs(batch: Batch, shared: Shared | None = None) -> dict[str, Any]:
+    """What `model.forward` needs beside the token ids, which are those of `shared.keep` only where that is given.
 
     Padded rows need neither mask nor positions: the padding is on the right and the model is causal. The cache must be
     off: with it, transformers takes a packed row for one document.
     """
     kwargs: dict[str, Any] = {"use_cache": False}
-    if batch.documents is not None:
-        kwargs |= {"position_ids": batch.position_ids, "cu_seq_lens": batch.documents}
+    if batch.documents is None:
+        return kwargs
+    kwargs |= {"position_ids": batch.position_ids, "cu_seq_lens": batch.documents}
+    if shared is not None:
+        kwargs |= {"position_ids": batch.position_ids[:, shared.keep], "shared": shared}
     return kwargs
 
 
@@ -102,6 +105,11 @@ def documents(model: nn.Module) -> Iterator[None]:
         finally:
             for module, name, original in replaced:
                 setattr(module, name, original)
+
+
+def packs_documents(model: nn.Module) -> bool:
+    """Whether packed rows go through the function here, by what `check_packing` has seen."""
+    return _ways.get(unwrapped(model), "documents") == "documents"
 
 
 @contextlib.contextmanager
@@ -173,6 +181,7 @@ def documents_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    shared: Shared | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document of one packed row.
@@ -189,6 +198,8 @@ def documents_attention(
         sliding_window: tokens that a position sees, itself included.
         softcap: `c` in `c tanh(score / c)`.
         s_aux: (H,) attention sinks, a further score per head that takes its share of the softmax.
+        shared: where what the documents begin with is in query, key and value only once, how they are put together again: T
+            is then S everywhere, but the borders are those of whole documents.
         **kwargs: what other attention functions read.
 
     Returns:
@@ -202,6 +213,12 @@ def documents_attention(
             f"{type(module).__name__} called {DOCUMENTS} without document borders: its model does not pass cu_seq_lens on, "
             "or a padded batch was run inside engine.attention.documents(). Use --packing false."
         )
+    if shared is not None and query.shape[2] == len(shared.keep):
+        q, k, v = (tensor.index_select(2, shared.place) for tensor in (query, key, value))
+        out, _ = documents_attention(
+            module, q, k, v, attention_mask, dropout, scaling, cu_seq_lens, sliding_window, softcap, s_aux, **kwargs
+        )
+        return out.index_select(1, shared.keep), None
     if query.shape[0] != 1 or cu_seq_lens[-1] != query.shape[2] or query.shape[2] != key.shape[2]:
         raise TrainingError(
             f"{type(module).__name__}: one packed row of {cu_seq_lens[-1]} tokens was expected, queries and keys are "

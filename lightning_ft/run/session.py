@@ -26,7 +26,7 @@ from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
-from lightning_ft.run.ways import check_ways
+from lightning_ft.run.ways import check_ways, take_ways
 from lightning_ft.run.world import World, world
 
 if TYPE_CHECKING:
@@ -272,14 +272,11 @@ class Session:
 
     def fit(self) -> None:
         """Train from the beginning or from the checkpoint; leaves run.json with how it ended."""
-        from lightning_ft.engine.loss import verify_head, verify_last_layer
         from lightning_ft.shortage import memory_advice, out_of_memory
 
         started = time.perf_counter()
-        # Not the module's own `device`: Lightning has not placed it yet.
-        if not self.sharded:  # the Trainer's `HeadCheck` looks at the parts
-            batch = self.data.build(0).micro[0].to(next(self.module.model.parameters()).device)
-            self.say(f"loss: {verify_head(self.module.model, batch)} {verify_last_layer(self.module.model, batch)}".rstrip())
+        for line in () if self.sharded else take_ways(self.module, self.data):  # the Trainer's `HeadCheck` looks at parts
+            self.say(line)
         checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None
         try:
             with quiet_libraries():

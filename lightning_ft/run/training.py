@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_ft.engine.loss import verify_head
+from lightning_ft.engine.verify import verify_head
 from lightning_ft.run.callbacks import Patience, Recorder, Saver
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.checkpoint import FolderCheckpoint

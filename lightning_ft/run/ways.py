@@ -1,4 +1,7 @@
-"""Ways to compute a step that not every method, strategy or machine can take: refused before weights are loaded."""
+"""Ways to compute a step that not every method, strategy, machine or model can take.
+
+What the user asks for is refused before weights are loaded; what saves work by itself is compared with the plain way first.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ from typing import TYPE_CHECKING
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from lightning_ft.config import TrainingConfig
+    from lightning_ft.data.datamodule import FineTuneData
     from lightning_ft.method import Method
+    from lightning_ft.module import FineTuner
 
 
 def check_ways(config: TrainingConfig, method: Method, device: torch.device, *, whole: bool) -> None:
@@ -52,3 +59,25 @@ def check_offload(config: TrainingConfig, device: str) -> None:
         raise UsageError(
             "Expected a GPU for --activation_offload, found none: activations are in the host's memory already; leave it out."
         )
+
+
+def take_ways(module: FineTuner, data: FineTuneData) -> Iterator[str]:
+    """Let a model, whole in this process, and its rows take the ways that leave work out and change no result.
+
+    Yields:
+        Lines for the log.
+    """
+    from lightning_ft.data.prefix import common_prefix
+    from lightning_ft.engine.head import base_model
+    from lightning_ft.engine.verify import verify_head, verify_last_layer, verify_shared
+
+    model = module.model
+    batch = data.build(0).micro[0].to(next(model.parameters()).device)  # Lightning has not placed the module yet
+    yield f"loss: {verify_head(model, batch)} {verify_last_layer(model, batch)}".rstrip()
+    # Noise on embeddings would have to be each document's own; a compiled layer is told of nothing but the borders.
+    if data.schedule.packed and data.stream is None and module.noise is None and not module.config.compile:
+        prefix = common_prefix(data.tables["train"])
+        said = verify_shared(model, prefix, base_model(model).get_input_embeddings().num_embeddings)
+        if said:
+            data.share(prefix)
+            yield f"packing: {said}"
