@@ -1,7 +1,7 @@
 """Exact tricks of the hot path, each switched on and off in turn in one process: what a step takes, and whether it is the same.
 
 `python -m benchmarks.tricks SETTING OUT TRICK SHARE`. A step is forward and backward pass through one packed row of `tokens`
-tokens in documents of `row_tokens`, whose last SHARE is supervised; LoRA on all linear layers.
+tokens in documents of `row_tokens`; LoRA on all linear layers. SHARE is the part of a document that the trick is about.
 """
 
 from __future__ import annotations
@@ -39,8 +39,16 @@ def build(options: dict[str, Any], data: Path | None, folder: Path) -> Setting:
     return write(options, generated.model(options, generated.word_tokenizer(options["vocab_size"]), folder), {}, folder)
 
 
-def packed(options: dict[str, Any], share: float) -> Batch:
-    """One packed row of random tokens, the last `share` of each document supervised."""
+def packed(options: dict[str, Any], *, prefix: float = 0.0, answer: float = 0.3, tail: float = 0.0, cut: bool = False) -> Batch:
+    """One packed row of random tokens.
+
+    Args:
+        options: of the setting.
+        prefix: part of each document that is the same in all.
+        answer: part of it that is supervised.
+        tail: part of it behind the answer.
+        cut: leave that out.
+    """
     import torch
 
     from lightning_ft.data.collate import pack
@@ -48,12 +56,15 @@ def packed(options: dict[str, Any], share: float) -> Batch:
     from lightning_ft.types import IGNORE_INDEX, Encoded
 
     length = options["row_tokens"]
-    answer = round(share * length)
+    alike, end = round(prefix * length), length - round(tail * length)
+    begin = end - round(answer * length)
     draw = torch.Generator().manual_seed(options["seed"])
+    common = torch.randint(options["vocab_size"], (alike,), generator=draw).tolist()
     rows = []
     for number in range(options["tokens"] // length):
-        ids = torch.randint(options["vocab_size"], (length,), generator=draw).tolist()
-        rows.append(Encoded(ids, [IGNORE_INDEX] * (length - answer) + ids[length - answer :], f"row:{number}"))
+        ids = [*common, *torch.randint(options["vocab_size"], (length - alike,), generator=draw).tolist()]
+        labels = [IGNORE_INDEX] * begin + ids[begin:end] + [IGNORE_INDEX] * (length - end)
+        rows.append(Encoded(ids[: end if cut else length], labels[: end if cut else length], f"row:{number}"))
     return found_ahead(pack(rows))
 
 
@@ -75,17 +86,41 @@ def prepared(setting: Setting) -> nn.Module:
     return model.train()
 
 
-def last_layer(model: nn.Module, batch: Batch) -> Callable[[bool], None]:
-    """The last layer's MLP and output projection at supervised positions only."""
+def last_layer(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
+    """The last layer's MLP and output projection at supervised positions only; the last `share` is supervised."""
     from lightning_ft.engine import last_layer as trick
     from lightning_ft.engine.verify import verify_last_layer
 
+    batch = packed(options, answer=share)
     if not verify_last_layer(model, batch):
         raise RuntimeError("Expected the model to allow it; its losses differ.")
-    return lambda on: trick.switch(model, on=on)
+
+    def switched(on: bool) -> Batch:
+        trick.switch(model, on=on)
+        return batch
+
+    return switched
 
 
-TRICKS = {"last_layer": last_layer}
+def prefix(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
+    """What all documents begin with computed once; it is their first `share`."""
+    from lightning_ft.data.prefix import share as shared
+    from lightning_ft.engine.verify import verify_shared
+
+    tokens = round(share * options["row_tokens"])
+    if not verify_shared(model, tokens, options["vocab_size"]):
+        raise RuntimeError("Expected the model to allow it; its losses differ.")
+    batches = {True: shared(packed(options, prefix=share), tokens), False: packed(options, prefix=share)}
+    return batches.__getitem__
+
+
+def tail(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
+    """Tokens behind the last supervised one left out; they are the last `share`. `fit` does not do it."""
+    batches = {on: packed(options, tail=share, cut=on) for on in (True, False)}
+    return batches.__getitem__
+
+
+TRICKS = {"last_layer": last_layer, "prefix": prefix, "tail": tail}
 
 
 def step(model: nn.Module, batch: Batch) -> tuple[float, Tensor, float]:
@@ -111,13 +146,12 @@ def main() -> None:
     setting, out = Setting.load(sys.argv[1]), Path(sys.argv[2])
     trick, share = sys.argv[3], float(sys.argv[4])
     keep_heap()
-    model, batch = prepared(setting), packed(setting.options, share)
-    switch = TRICKS[trick](model, batch)
+    model = prepared(setting)
+    switched = TRICKS[trick](model, setting.options, share)
     found: dict[bool, list[tuple[float, Tensor, float]]] = {True: [], False: []}
     for _ in range(WARM + setting.options["steps"]):
         for kind in (True, False):
-            switch(kind)
-            found[kind].append(step(model, batch))
+            found[kind].append(step(model, switched(kind)))
     on, off = ([seconds for seconds, _, _ in found[kind][WARM:]] for kind in (True, False))
     losses, norms = ([found[kind][-1][which] for kind in (True, False)] for which in (1, 2))
     measure = {

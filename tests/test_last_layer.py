@@ -131,12 +131,19 @@ def test_a_model_that_reads_other_positions_is_left_alone() -> None:
         assert torch.equal(e, f)
 
 
-def test_layers_that_run_again_are_left_alone() -> None:
-    model = make("llama")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_that_run_again_run_at_the_same_positions(family: str) -> None:
+    """In the backward pass, when the block is left."""
+    model = make(family)
+    expected = gradients(model, packed())
     checkpoint_activations(model)
-    assert last_layer.parts(model) == []
-    assert verify_last_layer(model, packed()) == ""
-    gradients(model, packed())
+    model.get_input_embeddings().weight.requires_grad_()
+    assert verify_last_layer(model, packed())
+    seen = counted(model)
+    for e, f in zip(expected, gradients(model, packed()), strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-9, atol=1e-12)
+    assert len(seen) == 4, "both modules, twice"
+    assert max(seen) < sum(SEQ_LENGTHS) / 4
 
 
 def test_experts_get_the_same_tokens() -> None:

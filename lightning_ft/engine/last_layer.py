@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from lightning_ft.engine.compiled import is_compiled
 from lightning_ft.engine.head import unwrapped
+from lightning_ft.engine.recompute import CHECKPOINT
 from lightning_ft.engine.sharding import decoder_layers
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ _on: WeakSet[nn.Module] = WeakSet()
 def parts(model: nn.Module) -> list[nn.Module]:
     """The modules of the last layer that can be left out at a position: its MLP and its attention's output projection.
 
-    None where the layer names them otherwise, where it is run again in the backward pass, and where it is compiled.
+    None where the layer names them otherwise, and where it is compiled.
     """
     layers = decoder_layers(model)
-    if not layers or getattr(layers[-1], "gradient_checkpointing", False) or is_compiled(layers[-1]):
+    if not layers or is_compiled(layers[-1]):
         return []
     layer = layers[-1]
     mlps = [module for name, module in layer.named_children() if name in _MLP]
@@ -60,6 +61,9 @@ def switch(model: nn.Module, *, on: bool) -> None:
 def reading(model: nn.Module, positions: Tensor | None, total: int) -> Iterator[None]:
     """Within the block only these positions of the last layer's output are right; does nothing where it is not switched on.
 
+    A layer that activation checkpointing runs again in the backward pass is run again for the same positions, although the
+    block is left by then.
+
     Args:
         model: Whose `parts` are meant.
         positions: Flat positions, each once; None: all.
@@ -68,8 +72,29 @@ def reading(model: nn.Module, positions: Tensor | None, total: int) -> Iterator[
     if positions is None or unwrapped(model) not in _on:
         yield
         return
-    with only_at(parts(model), positions, total):
-        yield
+    modules, layer = parts(model), decoder_layers(model)[-1]
+    checkpoint = vars(layer).get(CHECKPOINT)
+    if checkpoint is not None:
+        setattr(layer, CHECKPOINT, functools.partial(_run_again, checkpoint, modules, positions, total))
+    try:
+        with only_at(modules, positions, total):
+            yield
+    finally:
+        if checkpoint is not None:
+            setattr(layer, CHECKPOINT, checkpoint)
+
+
+def _run_again(
+    checkpoint: Callable[..., Any], modules: list[nn.Module], positions: Tensor, total: int, function: Callable[..., Any],
+    *args: Any, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """Call a checkpointing function so that what it runs, now and again in the backward pass, is at these positions."""
+
+    def inside(*inner_args: Any, **inner_kwargs: Any) -> Any:
+        with only_at(modules, positions, total):
+            return function(*inner_args, **inner_kwargs)
+
+    return checkpoint(inside, *args, **kwargs)
 
 
 @contextlib.contextmanager

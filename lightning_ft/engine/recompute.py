@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-_CHECKPOINT = "_gradient_checkpointing_func"
+CHECKPOINT = "_gradient_checkpointing_func"
+"""Where transformers keeps a layer's checkpointing function."""
 
 
 def checkpoint_activations(model: Any, every: int = 1, *, offload: bool = False) -> None:
@@ -45,8 +46,8 @@ def checkpoint_activations(model: Any, every: int = 1, *, offload: bool = False)
             "which cannot; leave it out."
         ) from error
     for module in model.modules() if offload else ():
-        if _CHECKPOINT in vars(module):
-            setattr(module, _CHECKPOINT, functools.partial(_offloaded, vars(module)[_CHECKPOINT]))
+        if CHECKPOINT in vars(module):
+            setattr(module, CHECKPOINT, functools.partial(_offloaded, vars(module)[CHECKPOINT]))
     if every == 1:
         return
     stacks = stacks_of(model)
