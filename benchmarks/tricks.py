@@ -71,16 +71,17 @@ def packed(options: dict[str, Any], *, prefix: float = 0.0, answer: float = 0.3,
 def prepared(setting: Setting) -> nn.Module:
     """The model with its adapter, as `fit` trains it."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     from lightning_ft.engine.gated import fuse_gates, fuse_rotations
     from lightning_ft.engine.norm import fuse_norms
+    from lightning_ft.registry import registry
 
+    options = setting.options
     base: Any = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.bfloat16)
-    torch.manual_seed(setting.options["seed"])
-    lora = LoraConfig(r=setting.options["rank"], lora_alpha=setting.options["alpha"], target_modules="all-linear")
-    model = get_peft_model(base, lora)
+    torch.manual_seed(options["seed"])
+    lora: Any = registry().methods["lora"].cls
+    model: nn.Module = lora(rank=options["rank"], alpha=options["alpha"]).attach(base, options["steps"])
     for fuse in (fuse_norms, fuse_gates, fuse_rotations):
         fuse(model)
     return model.train()
