@@ -121,7 +121,22 @@ def tail(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[b
     return batches.__getitem__
 
 
-TRICKS = {"last_layer": last_layer, "prefix": prefix, "tail": tail}
+def native(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
+    """Kernels of our own instead of PyTorch's operators, where they do the same; the last `share` is supervised."""
+    from lightning_ft.engine import kernels
+
+    batch, ours = packed(options, answer=share), kernels.on_cpu
+    if ours(batch.input_ids.bfloat16()) is None:
+        raise RuntimeError("Expected a C compiler; found none that works.")
+
+    def switched(on: bool) -> Batch:
+        kernels.on_cpu = ours if on else lambda *tensors: None
+        return batch
+
+    return switched
+
+
+TRICKS = {"native": native, "last_layer": last_layer, "prefix": prefix, "tail": tail}
 
 
 def step(model: nn.Module, batch: Batch) -> tuple[float, Tensor, float]:

@@ -119,6 +119,20 @@ def _devices() -> Iterator[Finding]:
         yield Finding("cpu", "ok", f"{device_name()}, {cores} cores, {torch.get_num_threads()} threads used{built}")
     fast = bf16_is_fast()
     yield Finding("bf16", "ok", "fast: --precision auto takes it" if fast else "slow here: --precision auto takes fp32")
+    if fast and not torch.cuda.is_available():
+        yield _kernels()
+
+
+def _kernels() -> Finding:
+    from lightning_ft.engine.native_kernels import SWITCH, library
+
+    if library() is not None:
+        return Finding("kernels", "ok", "compiled for this processor")
+    if os.environ.get(SWITCH) == "off":
+        return Finding("kernels", "ok", f"off ({SWITCH} is set)")
+    return Finding(
+        "kernels", "note", "no C compiler that works: steps take about a fifth longer", "install gcc (Debian: apt install gcc)"
+    )
 
 
 def _memory() -> Finding:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_ft.data.shapes import shape_step
+from lightning_ft.engine import kernels
 
 BLOCK = 256
 """Queries per block."""
@@ -99,7 +100,7 @@ class _Causal(torch.autograd.Function):
                     queries, given = (_rows(t, first, last, len(k)) for t in (q, g))
                     keys, values = k[:, :last], v[:, :last]
                     p = next(kept) if tokens <= KEPT else _probabilities(queries, keys, first)
-                    ds = torch._softmax_backward_data(torch.bmm(given, values.transpose(1, 2)), p, -1, p.dtype)
+                    ds = _scores_gradient(torch.bmm(given, values.transpose(1, 2)), p, last - first, first)
                     made = torch.bmm(ds, keys).view(len(q), last - first, -1)
                     dq[first:last].copy_(made[:, : tokens - first].transpose(0, 1))
                     parts.append((torch.bmm(ds.transpose(1, 2), queries), torch.bmm(p.transpose(1, 2), given)))
@@ -137,9 +138,21 @@ def _probabilities(queries: Tensor, keys: Tensor, start: int) -> Tensor:
     """(K, R * block, end) attention weights of queries from number `start` on over all scaled keys so far."""
     scores = torch.bmm(queries, keys.transpose(1, 2))
     block = keys.shape[1] - start
+    ours = kernels.on_cpu(scores)
+    if ours is not None and scores.shape[2] % _STEP == 0:
+        return ours.causal(scores, block, start)
     diagonal = scores.view(len(keys), -1, block, keys.shape[1])[..., start:]
     diagonal += _above_diagonal(block, scores.dtype)
     return torch.softmax(scores, -1)
+
+
+def _scores_gradient(grad: Tensor, p: Tensor, block: int, start: int) -> Tensor:
+    """From the gradient of the probabilities p to that of the scores."""
+    ours = kernels.on_cpu(grad, p)
+    if ours is not None and p.shape[2] % _STEP == 0:
+        return ours.causal_backward(grad, p, block, start)
+    found: Tensor = torch._softmax_backward_data(grad, p, -1, p.dtype)
+    return found
 
 
 @functools.lru_cache(maxsize=64)

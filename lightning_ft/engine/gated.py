@@ -1,7 +1,7 @@
-"""The gated unit of a decoder's MLP, `silu(x G) * (x U)`, and its rotary positions: one kernel each on a GPU.
+"""The gated unit of a decoder's MLP, `silu(x G) * (x U)`, and its rotary positions: one kernel each, where there are any.
 
 Eager PyTorch reads and writes such vectors three to eight times and keeps what is between for the backward pass. A module's
-class is changed, not the module, as in `norm`; on a CPU, and wherever an input does not fit the kernel, their own code runs.
+class is changed, not the module, as in `norm`; wherever an input does not fit the kernel, their own code runs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _short(cls: type[nn.Module]) -> type[nn.Module] | None:
     """The class whose forward has the kernel; None where it would be another function."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or kernels.of(x) is None:
+        if args or kwargs:
             out: Tensor = cls.forward(self, x, *args, **kwargs)
             return out
         gate, up = self.gate_proj(x), self.up_proj(x)
@@ -149,6 +149,7 @@ def _rotation_fits(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and cos.shape[0] in (1, x.shape[0])
         and x.shape[3] % 2 == 0
         and x.stride(3) == 1
+        and (x.is_cuda or cos.dtype == sin.dtype == x.dtype)
         and cos.is_contiguous()
         and sin.is_contiguous()
         and not cos.requires_grad

@@ -1,4 +1,4 @@
-"""Whether there are kernels of our own for a tensor: on a GPU, where Triton is."""
+"""Whether there are kernels of our own for a tensor: on a GPU, where Triton is; on a CPU in bfloat16, where a C compiler is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Kernels(Protocol):
-    """What `triton_kernels` has, with what is said of it there."""
+    """What `triton_kernels` and `native_kernels` have, with what is said of it there."""
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """`silu(gate) * up`."""
@@ -27,11 +27,41 @@ class Kernels(Protocol):
         """Negative log-likelihoods of the targets."""
 
 
+class CPUKernels(Kernels, Protocol):
+    """What `native_kernels` has beside: a GPU has torch's own."""
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """RMSNorm, and the factor of each row."""
+
+    def norm_backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, *, trains: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients of x and of the weight."""
+
+    def causal(self, scores: Tensor, block: int, start: int) -> Tensor:
+        """The softmax of what queries see, in place."""
+
+    def causal_backward(self, grad: Tensor, p: Tensor, block: int, start: int) -> Tensor:
+        """The gradient of the scores, in place."""
+
+
 def of(tensor: Tensor) -> Kernels | None:
     """The kernels for a tensor; None where there are none. `plan` puts others here to rehearse a GPU's way."""
     if torch.compiler.is_compiling():  # which makes kernels of its own of the plain way
         return None
-    return _triton() if tensor.is_cuda and tensor.dtype != torch.float64 else None
+    if tensor.is_cuda:
+        return _triton() if tensor.dtype != torch.float64 else None
+    return on_cpu(tensor)
+
+
+def on_cpu(*tensors: Tensor | None) -> CPUKernels | None:
+    """The kernels for tensors that lie in a CPU's memory in bfloat16; None where one of them does not, or there are none.
+
+    `plan` puts others here, for tensors that hold no data.
+    """
+    if any(t is not None and (t.dtype != torch.bfloat16 or t.device.type != "cpu") for t in tensors):
+        return None
+    return None if torch.compiler.is_compiling() else _native()
 
 
 @functools.cache
@@ -42,3 +72,11 @@ def _triton() -> Kernels | None:
     except ImportError:
         return None
     return cast("Kernels", triton_kernels)
+
+
+@functools.cache
+def _native() -> CPUKernels | None:
+    """None where they cannot be compiled."""
+    from lightning_ft.engine import native_kernels
+
+    return cast("CPUKernels", native_kernels) if native_kernels.library() is not None else None

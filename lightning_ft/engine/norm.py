@@ -1,7 +1,7 @@
 """RMSNorm of a decoder as one function: eight passes over the hidden states less, and nothing wide is kept.
 
 Autograd keeps each of the intermediate results of transformers' own norm, in float32. Here the backward pass has its
-input, the weight and one number per row. On a GPU it is torch's own kernel.
+input, the weight and one number per row. On a GPU it is torch's own kernel, on a CPU in bfloat16 ours (`native_kernels`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from lightning_ft.engine import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +56,11 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """(..., D) in the type that weight and x have together."""
+        ours = kernels.on_cpu(x, weight)
+        if ours is not None and x.is_contiguous():
+            out, scale = ours.norm(x, weight, eps)
+            ctx.save_for_backward(x, weight, scale)
+            return out
         wide = x.to(_wide(x.dtype))
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, scale)
@@ -64,6 +71,10 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and of the weight."""
         x, weight, scale = ctx.saved_tensors
+        ours = kernels.on_cpu(grad, x, weight)
+        if ours is not None and x.is_contiguous() and ctx.needs_input_grad[0]:
+            d_x, d_weight = ours.norm_backward(grad.contiguous(), x, weight, scale, trains=ctx.needs_input_grad[1])
+            return d_x, None if d_weight is None else d_weight.to(weight.dtype), None
         normed = x.to(scale.dtype) * scale
         d_weight = None
         if ctx.needs_input_grad[1]:

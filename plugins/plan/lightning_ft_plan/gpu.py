@@ -9,31 +9,13 @@ import torch
 
 from lightning_ft.engine import kernels, recompute
 from lightning_ft.engine.cross_entropy import default_chunk
+from lightning_ft_plan.stand_ins import Empty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from lightning_ft.run.hardware import Formats
     from lightning_ft_plan.scene import Scene
-
-
-class _Empty:
-    """The product's kernels by what they return, with ones for its numbers: what is small is computed with and looked at."""
-
-    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return torch.ones_like(gate)
-
-    def gated_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(gate), torch.ones_like(up)
-
-    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
-        rows, heads, length, width = x.shape
-        return x.new_ones(rows, length, heads, width).transpose(1, 2)
-
-    def likelihood(self, logits: Tensor, targets: Tensor, hits: Tensor | None, smoothing: float, *, gradient: bool) -> Tensor:
-        return torch.ones(len(targets), dtype=torch.float32)
 
 
 class _Elsewhere(torch.autograd.graph.saved_tensors_hooks):
@@ -47,7 +29,7 @@ class _Elsewhere(torch.autograd.graph.saved_tensors_hooks):
 def ways_of_a_gpu() -> Iterator[None]:
     """Within the block the product takes the tensors for those of a GPU that has its kernels."""
     before = kernels.of, recompute.on_host
-    kernels.of = lambda tensor: None if tensor.dtype == torch.float64 else _Empty()
+    kernels.of = lambda tensor: None if tensor.dtype == torch.float64 else Empty()
     recompute.on_host = _Elsewhere
     try:
         yield

@@ -30,6 +30,7 @@ from lightning_ft_plan.fewbits import quantise
 from lightning_ft_plan.gpu import ways_of_a_gpu
 from lightning_ft_plan.hollow import ACTIVATIONS, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS, Hollow
 from lightning_ft_plan.scene import PACKING, START, VALIDATION, Account, Scene, build, count
+from lightning_ft_plan.stand_ins import stand_ins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ def packing(scene: Scene) -> dict[int, int]:
     """
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
-        with Hollow() as hollow:
+        with stand_ins(), Hollow() as hollow:
             model = build(scene, scene.period, dtype)
             _own(hollow, model)
             with hollow.window(PACKING):
@@ -77,7 +78,7 @@ def rehearse(
         stored: How the linear layers of the base are quantised; None: they are plain.
     """
     hollow = Hollow()
-    with hollow:
+    with stand_ins(), hollow:
         model = build(scene, depth, formats.weights)
         _own(hollow, model)
         parameters, linear = sum(p.numel() for p in model.parameters()), _linear_layers(model)
