@@ -94,7 +94,8 @@ def rehearse(
             with hollow.window(START):
                 verify_head(module.model, step.micro[0], LOOSE)
         head_path(module.model)
-        last_layer.switch(module.model, on=True)
+        # Recomputed, the worst moment is that of a whole layer, which is not the last one.
+        last_layer.switch(module.model, on=not scene.config.gradient_checkpointing)
         _train(hollow, module, formats, step)
         flops, moved = hollow.flops, hollow.moved
         if validation is not None:

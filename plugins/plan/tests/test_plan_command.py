@@ -199,7 +199,7 @@ def test_options_of_a_run_count(rows: Path, tmp_path: Path, capsys: pytest.Captu
     assert after["full"]["parts"]["optimizer"] == 0, "SGD without momentum has no state"
     assert after["full"]["parts"]["activations"] < before["full"]["parts"]["activations"]
     assert "recomputed activations" in after["prefix_tuning"]["reason"]
-    assert other["data"]["steps"] == 3 * plain["data"]["steps"]
+    assert 0 <= other["data"]["steps"] - 3 * plain["data"]["steps"] <= 3, "epochs are packed in another order each"
     assert [line.partition(":")[0] for line in other["advice"]] == ["--method.rank 128", "--epochs 9"]
 
 
