@@ -45,8 +45,8 @@ def result(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", SUITES)
 def test_suite_names_modules_that_exist(name: str) -> None:
     suite = Suite.load(name)
-    # A round of 5 GB is half an hour, one of plan 36 processes whose 18 cells are the spread; on a GPU steps are the spread. What
-    # packing makes of rows is the same each time.
+    # A round of 5 GB is half an hour, one of plan 36 processes whose 18 cells are the spread; on a GPU steps are the spread.
+    # What packing makes of rows is the same each time.
     assert suite.rounds >= 3 or suite.name in ("scale", "plan", "plan_quantised", "packing") or suite.needs == "gpu"
     for spec in suite.contestants.values():
         if "module" in spec:
