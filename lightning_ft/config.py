@@ -131,6 +131,8 @@ class TrainingConfig:
     """Steps between validations; None: a tenth of the run, at least 10."""
     save_every: int | None = None
     """Steps between checkpoints; None: with every validation. 0: none."""
+    save_behind: bool = False
+    """Write checkpoints while training goes on, from copies that take as much memory again as what is saved."""
     log_every: int = 10
     """Steps between lines of the log."""
     keep_best: int = 1

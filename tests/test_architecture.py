@@ -48,7 +48,8 @@ TOP = {
 MOST_LINES = 400
 TEXT = {".py", ".c", ".yaml", ".toml", ".md", ".jinja", ".sh", ".txt", ""}
 BROUGHT = {
-    "docstring_parser": "jsonargparse", "numpy": "transformers", "packaging": "lightning", "pyarrow": "datasets",
+    "docstring_parser": "jsonargparse", "lightning_utilities": "lightning", "numpy": "transformers", "packaging": "lightning",
+    "pyarrow": "datasets",
     "tokenizers": "transformers",
 }  # fmt: skip
 """Libraries that the core imports because a dependency brings them."""

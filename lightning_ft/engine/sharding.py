@@ -112,13 +112,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(state: Mapping[str, Tensor], *, keep: bool, owners: Mapping[str, int] | None = None) -> dict[str, Tensor]:
-    """Whole copies on the CPU, one tensor after the other; all processes have to ask.
+def gathered(
+    state: Mapping[str, Tensor], *, keep: bool, owners: Mapping[str, int] | None = None, copy: bool = False
+) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, one after the other; all processes have to ask.
 
     Args:
         state: Tensors by name, the same names in the same order in every process.
         keep: Whether this process gets them.
         owners: A number for each name; names with one number (a head that is the embedding) are one tensor, and stay so.
+        copy: Also of what lies whole on the CPU already.
     """
     copies: dict[str | int, Tensor] = {}
     found = {}
@@ -126,7 +129,7 @@ def gathered(state: Mapping[str, Tensor], *, keep: bool, owners: Mapping[str, in
         owner = (owners or {}).get(name, name)
         if owner not in copies:
             full = whole(tensor.detach())
-            copies[owner] = full.cpu() if keep else torch.empty(0)
+            copies[owner] = full.to("cpu", copy=copy) if keep else torch.empty(0)
         if keep:
             found[name] = copies[owner]
     return found

@@ -18,6 +18,7 @@ from lightning_ft.engine.sharding import summed
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, did_you_mean
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
+from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.hardware import device_use, peak_memory
 from lightning_ft.run.utilisation import Work, product_rate
 from lightning_ft.shortage import NoMemoryError
@@ -106,7 +107,7 @@ class Saver(L.Callback):
         if stopped or self._due(step, validated=False):
             self.save(trainer, step)
         if stopped:
-            self._interrupt(step)
+            self._interrupt(trainer, step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the score and save.
@@ -126,9 +127,10 @@ class Saver(L.Callback):
         if stopped or self._due(step, validated=True):
             self.save(trainer, step)
         if stopped:
-            self._interrupt(step)
+            self._interrupt(trainer, step)
 
-    def _interrupt(self, step: int) -> None:
+    def _interrupt(self, trainer: L.Trainer, step: int) -> None:
+        self._settle(trainer)
         number = self._signal or signal.SIGTERM
         raise RunInterruptedError(
             f"Stopped by {signal.Signals(number).name} after step {step} of {self.total_steps}; everything is saved. "
@@ -158,13 +160,21 @@ class Saver(L.Callback):
         trainer.save_checkpoint(checkpoint.path_of(self.folder, step))
         self._prune(trainer, step)
 
+    def _settle(self, trainer: L.Trainer) -> None:
+        """Wait for a checkpoint that is written behind the training."""
+        io = trainer.strategy.checkpoint_io
+        if isinstance(io, FolderCheckpoint):
+            io.settle()
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last step where there is no memory for the next one, so that the run goes on from there."""
         if isinstance(exception, NoMemoryError) and exception.whole and trainer.global_step:
             self.save(trainer, trainer.global_step)
+            self._settle(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Delete what a run that was killed behind its last save had no time to delete: its resume has no save to do."""
+        self._settle(trainer)
         self._prune(trainer, trainer.global_step)
 
     def _prune(self, trainer: L.Trainer, step: int) -> None:
@@ -173,6 +183,8 @@ class Saver(L.Callback):
         there = checkpoint.checkpoints(self.folder)
         ranked = sorted((s for s in self.scores if any(checkpoint.step_of(p) == s for p in there)), key=self._rank)
         keep = {step, *ranked[: self.keep_best]}
+        if all(checkpoint.step_of(folder) != step for folder in there):  # it is still being written
+            keep.update(sorted((s for s in map(checkpoint.step_of, there) if s < step), reverse=True)[:1])
         for folder in there:
             if checkpoint.step_of(folder) not in keep:
                 trainer.strategy.remove_checkpoint(folder)
@@ -225,7 +237,7 @@ class Recorder(L.Callback):
         """Operations per second of this process's matrix products."""
 
     def _reset(self) -> None:
-        self._tokens = self._cells = self._steps = 0
+        self._tokens = self._cells = self._steps = self._spared = 0
         self._supervised = self._seconds = self._cpu_seconds = 0.0
         self._loss = torch.zeros(())
 
@@ -271,6 +283,7 @@ class Recorder(L.Callback):
         self._steps += 1
         self._tokens += sum(sum(micro.lengths) for micro in batch.micro)
         self._cells += sum(micro.input_ids.numel() for micro in batch.micro)
+        self._spared += sum(micro.input_ids.numel() - len(micro.shared.keep) for micro in batch.micro if micro.shared)
         self._supervised += batch.totals["tokens"]
         step = trainer.global_step
         due = step % self.log_every == 0 or step >= self.schedule.total_steps
@@ -301,7 +314,8 @@ class Recorder(L.Callback):
             float(summed(module, torch.tensor(float(self._cells)))),
         )
         use = device_use(self._cpu_seconds, self._seconds)
-        work = 0.0 if self._work is None else self._work(tokens, self._supervised)
+        spared = float(summed(module, torch.tensor(float(self._spared))))
+        work = 0.0 if self._work is None else self._work(tokens - spared, self._supervised)
         possible = self._products * module.trainer.world_size * self._seconds
         return {
             "step": step,

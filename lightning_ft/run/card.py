@@ -47,7 +47,7 @@ class ModelWriter:
 
         Args:
             folder: Is there.
-            gathered: What `gather` returned, of a model that lies in several processes.
+            gathered: What `gather` returned, of a model that lies in several processes, or `copies`.
         """
         model = self.model()
         # An adapter of the embedding is its A and B; peft would add the frozen matrix itself.
@@ -69,22 +69,32 @@ class ModelWriter:
         Args:
             keep: Whether this process gets them.
         """
-        model = self.model()
-        whole = model.state_dict()
-        state = {name: value for name, value in whole.items() if isinstance(value, DTensor)}
-        if hasattr(model, "peft_config"):
-            from peft import get_peft_model_state_dict
+        state = {name: value for name, value in self._saved().items() if isinstance(value, DTensor)}
+        return gathered(state, keep=keep, owners=self._owners())
 
-            kept = {
-                id(value)
-                for name in model.peft_config
-                for value in get_peft_model_state_dict(
-                    model, state_dict=whole, adapter_name=name, save_embedding_layers=False
-                ).values()
-            }
-            state = {name: value for name, value in whole.items() if id(value) in kept and isinstance(value, DTensor)}
-        owners = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
-        return gathered(state, keep=keep, owners=owners)
+    def copies(self) -> dict[str, Tensor]:
+        """What is saved of a model that is whole in this process, copied to the CPU, so that training may go on meanwhile."""
+        return gathered(self._saved(), keep=True, owners=self._owners(), copy=True)
+
+    def _saved(self) -> dict[str, Tensor]:
+        """By its names in the model: of a peft model what its adapters save, of others everything."""
+        model = self.model()
+        whole: dict[str, Tensor] = model.state_dict()
+        if not hasattr(model, "peft_config"):
+            return whole
+        from peft import get_peft_model_state_dict
+
+        kept = {
+            id(value)
+            for name in model.peft_config
+            for value in get_peft_model_state_dict(
+                model, state_dict=whole, adapter_name=name, save_embedding_layers=False
+            ).values()
+        }
+        return {name: value for name, value in whole.items() if id(value) in kept}
+
+    def _owners(self) -> dict[str, int]:
+        return {name: id(p) for name, p in self.model().named_parameters(remove_duplicate=False)}
 
     def _card(self, folder: Path, stored: Any, *, ours: bool) -> str:
         """The text.

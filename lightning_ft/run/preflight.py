@@ -132,15 +132,12 @@ class Preflight(L.Callback):
         return {self.data.shape(micro) for micro in self.data.schedule.step(number).ranks[rank]}
 
     def _largest(self, number: int, rank: int) -> int:
-        """Tokens, padding included, of the largest micro-batch that a rank has in a step."""
-        lengths, packed = self.data.schedule.lengths, self.data.schedule.packed
-        plan = self.data.schedule.step(number)
-        sizes = (lengths[list(micro)] for micro in plan.ranks[rank])
-        return max(int(size.sum() if packed else size.max() * len(size)) for size in sizes)
+        """Tokens, filling or padding included, of the largest micro-batch that a rank has in a step."""
+        return max(map(math.prod, self._shapes(number, rank)))
 
     def _tokens(self, number: int) -> float:
-        lengths = self.data.schedule.lengths
-        return float(sum(lengths[list(micro)].sum() for rank in self.data.schedule.step(number).ranks for micro in rank))
+        """Tokens, filling or padding included, of all micro-batches of a step."""
+        return float(sum(math.prod(self.data.shape(micro)) for rank in self.data.schedule.step(number).ranks for micro in rank))
 
     def _timed_step(self, trainer: L.Trainer, module: FineTuner, number: int) -> float:
         start = time.perf_counter()
@@ -203,6 +200,7 @@ class Preflight(L.Callback):
         start = time.perf_counter()
         try:
             io.save_checkpoint({"optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers]}, trial)
+            io.settle()
             return time.perf_counter() - start
         finally:
             shutil.rmtree(trial, ignore_errors=True)

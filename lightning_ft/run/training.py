@@ -85,7 +85,7 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
         "limit_val_batches": 1.0 if session.data.has_validation else 0, "enable_checkpointing": False,
         "enable_model_summary": False, "enable_progress_bar": bar, "log_every_n_steps": 1,
         "logger": TensorBoardLogger(str(path), name="logs", version="") if world.main else False,
-        "plugins": [FolderCheckpoint(session.writer)], "default_root_dir": str(path),
+        "plugins": [FolderCheckpoint(session.writer, behind=config.save_behind)], "default_root_dir": str(path),
     }  # fmt: skip
     extra = trainer_arguments(config.trainer) if config.trainer else {}
     callbacks += extra.pop("callbacks", None) or []

@@ -30,14 +30,19 @@ def check_ways(config: TrainingConfig, method: Method, device: torch.device, *, 
         whole: Whether every process holds the whole model.
 
     Raises:
-        UsageError: the method takes no recomputed activations, or no packed rows; layers cannot be compiled here, or not
-            under this strategy.
+        UsageError: the method takes no recomputed activations, or no packed rows; layers cannot be compiled here; a strategy
+            cannot have them compiled, or its checkpoints written behind the training.
     """
     if config.gradient_checkpointing and not method.can_checkpoint:
         raise UsageError(f"Method {method.name} does not work with recomputed activations; leave --gradient_checkpointing out.")
     if config.packing == "on" and not method.can_pack:
         raise UsageError(f"Method {method.name} cannot keep packed documents apart; type --packing off.")
     check_offload(config, device.type)
+    if config.save_behind and not whole:
+        raise UsageError(
+            f"Expected --strategy auto or ddp with --save_behind, as shards are saved by all processes together; got "
+            f"{config.strategy}."
+        )
     if not config.compile:
         return
     if not whole:

@@ -40,11 +40,13 @@ def copied(killed: Path, runs: Any, clean: None) -> Path:
 # ---- kills ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("behind", ["false", "true"])
 @pytest.mark.parametrize("at", ["save", "state", "manifest", "replace"])
 def test_a_kill_during_a_save_leaves_the_checkpoint_before_it(
-    runs: Any, argv: tuple[object, ...], killed: Path, clean: None, at: str
+    runs: Any, argv: tuple[object, ...], killed: Path, clean: None, at: str, behind: str
 ) -> None:
     """After a run of the same rows (`killed`), whose encoding, found in the cache, is no second save of this one's."""
+    argv = (*argv, "--save_behind", behind)
     code, log = runs(*argv, fault=(at, 2, "signals", [signal.SIGKILL]))
     assert code == -signal.SIGKILL, log
     whole = [folder.name for folder in (runs.RUN / "checkpoints").iterdir() if broken(folder) is None and folder.name[0] != "."]
