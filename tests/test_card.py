@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -54,6 +55,9 @@ def test_an_adapter_says_how_it_is_loaded(tmp_path: Path) -> None:
     assert "from peft import AutoPeftModelForCausalLM\n" in card
     assert "# Fine-tuned adapter of owner/base" in card
     assert (tmp_path / "a" / "adapter_model.safetensors").is_file()
+    layers = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"]
+    assert layers == sorted(layers), "peft's sets have another order in each process"
+    assert len(layers) > 5
     assert not (tmp_path / "a" / "model.safetensors").exists()
 
 

@@ -84,7 +84,7 @@ print("goes on")
 
 
 @glibc
-@pytest.mark.skipif(heap.GPU.exists(), reason="with a GPU there is no need")
+@pytest.mark.skipif(any(gpu.exists() for gpu in heap.GPUS), reason="with a GPU there is no need")
 @pytest.mark.parametrize("given", [None, "glibc.malloc.perturb=0"])
 def test_a_program_begins_anew_once(tmp_path: Path, given: str | None) -> None:
     """With the same arguments, and with what the user had set."""
@@ -104,7 +104,7 @@ def test_it_does_not_where_the_user_has_decided_or_a_gpu_is(monkeypatch: pytest.
 
     monkeypatch.setattr("os.execve", execve)
     heap.start_again_without_cache({TUNABLES: f"{NO_CACHE}=4"})
-    monkeypatch.setattr(heap, "GPU", tmp_path)
+    monkeypatch.setattr(heap, "GPUS", (tmp_path / "none", tmp_path))
     heap.start_again_without_cache({})
 
 

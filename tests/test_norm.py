@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from lightning_ft.engine import kernels
 from lightning_ft.engine.norm import fuse_norms, rms_norm
 from lightning_ft.testing.models import tiny_gpt2, tiny_llama
 
@@ -42,7 +43,8 @@ def logits_and_gradients(model: Any, ids: Tensor) -> tuple[Tensor, dict[str, Ten
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_model_computes_the_same(family: str, kind: str) -> None:
-    """Values bit for bit, for so the norm is computed; gradients but for rounding."""
+    """Values bit for bit, for so the norm is computed, but where a kernel of ours sums in another order; gradients but for
+    rounding."""
     torch.manual_seed(0)
     plain: Any = tiny_llama() if family == "llama" else Qwen3ForCausalLM(Qwen3Config(**SMALL))
     plain = plain.to(torch.bfloat16) if kind == "bf16" else plain.float()
@@ -52,7 +54,10 @@ def test_a_model_computes_the_same(family: str, kind: str) -> None:
     ids = torch.randint(60, (2, 9))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
         theirs, ours = logits_and_gradients(plain, ids), logits_and_gradients(short, ids)
-    assert torch.equal(theirs[0], ours[0])
+    if kind == "bf16" and kernels.on_cpu(torch.ones(1).bfloat16()) is not None:
+        torch.testing.assert_close(ours[0], theirs[0], rtol=2e-2, atol=2e-2)
+    else:
+        assert torch.equal(theirs[0], ours[0])
     assert theirs[1].keys() == ours[1].keys()
     for name, expected in theirs[1].items():
         difference = (ours[1][name].double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-12)

@@ -31,7 +31,7 @@ def files(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("family", "method"), [("llama", "lora"), ("llama", "full"), ("gpt2", "full")])
 def test_the_files_are_the_same(tiny_fit: TinyFit, tiny_folder: Path, family: str, method: str) -> None:
-    """Of a whole model (with a tied head, too), and of an adapter."""
+    """Of a whole model (with a tied head, too), and of an adapter, whose config lists layers in one order."""
     given = OPTIONS | {"model": str(tiny_folder / family), "method": method}
     one = tiny_fit(**given, output="one").run.folder
     other = tiny_fit(**given, output="other", save_behind=True).run.folder

@@ -135,6 +135,8 @@ def _agrees(cls: type[nn.Module]) -> bool:
                 theirs, ours = module(x), rms_norm(x, module.weight, 1e-3)
         except Exception:  # a norm with other arguments is another function
             return False
-        if theirs.dtype != ours.dtype or not torch.equal(theirs, ours):
+        # A kernel of ours sums in another order, which may round to the other neighbour in bfloat16.
+        allowed = 2**-7 if w_type == x_type == torch.bfloat16 else 0.0
+        if theirs.dtype != ours.dtype or not torch.allclose(theirs, ours, rtol=allowed, atol=0.0):
             return False
     return True

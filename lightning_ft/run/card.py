@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -55,6 +56,7 @@ class ModelWriter:
         if gathered:
             options["state_dict"] = {**model.state_dict(), **gathered}
         model.save_pretrained(str(folder), **options)
+        _in_order(folder)
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
         if self.quantization is not None:
@@ -134,3 +136,13 @@ class ModelWriter:
             f"| | |\n|---|---|\n{lines}\n\nThe chat template it was trained with is in the tokenizer's files.\n\n"
             f"{said}```python\n{code}```\n"
         )
+
+
+def _in_order(folder: Path) -> None:
+    """Sort the names of layers in an adapter's config: peft keeps them in sets, whose order is another one each time."""
+    for path in folder.rglob(ADAPTER):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("target_modules", "exclude_modules", "modules_to_save"):
+            if isinstance(config.get(key), list):
+                config[key] = sorted(config[key])
+        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

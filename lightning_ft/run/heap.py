@@ -20,7 +20,8 @@ _M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_MAX = 1, -1, -4
 """Parameters of mallopt(3)."""
 TUNABLES, NO_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count"
 """Read by glibc before anything of ours runs."""
-GPU = Path("/dev/nvidiactl")
+GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""Of CUDA and of ROCm; one of them is there where a GPU is."""
 
 
 def keep_heap() -> None:
@@ -66,4 +67,8 @@ def without_cache(environment: Mapping[str, str]) -> str:
 
 
 def _wants_no_cache(environment: Mapping[str, str]) -> bool:
-    return platform.libc_ver()[0] == "glibc" and NO_CACHE not in environment.get(TUNABLES, "") and not GPU.exists()
+    return (
+        platform.libc_ver()[0] == "glibc"
+        and NO_CACHE not in environment.get(TUNABLES, "")
+        and not any(gpu.exists() for gpu in GPUS)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -37,6 +37,9 @@ class Lion(torch.optim.Optimizer):
     Raises:
         ValueError: a value is out of its range.
     """
+
+    elementwise: ClassVar[bool] = True
+    """A part of a matrix can be updated by itself, as under FSDP2."""
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
