@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_ft.data.targets import supervised
 from lightning_ft.engine import last_layer
-from lightning_ft.engine.attention import documents, forward_kwargs, whole_rows
+from lightning_ft.engine.attention import documents, forward_kwargs, packs_documents, whole_rows
 from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy, wide_dtype
 from lightning_ft.engine.head import HeadPath, bypassed, head_linear, head_module, head_path, takes_selection
 
@@ -111,7 +111,7 @@ def _states(model: nn.Module, batch: Batch, path: HeadPath, chosen: Supervised) 
     """At the chosen positions: hidden states (N, D) on the chunked way, logits (N, V) on the others."""
     index = chosen.index
     ids, read = batch.input_ids, chosen.read
-    shared = shared_of(batch)
+    shared = _shared(model, batch)
     if shared is not None:
         ids, index = ids[:, shared.keep], shared.place[index]
         read = shared.read if shared.labels is chosen.labels else None
@@ -137,9 +137,11 @@ def _states(model: nn.Module, batch: Batch, path: HeadPath, chosen: Supervised) 
     return out.reshape(-1, out.shape[-1]).index_select(0, index)
 
 
-def shared_of(batch: Batch) -> Shared | None:
+def _shared(model: nn.Module, batch: Batch) -> Shared | None:
     """How the batch may be computed with what its documents begin with only once, if that is known of these tokens."""
-    return batch.shared if batch.shared is not None and batch.shared.input_ids is batch.input_ids else None
+    if batch.shared is None or batch.shared.input_ids is not batch.input_ids or not packs_documents(model):
+        return None
+    return batch.shared
 
 
 def _head_weights(model: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
 from lightning_ft.data.datamodule import FineTuneData
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
+from lightning_ft.data.prefix import common_prefix
 from lightning_ft.data.render import Template
 from lightning_ft.data.sources import expand
 from lightning_ft.errors import UsageError
@@ -146,6 +147,8 @@ class Workload:
             planner.config = replace(self.config, stream=None)
         schedule = planner.whole(tables["train"], lambda line: None)
         data = FineTuneData(tables, schedule, self.tokenizer.pad_token_id or 0)
+        if packed and self.config.stream is None and self._shares:
+            data.share(common_prefix(tables["train"]))
         looked = data.known_steps(LOOKED_AT)
         sizes = {number: max(self._sizes(data, schedule, number)) for number in looked}
         largest = max(looked, key=lambda number: sizes[number])
@@ -162,6 +165,11 @@ class Workload:
         if self.config.max_steps is None:
             steps = max(1, round(steps * self.sampled))
         return Load(step, batch, len(shapes), steps, float(np.mean(tokens)) / max(1, sizes[largest]))
+
+    @property
+    def _shares(self) -> bool:
+        """Whether `fit` would compute only once what all rows begin with, as far as options tell."""
+        return not (self.config.dropout or self.config.neftune_noise_alpha or self.config.compile)
 
     @staticmethod
     def _sizes(data: FineTuneData, schedule: Schedule, number: int) -> Iterator[int]:

@@ -301,3 +301,15 @@ def test_offloading_is_planned_for_a_gpu_only(rows: Path, tmp_path: Path) -> Non
     config = TrainingConfig(model=str(folder), data=[str(rows)], gradient_checkpointing=True, activation_offload=True)
     with pytest.raises(UsageError, match=r"^Expected a GPU for --activation_offload, found none: "):
         Planning(config, frozenset(), Target("cpu", 8 * 10**9, "auto"), print)
+
+
+@pytest.mark.parametrize(("given", "shared"), [({}, True), ({"dropout": 0.1}, False), ({"neftune_noise_alpha": 5.0}, False)])
+def test_what_all_rows_begin_with_is_forecast_once(rows: Path, tmp_path: Path, given: dict[str, Any], shared: bool) -> None:
+    """As `fit` computes it."""
+    model = tiny_backbone_folder(tmp_path / "model")
+    config = TrainingConfig(model=str(model), data=[str(rows)], batch_tokens=512, **given)
+    planning = Planning(config, frozenset(), Target("cpu", 8 * 10**9, "auto"), print)
+    batch = planning.work.load(packed=True).step.micro[0]
+    assert (batch.shared is not None) == shared
+    if batch.shared is not None:
+        assert len(batch.shared.keep) < 0.8 * batch.input_ids.numel()
