@@ -5,7 +5,7 @@ prediction is not trained. So both modules get the positions that are read (and 
 everybody else's output is zero. Losses and gradients stay what they were, up to the rounding of products of another size; only
 random numbers, as of dropout within the two modules, fall on other elements.
 
-It is on for a model once `loss.verify_last_layer` has seen that it changes nothing.
+It is on for a model once `verify.verify_last_layer` has seen that it changes nothing.
 """
 
 from __future__ import annotations
