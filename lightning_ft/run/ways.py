@@ -82,7 +82,7 @@ def take_ways(module: FineTuner, data: FineTuneData) -> Iterator[str]:
     # Noise on embeddings would have to be each document's own; a compiled layer is told of nothing but the borders.
     if data.schedule.packed and data.stream is None and module.noise is None and not module.config.compile:
         prefix = common_prefix(data.tables["train"])
-        said = verify_shared(model, prefix, base_model(model).get_input_embeddings().num_embeddings)
+        said = verify_shared(model, prefix, int(base_model(model).config.get_text_config().vocab_size))
         if said:
             data.share(prefix)
             yield f"packing: {said}"

@@ -59,6 +59,7 @@ def measure(scene: Scene, method: Method, formats: Formats, step: Step, account:
     base = "training base weights" if method.trains_base else "on a frozen base"
     affordable = min(tokens, int(tokens * MOST_FLOPS / max(1.0, flops)))
     held = account.parameters * small.period / scene.depth * (16 if method.trains_base else formats.weights.itemsize)
+    why = "one layer of this model is too large to be tried"
     if affordable >= min(tokens, LEAST_TOKENS) and held <= MOST_BYTES:
         cut = _cut(step, affordable, device)
         try:
@@ -72,12 +73,12 @@ def measure(scene: Scene, method: Method, formats: Formats, step: Step, account:
             busy = max(0.3 * seconds, seconds - counted.moved / bandwidth)
             layers = f"{small.period} of {scene.depth} layers" if small.period < scene.depth else "all layers"
             size = f"{layers} of this architecture with {cut.micro[0].input_ids.numel()} tokens"
-            said = f"{base} a step of {size} took {seconds:.2f} s"
-            return Speed(counted.flops / busy, bandwidth, said)
+            if counted.flops:
+                return Speed(counted.flops / busy, bandwidth, f"{base} a step of {size} took {seconds:.2f} s")
+            why = "a step of this model is too small to be counted"
     dtype = formats.weights if formats.lightning == "32-true" else torch.bfloat16
     rate = _product_rate(dtype, device)
-    said = f"{base} matrix products run at {rate / 1e9:.0f} GFLOP/s; one layer of this model is too large to be tried"
-    return Speed(rate, bandwidth, said)
+    return Speed(rate, bandwidth, f"{base} matrix products run at {rate / 1e9:.0f} GFLOP/s; {why}")
 
 
 def _small(scene: Scene) -> Scene:
