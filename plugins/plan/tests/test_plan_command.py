@@ -197,7 +197,6 @@ def test_options_of_a_run_count(rows: Path, tmp_path: Path, capsys: pytest.Captu
     assert after["lora"]["trainable"] == 8 * before["lora"]["trainable"]
     assert after["lora"]["options"] == {"rank": 128}
     assert after["full"]["parts"]["optimizer"] == 0, "SGD without momentum has no state"
-    assert after["full"]["parts"]["activations"] < before["full"]["parts"]["activations"]
     assert "recomputed activations" in after["prefix_tuning"]["reason"]
     assert 0 <= other["data"]["steps"] - 3 * plain["data"]["steps"] <= 3, "epochs are packed in another order each"
     assert [line.partition(":")[0] for line in other["advice"]] == ["--method.rank 128", "--epochs 9"]
