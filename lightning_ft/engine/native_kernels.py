@@ -23,10 +23,8 @@ from torch import Tensor
 SWITCH = "LIGHTNING_FT_NATIVE"
 """Set to `off`, this variable keeps everything here unused."""
 _SOURCE = Path(__file__).with_name("native.c")
-_FLAGS = (
-    "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c11",
-    "-fPIC", "-shared",
-)  # fmt: skip
+_WIDE = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()
+_FLAGS = ("-O3", "-march=native", *_WIDE, "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c11", "-fPIC", "-shared")
 _SECONDS = 120
 """Most that the compiler may take."""
 _SIGNATURES = {
