@@ -43,7 +43,8 @@ def library() -> ctypes.CDLL | None:
     for compiler in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
         if shutil.which(compiler) is None:
             continue
-        with contextlib.suppress(OSError, AttributeError, subprocess.SubprocessError):
+        # No home folder is a RuntimeError, no user ids (Windows) an AttributeError.
+        with contextlib.suppress(OSError, AttributeError, RuntimeError, subprocess.SubprocessError):
             made = _built(compiler)
             if _agrees(made):
                 return made
