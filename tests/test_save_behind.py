@@ -68,16 +68,21 @@ def test_steps_go_on_while_one_is_written_and_none_is_deleted_before(
 
 
 def test_what_changes_meanwhile_is_not_saved(tiny_fit: TinyFit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every save waits until the next step is over."""
-    over, write, ended = threading.Semaphore(0), FolderCheckpoint.write, FineTuner.on_train_batch_end
+    """Every save waits until the next step is over, but for the last one."""
+    over, write, ended = threading.Condition(), FolderCheckpoint.write, FineTuner.on_train_batch_end
+    steps, waited = [0], []
 
     def late(self: Any, checkpoint: Any, folder: Path, gathered: Any = None) -> None:
         if self.behind:
-            over.acquire(timeout=1)
+            with over:
+                before = steps[0]
+                waited.append(over.wait_for(lambda: steps[0] > before, timeout=1))
         write(self, checkpoint, folder, gathered)
 
     def noted(self: Any, *args: Any) -> None:
-        over.release()
+        with over:
+            steps[0] += 1
+            over.notify_all()
         ended(self, *args)
 
     monkeypatch.setattr(FolderCheckpoint, "write", late)
@@ -85,6 +90,7 @@ def test_what_changes_meanwhile_is_not_saved(tiny_fit: TinyFit, monkeypatch: pyt
     given = OPTIONS | {"method": "full"}
     one = tiny_fit(**given, output="one").run.folder
     other = tiny_fit(**given, output="other", save_behind=True).run.folder
+    assert waited.count(True) >= 3
     assert files(one) == files(other)
 
 

@@ -78,7 +78,8 @@ def test_ranks_meet_equally_often_and_their_loads_are_close(plan: Schedule) -> N
         if plan.packed and not plan.rows_mode:
             assert len(step.ranks[0]) <= plan.accumulate
             boxes = [int(plan.lengths[list(micro)].sum()) for cut in step.ranks for micro in cut]
-            assert max(loads) - min(loads) <= max(boxes), "fullest first: never more than one apart"
+            assert max(loads) - min(loads) <= max(boxes), "never more than one apart"
+            assert loads == sorted(loads, reverse=True), "fullest first"
             continue
         assert max(map(len, shares)) <= np.ceil(step.rows / plan.world_size)
         # Longest first to whom has least: when a rank got its last row, none that could still take one had less.

@@ -180,7 +180,7 @@ class Schedule:
     def _boxed(self, order: NDArray[np.int64]) -> Epoch:
         """Micro-batches by best fit, window by window, and as many of them for each step as all ranks have together.
 
-        The emptiest one of a window waits for the rows of the next.
+        The one that was begun last in a window waits for the rows of the next.
         """
         assert self.batch_tokens is not None
         window, room = self._window(), self.batch_tokens
@@ -189,7 +189,7 @@ class Schedule:
         for start in range(0, len(order), window):
             rows = np.concatenate((waiting, order[start : start + window]))
             found = [rows[box] for box in best_fit(self.lengths[rows].tolist(), room)]
-            waiting = found.pop(min(range(len(found)), key=lambda i: int(self.lengths[found[i]].sum())))
+            waiting = found.pop()
             boxes += found
         boxes.append(waiting)
         borders = _borders(boxes)
