@@ -32,7 +32,7 @@ class Writing:
         self.global_step, self.should_stop, self.val_check_batch = 0, False, 2
         self.callback_metrics: dict[str, float] = {}
         self.state = SimpleNamespace(fn="fit")
-        self.strategy: Any = FolderCheckpoint(cast("Any", None))
+        self.strategy = cast("Any", FolderCheckpoint(cast("Any", None)))
         self.strategy.checkpoint_io = self.strategy
 
     def save_checkpoint(self, path: Path) -> None:
