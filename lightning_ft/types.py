@@ -161,7 +161,7 @@ class Supervised:
     """The batch's weights from which these were found."""
     read: Tensor | None = None
     """(K,) positions whose output has to be right: those of `index` and some that only make for fewer different shapes, each
-    once. None: nearly all."""
+    once. None: so many that it is not worth it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -389,25 +389,3 @@ def test_generate_and_chat_answer_with_the_shipped_model(tmp_path: Path) -> None
     talk = run("chat", "embedded", *flags, stdin="Hello\n/exit\n")
     assert talk.returncode == 0, talk.stderr
     assert talk.stdout == piped.stdout != "\n"
-
-
-@pytest.mark.parametrize(
-    ("there", "switch", "state", "words"),
-    [
-        (True, "", "ok", "compiled for this processor"),
-        (False, "", "note", "no C compiler that works"),
-        (False, "off", "ok", "LIGHTNING_FT_NATIVE is set"),
-    ],
-)
-def test_doctor_says_whether_there_are_compiled_kernels(
-    there: bool, switch: str, state: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lightning_ft.cli.doctor import _kernels
-    from lightning_ft.engine import native_kernels
-
-    monkeypatch.setattr(native_kernels, "library", lambda: object() if there else None)
-    monkeypatch.setenv(native_kernels.SWITCH, switch)
-    found = _kernels()
-    assert found.state == state
-    assert words in found.detail
-    assert ("gcc" in (found.mend or "")) == (state == "note")

@@ -105,3 +105,25 @@ def test_device_use_of_a_gpu_is_the_drivers_or_nobodys(gpu: None, monkeypatch: p
     assert device_use(1.0, 1.0) == 0.87
     monkeypatch.setattr(torch.cuda, "utilization", missing)
     assert device_use(1.0, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "switch", "state", "words"),
+    [
+        (True, "", "ok", "compiled for this processor"),
+        (False, "", "note", "no C compiler that works"),
+        (False, "off", "ok", "LIGHTNING_FT_NATIVE is set"),
+    ],
+)
+def test_doctor_says_whether_there_are_compiled_kernels(
+    there: bool, switch: str, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_ft.cli.doctor import _kernels
+    from lightning_ft.engine import native_kernels
+
+    monkeypatch.setattr(native_kernels, "library", lambda: object() if there else None)
+    monkeypatch.setenv(native_kernels.SWITCH, switch)
+    found = _kernels()
+    assert found.state == state
+    assert words in found.detail
+    assert ("gcc" in (found.mend or "")) == (state == "note")

@@ -170,11 +170,11 @@ def test_positions_that_are_read_are_among_those_computed(read: int, total: int)
     index = torch.randperm(total, generator=torch.Generator().manual_seed(read))[:read].sort().values
     found = read_positions(index, total)
     if found is None:
-        assert 8 * (read + -(-total // SHAPES)) > 7 * total
+        assert 8 * (read + -(-total // SHAPES)) > 5 * total
         return
     assert set(index.tolist()) <= set(found.tolist())
     assert found.tolist() == sorted(set(found.tolist()))
-    assert 8 * len(found) <= 7 * total
+    assert 8 * len(found) <= 5 * total
     assert len(found) % -(-total // SHAPES) == 0
 
 
