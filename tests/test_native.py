@@ -183,6 +183,24 @@ def test_other_tensors_have_none() -> None:
     assert kernels.on_cpu(drawn(2), None) is not None
 
 
+@pytest.mark.parametrize("wrong", [-1, -100, 50])
+def test_targets_beside_the_vocabulary_are_refused(wrong: int) -> None:
+    """As torch does; C would write into somebody else's memory."""
+    logits = drawn(2, 50)
+    with pytest.raises(IndexError, match="targets from 0 to 49"):
+        native_kernels.likelihood(logits, torch.tensor([3, wrong]), None, 0.0, gradient=True)
+
+
+def test_tensors_without_memory_of_their_own_have_none() -> None:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.empty(4, dtype=torch.bfloat16)
+    assert kernels.on_cpu(fake) is None
+    assert kernels.of(fake) is None
+    assert kernels.on_cpu(nn.Parameter(drawn(4))) is not None
+
+
 def library_in(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     code = "from lightning_ft.engine.native_kernels import library; print(library() is not None)"
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), **changes}

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 class Kernels(Protocol):
     """What `triton_kernels` and `native_kernels` have, with what is said of it there."""
 
@@ -57,10 +60,13 @@ def of(tensor: Tensor) -> Kernels | None:
 def on_cpu(*tensors: Tensor | None) -> CPUKernels | None:
     """The kernels for tensors that lie in a CPU's memory in bfloat16; None where one of them does not, or there are none.
 
+    They read memory by its address, which a subclass (a DTensor, a FakeTensor) has not, or not in this way.
+
     `plan` puts others here, for tensors that hold no data.
     """
-    if any(t is not None and (t.dtype != torch.bfloat16 or t.device.type != "cpu") for t in tensors):
-        return None
+    for t in tensors:
+        if t is not None and (t.dtype != torch.bfloat16 or t.device.type != "cpu" or type(t) not in _PLAIN):
+            return None
     return None if torch.compiler.is_compiling() else _native()
 
 

@@ -141,7 +141,13 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tenso
 
 
 def likelihood(logits: Tensor, targets: Tensor, hits: Tensor | None, smoothing: float, *, gradient: bool) -> Tensor:
-    """As `triton_kernels.likelihood`: (N, V) and (N,) int64 to (N,) float32."""
+    """As `triton_kernels.likelihood`: (N, V) and (N,) int64 to (N,) float32.
+
+    Raises:
+        IndexError: a target is no number of the vocabulary; C would write beside the logits.
+    """
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        raise IndexError(f"Expected targets from 0 to {logits.shape[1] - 1}, got {int(targets.min())} to {int(targets.max())}.")
     nll = torch.empty(len(targets), dtype=torch.float32)
     _lib().likelihood(
         logits.data_ptr(), targets.contiguous().data_ptr(), nll.data_ptr(), None if hits is None else hits.data_ptr(),
