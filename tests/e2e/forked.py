@@ -51,7 +51,7 @@ def places() -> dict[str, tuple[Any, str]]:
         "step": (FineTuner, "training_step"),
         "validation": (FineTuner, "validation_step"),
         "preflight": (preflight.Preflight, "_run"),
-        "save": (checkpoint.FolderCheckpoint, "save_checkpoint"),
+        "save": (checkpoint.FolderCheckpoint, "_save"),  # the one before is written by then, also --save_behind's
         "state": (checkpoint, "save_state"),
         "manifest": (atomic, "_write_manifest"),
         "replace": (atomic, "_replace"),
