@@ -9,9 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_ft.engine import attention, causal
+from lightning_ft.engine import attention, causal, kernels
 from lightning_ft.engine.attention import documents_attention
 from lightning_ft.engine.causal import causal_attention
+
+
+@pytest.fixture(autouse=True)
+def _without_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which have an attention of their own (tests/test_matrix_units.py)."""
+    monkeypatch.setattr(kernels, "matrix", lambda *tensors: None)
 
 
 def inputs(

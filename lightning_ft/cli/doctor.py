@@ -124,10 +124,11 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
+    from lightning_ft.engine.matrix_units import work
     from lightning_ft.engine.native_kernels import SWITCH, library
 
     if library() is not None:
-        return Finding("kernels", "ok", "compiled for this processor")
+        return Finding("kernels", "ok", f"compiled for this processor{', with its matrix units' if work() else ''}")
     if os.environ.get(SWITCH) == "off":
         return Finding("kernels", "ok", f"off ({SWITCH} is set)")
     return Finding(

@@ -1,10 +1,11 @@
 """Causal attention of a packed row in bfloat16 on a CPU, by matrix products, every document by itself.
 
-Torch's fused kernel for CPUs spends most of its time outside of its products; here the products are oneDNN's, at the
-speed of the processor's bfloat16 units, and the softmax is computed in float32 and rounded once. As in FlashAttention-2 (Dao
-2023, arXiv:2307.08691, section 3.1) queries are taken in blocks, each against the keys up to its end. The probabilities of
-short documents are kept for the backward pass, where they take less room than the layer's other activations; those of
-longer ones are computed again, so that memory grows with T and not with T^2.
+Where the processor has matrix units that is one call of `matrix_units`. Elsewhere: torch's fused kernel for CPUs spends most of
+its time outside of its products; here the products are oneDNN's, at the speed of the processor's bfloat16 units, and
+the softmax is computed in float32 and rounded once. As in FlashAttention-2 (Dao 2023, arXiv:2307.08691, section 3.1) queries
+are taken in blocks, each against the keys up to its end. The probabilities of short documents are kept for the backward
+pass, where they take less room than the layer's other activations; those of longer ones are computed again, so that memory
+grows with T and not with T^2.
 """
 
 from __future__ import annotations
@@ -44,8 +45,37 @@ def causal_attention(
         (1, T, H, E).
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out: Tensor = _Causal.apply(query[0], key[0], value[0], borders, scale)  # type: ignore[no-untyped-call]  # of torch
+    on_units = scale > 0 and kernels.matrix(query, key, value) is not None
+    function: Any = _OnMatrixUnits if on_units else _Causal
+    out: Tensor = function.apply(query[0], key[0], value[0], borders, scale)
     return out[None]
+
+
+def _matrix_units(*tensors: Tensor) -> kernels.MatrixKernels:
+    found = kernels.matrix(*tensors)
+    assert found is not None, "asked by causal_attention"
+    return found
+
+
+class _OnMatrixUnits(torch.autograd.Function):
+    """The same as `_Causal`, all of it in one call."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, borders: tuple[int, ...], scale: float) -> Tensor:
+        """(H, T, D), (K, T, D), (K, T, E) to (T, H, E)."""
+        out, sums = _matrix_units(query, key, value).attend(query, key, value, borders, scale)
+        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.borders, ctx.scale = borders, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key and value, which lie in memory as (T, heads, width), as layers make them."""
+        *inputs, out, sums = ctx.saved_tensors
+        query, key, value = inputs
+        found = _matrix_units(query, key, value).attend_backward((query, key, value), out, grad, sums, ctx.borders, ctx.scale)
+        return *(whole.transpose(0, 1) for whole in found), None, None
 
 
 class _Causal(torch.autograd.Function):

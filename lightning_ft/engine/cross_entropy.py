@@ -146,7 +146,10 @@ class _Logits:
     def of(self, x: Tensor) -> None:
         """Fill `low` with the logits of `x` (n, D)."""
         low = self.low[: len(x)]
-        if self.bias is None:
+        ours = kernels.matrix(x, self.weight, low) if self.bias is None else None
+        if ours is not None:
+            ours.product(x, self.weight, across=True, out=low)
+        elif self.bias is None:
             torch.mm(x, self.weight.t(), out=low)
         else:
             torch.addmm(self.bias, x, self.weight.t(), out=low)
@@ -199,7 +202,10 @@ class _Logits:
         factor = None if scale is None else scale[:, None]
         if into.hidden is not None:
             own = into.hidden[rows]
-            if own.dtype == low.dtype:
+            ours = kernels.matrix(low, self.weight, own)
+            if ours is not None:
+                ours.product(low, self.weight, out=own)
+            elif own.dtype == low.dtype:
                 torch.mm(low, self.weight, out=own)
             else:
                 own.copy_(low @ self.weight)

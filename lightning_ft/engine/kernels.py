@@ -48,6 +48,27 @@ class CPUKernels(Kernels, Protocol):
         """The gradient of the scores, in place."""
 
 
+class MatrixKernels(Protocol):
+    """What `matrix_units` has, with what is said of it there."""
+
+    def product(
+        self, a: Tensor, b: Tensor, *, across: bool = False, beside: tuple[Tensor, Tensor] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """A matrix product, and a thin one added to it."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, borders: tuple[int, ...], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Causal attention within documents, and what its backward pass needs beside the result."""
+
+    def attend_backward(
+        self, inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, grad: Tensor, sums: Tensor, borders: tuple[int, ...],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Gradients of query, key and value."""
+
+
 def of(tensor: Tensor) -> Kernels | None:
     """The kernels for a tensor; None where there are none. `plan` puts others here to rehearse a GPU's way."""
     if torch.compiler.is_compiling():  # which makes kernels of its own of the plain way
@@ -70,6 +91,16 @@ def on_cpu(*tensors: Tensor | None) -> CPUKernels | None:
     return None if torch.compiler.is_compiling() else _native()
 
 
+def matrix(*tensors: Tensor) -> MatrixKernels | None:
+    """Those that take a CPU's matrix units by themselves; None where `on_cpu` has none, or rows do not lie in one piece.
+
+    `plan` puts others here, for tensors that hold no data.
+    """
+    if on_cpu(*tensors) is None or any(t.numel() == 0 or (t.stride(-1) != 1 and t.shape[-1] != 1) for t in tensors):
+        return None
+    return _matrix()
+
+
 @functools.cache
 def _triton() -> Kernels | None:
     """None where there is no Triton (PyTorch for Windows comes without)."""
@@ -86,3 +117,11 @@ def _native() -> CPUKernels | None:
     from lightning_ft.engine import native_kernels
 
     return cast("CPUKernels", native_kernels) if native_kernels.library() is not None else None
+
+
+@functools.cache
+def _matrix() -> MatrixKernels | None:
+    """None where the processor has no matrix units, or they compute something else than PyTorch does."""
+    from lightning_ft.engine import matrix_units
+
+    return cast("MatrixKernels", matrix_units) if matrix_units.work() else None

@@ -1,7 +1,8 @@
-"""The kernels of `native.c`, compiled once by the machine's C compiler: bfloat16 on a CPU.
+"""The kernels of `native/`, compiled once by the machine's C compiler: bfloat16 on a CPU.
 
 Matrix units have made products so fast that eager PyTorch's passes over memory between them take more than half of a step. The
-functions here are for contiguous tensors on a CPU, in bfloat16 where nothing else is said.
+functions here are for contiguous tensors on a CPU, in bfloat16 where nothing else is said. What takes matrix units itself is in
+`matrix_units`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from torch import Tensor
 
 SWITCH = "LIGHTNING_FT_NATIVE"
 """Set to `off`, this variable keeps everything here unused."""
-_SOURCE = Path(__file__).with_name("native.c")
+_SOURCES = Path(__file__).with_name("native")
 _WIDE = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()
-_FLAGS = ("-O3", "-march=native", *_WIDE, "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c11", "-fPIC", "-shared")
+_FLAGS = ("-O3", "-march=native", *_WIDE, "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11", "-fPIC", "-shared")
 _SECONDS = 120
 """Most that the compiler may take."""
 _SIGNATURES = {
@@ -32,6 +33,11 @@ _SIGNATURES = {
     "norm_back": "ppppppnn", "causal": "pnnnn", "causal_back": "ppnnnn",
 }  # fmt: skip
 """Of each C function: pointers, 64-bit numbers, floats, ints."""
+_ON_MATRIX_UNITS = {
+    "product": "pnpnpnnnnipnpnnpn", "product_room": "nnnnn", "attend": "pnnpnnpnnpnnnnnfpppn", "attend_room": "nnn",
+    "attend_back": "pnnpnnpnnpnnnnnfpppppppn", "attend_back_room": "nnn",
+}  # fmt: skip
+"""The same of those that are only there where the processor has matrix units; `_room` is bytes for each thread."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int}
 
 
@@ -57,10 +63,12 @@ def _built(compiler: str) -> ctypes.CDLL:
     Raises:
         OSError, SubprocessError: it cannot be made or loaded.
     """
-    source = _SOURCE.read_bytes()
+    files = sorted(_SOURCES.glob("*.[ch]"))
     about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
     # Made for this very processor: a home folder may be that of several machines.
-    key = hashlib.sha256(b"\0".join([source, about, " ".join(_FLAGS).encode(), _processor().encode()])).hexdigest()[:32]
+    key = hashlib.sha256(
+        b"\0".join([*(file.read_bytes() for file in files), about, " ".join(_FLAGS).encode(), _processor().encode()])
+    ).hexdigest()[:32]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-ft" / "native"
     path = folder / f"{key}.so"
     if path.is_file() and path.stat().st_uid == os.getuid():
@@ -71,7 +79,7 @@ def _built(compiler: str) -> ctypes.CDLL:
     place = folder if os.access(folder, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=place) as temporary:
         made = Path(temporary) / path.name
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made), "-lm"]
+        command = [compiler, *_FLAGS, *(str(file) for file in files if file.suffix == ".c"), "-o", str(made), "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
         if place is None:
             return _loaded(made)
@@ -91,10 +99,16 @@ def _loaded(path: Path) -> ctypes.CDLL:
     """The library, with the types of its functions."""
     # Its OpenMP is torch's: the linker takes the one that the process has under that name.
     found = ctypes.CDLL(str(path))
-    for name, kinds in _SIGNATURES.items():
+    for name, kinds in (_SIGNATURES | (_ON_MATRIX_UNITS if has_matrix_units(found) else {})).items():
         function = getattr(found, name)
-        function.argtypes, function.restype = [_TYPES[kind] for kind in kinds], None
+        function.argtypes = [_TYPES[kind] for kind in kinds]
+        function.restype = ctypes.c_int64 if name.endswith("_room") else None
     return found
+
+
+def has_matrix_units(made: ctypes.CDLL) -> bool:
+    """Whether the processor has them, the compiler knows them and the operating system lets this process use them."""
+    return bool(made.matrix_units())
 
 
 def _agrees(made: ctypes.CDLL) -> bool:

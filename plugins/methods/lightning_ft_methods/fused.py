@@ -15,6 +15,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lightning_ft.engine import kernels
 from lightning_ft.quantization import is_quantized
 
 if TYPE_CHECKING:
@@ -121,8 +122,13 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         """x: (N, in), weight: (out, in), bias: (out,), a: (rank, in), b: (out, rank); all of one type."""
-        thin = x @ a.t()
-        if bias is None:
+        ours = kernels.matrix(x, weight, a, b)
+        thin = x @ a.t() if ours is None else ours.product(x, a, across=True)
+        if ours is not None:
+            y = ours.product(x, weight, across=True, beside=(thin, b))
+            if bias is not None:
+                y.add_(bias)
+        elif bias is None:
             y = _added(thin, b.t(), x, weight.t())
         else:
             y = torch.nn.functional.linear(x, weight, bias).addmm_(thin, b.t())
@@ -134,6 +140,12 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, A and B'."""
         x, weight, a, b, thin = ctx.saved_tensors
+        ours = kernels.matrix(grad, x, weight, a, b)
+        if ours is not None:
+            back = ours.product(grad, b)
+            dx = ours.product(grad, weight, beside=(back, a)) if ctx.needs_input_grad[0] else None
+            da, db = ours.product(back.t().contiguous(), x), ours.product(thin.t().contiguous(), grad)
+            return dx, None, None, da, db.t()
         back = grad @ b
         dx = None
         if ctx.needs_input_grad[0]:

@@ -28,13 +28,14 @@ class _Elsewhere(torch.autograd.graph.saved_tensors_hooks):
 @contextlib.contextmanager
 def ways_of_a_gpu() -> Iterator[None]:
     """Within the block the product takes the tensors for those of a GPU that has its kernels."""
-    before = kernels.of, recompute.on_host
+    before = kernels.of, kernels.matrix, recompute.on_host
     kernels.of = lambda tensor: None if tensor.dtype == torch.float64 else Empty()
+    kernels.matrix = lambda *tensors: None
     recompute.on_host = _Elsewhere
     try:
         yield
     finally:
-        kernels.of, recompute.on_host = before
+        kernels.of, kernels.matrix, recompute.on_host = before
 
 
 def gpu_chunk(scene: Scene, formats: Formats, memory: int, positions: int) -> int:

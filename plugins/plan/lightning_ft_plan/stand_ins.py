@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_ft.engine import kernels
+from lightning_ft.engine import kernels, matrix_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,17 +55,62 @@ class Empty:
         return grad
 
 
+class EmptyUnits:
+    """The same for what takes a CPU's matrix units, with the memory that it works in."""
+
+    def product(
+        self, a: Tensor, b: Tensor, *, across: bool = False, beside: tuple[Tensor, Tensor] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Products of torch's, which are counted."""
+        made = torch.mm(a, b.t() if across else b, out=out)
+        if beside is not None:
+            made.addmm_(beside[0], beside[1].t() if across else beside[1])
+        return made
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, borders: tuple[int, ...], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Two products."""
+        self._work(query, value, borders, 1, back=False)
+        heads, tokens, _ = query.shape
+        return query.new_ones(tokens, heads, value.shape[-1]), query.new_ones(heads, tokens, dtype=torch.float32)
+
+    def attend_backward(
+        self, inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, grad: Tensor, sums: Tensor, borders: tuple[int, ...],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Five."""
+        query, _key, value = inputs
+        self._work(query, value, borders, 2.5, back=True)
+        tokens = query.shape[1]
+        dq, dk, dv = (given.new_ones(tokens, len(given), given.shape[-1]) for given in inputs)
+        return dq, dk, dv
+
+    def _work(self, query: Tensor, value: Tensor, borders: tuple[int, ...], times: float, *, back: bool) -> None:
+        """The scratch memory, and a product of as many operations as the queries and the keys up to them take."""
+        heads, _, depth = query.shape
+        scratch, _ = matrix_units.attention_room(borders, depth, value.shape[-1], back=back)
+        pairs = sum((end - start) * (end - start + 1) // 2 for start, end in itertools.pairwise(borders))
+        one = query.new_ones(1)
+        torch.mm(one.expand(heads, int(times * pairs)), one.expand(int(times * pairs), depth + value.shape[-1]))
+        del scratch
+
+
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Within the block kernels for a CPU are `Empty` where the machine has any."""
-    before = kernels.on_cpu
-    before(torch.empty(1, dtype=torch.bfloat16))  # they are compiled and tried now, on a tensor with data
+    before = kernels.on_cpu, kernels.matrix
+    before[1](torch.empty(1, dtype=torch.bfloat16))  # they are compiled and tried now, on a tensor with data
 
     def on_cpu(*tensors: Tensor | None) -> kernels.CPUKernels | None:
-        return None if before(*tensors) is None else Empty()
+        return None if before[0](*tensors) is None else Empty()
 
-    kernels.on_cpu = on_cpu
+    def matrix(*tensors: Tensor) -> kernels.MatrixKernels | None:
+        return None if before[1](*tensors) is None else EmptyUnits()
+
+    kernels.on_cpu, kernels.matrix = on_cpu, matrix
     try:
         yield
     finally:
-        kernels.on_cpu = before
+        kernels.on_cpu, kernels.matrix = before

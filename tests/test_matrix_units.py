@@ -1,0 +1,215 @@
+"""Products and attention by a CPU's matrix units against their formulas in float64."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_ft.data.collate import pack
+from lightning_ft.engine import kernels, matrix_units
+from lightning_ft.engine.cross_entropy import summed_cross_entropy
+from lightning_ft.engine.loss import token_loss
+from lightning_ft.testing.models import tiny_llama
+from lightning_ft.types import Encoded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROUNDING = 2**-8
+
+
+@pytest.fixture(autouse=True)
+def _there() -> None:
+    if not matrix_units.work():
+        pytest.skip("needs a C compiler and a processor with matrix units")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def close(found: Tensor, expected: Tensor, atol: float, rtol: float = ROUNDING) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), rtol=rtol, atol=atol)
+
+
+# ---- products -------------------------------------------------------------------------------------------------------
+
+SHAPES = [(1, 1, 1), (16, 16, 32), (17, 33, 31), (32, 32, 1024), (33, 16, 1025), (5, 1100, 40), (70, 48, 2100), (200, 513, 64)]
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("rank", [0, 1, 16, 40])
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_products_are_sums_rounded_once(m: int, n: int, k: int, rank: int, across: bool, threads: int) -> None:
+    """All rests of blocks: rows, columns, depth, several panels and depths; and rows that are part of a wider matrix."""
+    a, b = drawn(m, k + 3)[:, :k], drawn(n, k, seed=1) if across else drawn(k, n, seed=1)
+    beside = (drawn(m, rank, seed=2), drawn(*((n, rank) if across else (rank, n)), seed=3)) if rank else None
+    around = torch.full((m + 2, n + 5), 7.0).bfloat16()
+    out = around[1:-1, 2:-3]
+    assert matrix_units.product(a, b, across=across, beside=beside, out=out) is out
+
+    def exact(x: Tensor, y: Tensor) -> Tensor:
+        return x.double() @ (y.double().t() if across else y.double())
+
+    close(out, exact(a, b) + (exact(*beside) if beside else 0), atol=1e-5 * math.sqrt(k))
+    out.fill_(7)
+    assert bool((around == 7).all()), "nothing is written beside it"
+    assert torch.equal(matrix_units.product(a, b, across=across), matrix_units.product(a, b.clone(), across=across))
+
+
+def test_a_product_does_not_depend_on_the_number_of_threads() -> None:
+    a, b, before = drawn(100, 1500), drawn(1500, 700, seed=1), torch.get_num_threads()
+    found = []
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        found.append(matrix_units.product(a, b))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "beside", "out"),
+    [
+        ((2, 3), (4, 5), None, None), ((2, 3), (3, 5), None, (2, 4)), ((2, 3), (3, 5), ((3, 1), (1, 5)), None),
+        ((2, 3), (3, 5), ((2, 1), (2, 5)), None), ((2, 3), (3, 5), ((2, 1), (1, 4)), None),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(a: Any, b: Any, beside: Any, out: Any) -> None:
+    """C would read and write somebody else's memory."""
+    thin = None if beside is None else (drawn(*beside[0]), drawn(*beside[1]))
+    with pytest.raises(ValueError, match="Expected matrices that can be multiplied"):
+        matrix_units.product(drawn(*a), drawn(*b), beside=thin, out=None if out is None else drawn(*out))
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    a = drawn(40, 40)
+    a[3, 1], a[20, 2] = math.nan, math.inf
+    found = matrix_units.product(a, drawn(40, 40, seed=1)).isfinite()
+    assert found.all(1).tolist() == [n not in (3, 20) for n in range(40)]
+    assert not found[3].any()
+
+
+def test_tensors_that_they_cannot_read_are_left_to_torch() -> None:
+    whole = drawn(4, 6)
+    assert kernels.matrix(whole, whole[:, 2:]) is not None
+    assert kernels.matrix(whole.t()) is None, "rows do not lie in one piece"
+    assert kernels.matrix(whole.float()) is None
+    assert kernels.matrix(whole, whole[:0]) is None
+    assert kernels.matrix(drawn(1).expand(4, 6)) is None
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, borders: tuple[int, ...], scale: float) -> Tensor:
+    """(T, H, E)."""
+    parts = []
+    k, v = (t.repeat_interleave(len(q) // len(t), 0) for t in (k, v))
+    for start, end in itertools.pairwise(borders):
+        one, two, three = (t[:, start:end] for t in (q, k, v))
+        hidden = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
+        scores = (one @ two.transpose(1, 2) * scale).masked_fill(hidden, -math.inf)
+        parts.append((scores.softmax(-1) @ three).transpose(0, 1))
+    return torch.cat(parts)
+
+
+LENGTHS = [(1,), (16,), (31, 32, 33), (64, 65), (7, 200, 1, 90)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize(("heads", "groups", "depth", "width"), [(4, 2, 64, 64), (2, 2, 8, 8), (3, 1, 48, 80), (2, 1, 128, 16)])
+def test_attention_and_its_gradients(
+    lengths: tuple[int, ...], heads: int, groups: int, depth: int, width: int, threads: int
+) -> None:
+    borders = tuple(sum(lengths[:n]) for n in range(len(lengths) + 1))
+    shapes = [(borders[-1], heads, depth), (borders[-1], groups, depth), (borders[-1], groups, width)]
+    q, k, v = (drawn(*shape, seed=n).transpose(0, 1) for n, shape in enumerate(shapes))
+    leaves = [t.double().requires_grad_() for t in (q, k, v)]
+    expected = formula(leaves[0], leaves[1], leaves[2], borders, 0.3)
+    grad = drawn(*expected.shape, seed=4)
+    expected.backward(grad.double())  # type: ignore[no-untyped-call]  # of torch
+    out, sums = matrix_units.attend(q, k, v, borders, 0.3)
+    close(out, expected.detach(), atol=2e-2, rtol=2 * ROUNDING)
+    found = matrix_units.attend_backward((q, k, v), out, grad, sums, borders, 0.3)
+    for one, leaf in zip(found, leaves, strict=True):
+        assert leaf.grad is not None
+        gap, size = (one.transpose(0, 1).double() - leaf.grad).norm(), leaf.grad.norm()
+        assert gap <= 6e-3 * size + 2e-2, "about a rounding of the probabilities and one of the result"
+
+
+def test_a_document_does_not_see_what_lies_beside_it() -> None:
+    """Not even where that is not finite: what a block multiplies beyond the document is 0."""
+    q, k, v = (drawn(90, 2, 16, seed=n).transpose(0, 1) for n in range(3))
+    alone = matrix_units.attend(q[:, 20:57], k[:, 20:57], v[:, 20:57], (0, 37), 0.25)[0]
+    for t in (q, k, v):
+        t[:, :20] = math.nan
+        t[:, 57:] = math.nan
+    among = matrix_units.attend(q, k, v, (0, 20, 57, 90), 0.25)[0]
+    assert torch.equal(among[20:57], alone)
+    assert bool(among[:20].isnan().all())
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q = (drawn(2, 40, 16) * 100).bfloat16()
+    out, sums = matrix_units.attend(q, q, drawn(2, 40, 16, seed=1), (0, 40), 1.0)
+    assert bool(out.isfinite().all())
+    grads = matrix_units.attend_backward((q, q, q), out, out, sums, (0, 40), 1.0)
+    assert all(bool(grad.isfinite().all()) for grad in grads)
+
+
+# ---- in the model ---------------------------------------------------------------------------------------------------
+
+
+def trained(model: Any) -> list[Tensor]:
+    """The loss of packed rows, and all gradients."""
+    draw = torch.Generator().manual_seed(0)
+    rows = [torch.randint(60, (n,), generator=draw).tolist() for n in (40, 23, 7)]
+    total, count = token_loss(model, pack([Encoded(ids, ids, f"a:{n}") for n, ids in enumerate(rows)]))
+    (total / count).backward()  # type: ignore[no-untyped-call]  # of torch
+    return [(total / count).detach(), *(p.grad for p in model.parameters())]
+
+
+def test_a_model_trains_as_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against float32, nearer than without them, or about as near."""
+    exact: Any = tiny_llama()
+    models = [copy.deepcopy(exact).bfloat16() for _ in range(2)]
+    expected, ours = trained(exact), trained(models[0])
+    monkeypatch.setattr(kernels, "matrix", lambda *tensors: None)
+    without = trained(models[1])
+
+    def distance(found: list[Tensor]) -> float:
+        pairs = [(f.double(), e.double()) for f, e in zip(found[1:], expected[1:], strict=True)]
+        gap, size = sum(float((f - e).square().sum()) for f, e in pairs), sum(float(e.square().sum()) for _, e in pairs)
+        return float((gap / size) ** 0.5)
+
+    assert distance(ours) < 1.1 * distance(without) < 0.1
+    assert not torch.equal(ours[1], without[1]), "they were used"
+
+
+def test_the_loss_and_its_gradient_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = drawn(70, 48), drawn(300, 48, seed=1), torch.arange(70)
+    found = []
+    for on in (True, False):
+        if not on:
+            monkeypatch.setattr(kernels, "matrix", lambda *tensors: None)
+        leaf = hidden.clone().requires_grad_()
+        loss = summed_cross_entropy(leaf, weight, None, targets, chunk=32)
+        loss.backward()  # type: ignore[no-untyped-call]  # of torch
+        assert leaf.grad is not None
+        found.append((loss.detach(), leaf.grad))
+    close(found[0][0], found[1][0], atol=0, rtol=1e-3)
+    assert float((found[0][1] - found[1][1]).double().norm() / found[1][1].double().norm()) < 1e-2
