@@ -106,12 +106,19 @@ void attend(
     }
 }
 
-/* (rows, columns) as rows of its transpose: for each 32 columns `steps` steps of two tiles. */
+/* (rows, columns) as rows of its transpose: for each 32 columns `steps` steps of two tiles. A tile of B holds pairs of
+   rows; turned, it holds columns. */
 static void pack_turned(const bf16 *from, int64_t stride, int64_t rows, int64_t columns, int64_t steps, bf16 *out) {
     memset(out, 0, (size_t)(UP(columns, 32) * steps * STEP * 2));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++)
-            out[(c / 32 * steps + r / 32) * 2 * TILE + c % 32 * 32 + r % 32] = from[r * stride + c];
+    for (int64_t s = 0; s * STEP < rows; s++)
+        for (int64_t j = 0; j * SIDE < columns; j++) {
+            __m512i x[16];
+            bf16 *tile = out + (j / 2 * steps + s) * 2 * TILE + j % 2 * TILE;
+            pack_down(from + s * STEP * stride + j * SIDE, stride, MIN(STEP, rows - s * STEP), MIN(SIDE, columns - j * SIDE), 1, tile);
+            for (int64_t i = 0; i < SIDE; i++) x[i] = _mm512_load_si512(tile + i * STEP);
+            turn(x);
+            for (int64_t i = 0; i < SIDE; i++) _mm512_store_si512(tile + i * STEP, x[i]);
+        }
 }
 
 /* The transpose of (width, row) in float32, times a factor, to (tokens, width) in bfloat16. */
