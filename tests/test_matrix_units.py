@@ -52,23 +52,28 @@ SHAPES = [(1, 1, 1), (16, 16, 32), (17, 33, 31), (32, 32, 1024), (33, 16, 1025),
 
 
 @pytest.mark.parametrize("across", [False, True])
-@pytest.mark.parametrize("rank", [0, 1, 16, 40])
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
-def test_products_are_sums_rounded_once(m: int, n: int, k: int, rank: int, across: bool, threads: int) -> None:
+def test_products_are_sums_rounded_once(m: int, n: int, k: int, across: bool, threads: int) -> None:
     """All rests of blocks: rows, columns, depth, several panels and depths; and rows that are part of a wider matrix."""
     a, b = drawn(m, k + 3)[:, :k], drawn(n, k, seed=1) if across else drawn(k, n, seed=1)
-    beside = (drawn(m, rank, seed=2), drawn(*((n, rank) if across else (rank, n)), seed=3)) if rank else None
     around = torch.full((m + 2, n + 5), 7.0).bfloat16()
     out = around[1:-1, 2:-3]
-    assert matrix_units.product(a, b, across=across, beside=beside, out=out) is out
-
-    def exact(x: Tensor, y: Tensor) -> Tensor:
-        return x.double() @ (y.double().t() if across else y.double())
-
-    close(out, exact(a, b) + (exact(*beside) if beside else 0), atol=1e-5 * math.sqrt(k))
+    assert matrix_units.product(a, b, across=across, out=out) is out
+    close(out, a.double() @ (b.double().t() if across else b.double()), atol=1e-5 * math.sqrt(k))
     out.fill_(7)
     assert bool((around == 7).all()), "nothing is written beside it"
-    assert torch.equal(matrix_units.product(a, b, across=across), matrix_units.product(a, b.clone(), across=across))
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("rank", [1, 16, 20, 40, 64])
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_a_layer_with_its_adapter(m: int, n: int, k: int, rank: int, across: bool, threads: int) -> None:
+    shapes = [(n, k), (rank, k), (n, rank)] if across else [(k, n), (k, rank), (rank, n)]
+    a, (b, u, v) = drawn(m, k), (drawn(*shape, seed=seed) for seed, shape in enumerate(shapes, 1))
+    wide = [t.double().t() if across else t.double() for t in (b, u, v)]
+    out, thin = matrix_units.adapted(a, b, u, v, across=across)
+    close(thin, a.double() @ wide[1], atol=1e-5 * math.sqrt(k))
+    close(out, a.double() @ wide[0] + thin.double() @ wide[2], atol=1e-4 * math.sqrt(k))
 
 
 def test_a_product_does_not_depend_on_the_number_of_threads() -> None:
@@ -82,17 +87,21 @@ def test_a_product_does_not_depend_on_the_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "beside", "out"),
-    [
-        ((2, 3), (4, 5), None, None), ((2, 3), (3, 5), None, (2, 4)), ((2, 3), (3, 5), ((3, 1), (1, 5)), None),
-        ((2, 3), (3, 5), ((2, 1), (2, 5)), None), ((2, 3), (3, 5), ((2, 1), (1, 4)), None),
-    ],
-)  # fmt: skip
-def test_shapes_that_do_not_fit_are_refused(a: Any, b: Any, beside: Any, out: Any) -> None:
+    ("a", "b", "out"), [((2, 3), (4, 5), None), ((2, 3), (3, 5), (2, 4)), ((2, 3), (3, 5), (3, 5)), ((2, 3), (5, 3), None)]
+)
+def test_shapes_that_do_not_fit_are_refused(a: Any, b: Any, out: Any) -> None:
     """C would read and write somebody else's memory."""
-    thin = None if beside is None else (drawn(*beside[0]), drawn(*beside[1]))
     with pytest.raises(ValueError, match="Expected matrices that can be multiplied"):
-        matrix_units.product(drawn(*a), drawn(*b), beside=thin, out=None if out is None else drawn(*out))
+        matrix_units.product(drawn(*a), drawn(*b), out=None if out is None else drawn(*out))
+
+
+@pytest.mark.parametrize("wrong", range(3))
+@pytest.mark.parametrize("across", [False, True])
+def test_adapters_that_do_not_fit_are_refused(wrong: int, across: bool) -> None:
+    shapes = [(6, 5), (2, 5), (6, 2)] if across else [(5, 6), (5, 2), (2, 6)]
+    b, u, v = (drawn(*((shape[0] + 1, shape[1]) if n == wrong else shape)) for n, shape in enumerate(shapes))
+    with pytest.raises(ValueError, match="Expected matrices that can be multiplied"):
+        matrix_units.adapted(drawn(4, 5), b, u, v, across=across)
 
 
 def test_what_is_not_finite_stays_so() -> None:

@@ -51,11 +51,11 @@ class CPUKernels(Kernels, Protocol):
 class MatrixKernels(Protocol):
     """What `matrix_units` has, with what is said of it there."""
 
-    def product(
-        self, a: Tensor, b: Tensor, *, across: bool = False, beside: tuple[Tensor, Tensor] | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """A matrix product, and a thin one added to it."""
+    def product(self, a: Tensor, b: Tensor, *, across: bool = False, out: Tensor | None = None) -> Tensor:
+        """A matrix product."""
+
+    def adapted(self, a: Tensor, b: Tensor, u: Tensor, v: Tensor, *, across: bool = False) -> tuple[Tensor, Tensor]:
+        """A matrix product with an adapter's added to it, and what lies between the adapter's matrices."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, borders: tuple[int, ...], scale: float

@@ -34,34 +34,57 @@ def work() -> bool:
     return close and torch.allclose(attend(heads, heads, heads, (0, 36), 1.0)[0].float(), expected, rtol=2**-6, atol=2**-6)
 
 
-def product(
-    a: Tensor, b: Tensor, *, across: bool = False, beside: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None
-) -> Tensor:
-    """`a b + a' b'`, or with `across` `a b^T + a' b'^T`, summed in float32 and rounded once.
+def product(a: Tensor, b: Tensor, *, across: bool = False, out: Tensor | None = None) -> Tensor:
+    """`a b`, or with `across` `a b^T`, summed in float32 and rounded once.
 
     Args:
         a: (M, K).
         b: (K, N), or (N, K).
         across: whether it is (N, K).
-        beside: a', b', as a and b but for K, which is small (an adapter's rank).
         out: where to put it, (M, N).
 
     Raises:
         ValueError: shapes do not fit.
     """
-    pairs = [(a, b)] if beside is None else [(a, b), beside]
-    shapes = {(len(left), right.shape[0 if across else 1]) for left, right in pairs}
-    if out is None:
-        out = a.new_empty(shapes.copy().pop())
-    if shapes != {tuple(out.shape)} or any(left.shape[1] != right.shape[1 if across else 0] for left, right in pairs):
-        raise ValueError(f"Expected matrices that can be multiplied; got {_shapes(a, b, *(beside or ()), out)}.")
-    threads, more = torch.get_num_threads(), 0 if beside is None else beside[0].shape[1]
-    made = _lib()
-    sizes = (*out.shape, a.shape[1])
-    scratch = room(made.product_room(*sizes, more, threads), threads)
-    thin = (None, 0, None, 0) if beside is None else (*_at(beside[0]), *_at(beside[1]))
-    made.product(*_at(a), *_at(b), *_at(out), *sizes, across, *thin, more, scratch.data_ptr(), threads)
+    out = a.new_empty(len(a), b.shape[0 if across else 1]) if out is None else out
+    if a.shape[1] != b.shape[1 if across else 0] or out.shape != (len(a), b.shape[0 if across else 1]):
+        raise ValueError(f"Expected matrices that can be multiplied; got {_shapes(a, b)} into {_shapes(out)}.")
+    _multiply(a, b, out, across, (None, 0, None, 0, None), 0)
     return out
+
+
+def adapted(a: Tensor, b: Tensor, u: Tensor, v: Tensor, *, across: bool = False) -> tuple[Tensor, Tensor]:
+    """`a b + t v` and `t = a u`, or with `across` `a b^T + t v^T` and `t = a u^T`: a layer with its adapter beside it.
+
+    t is rounded, as if it had been made first; the sum of both products is rounded once.
+
+    Args:
+        a: (M, K).
+        b: (K, N), or (N, K).
+        u: (K, R), or (R, K).
+        v: (R, N), or (N, R).
+        across: whether they are the latter.
+
+    Returns:
+        (M, N) and (M, R).
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    deep, columns, rank = a.shape[1], b.shape[0 if across else 1], u.shape[0 if across else 1]
+    shapes = [(columns, deep), (rank, deep), (columns, rank)] if across else [(deep, columns), (deep, rank), (rank, columns)]
+    if [tuple(right.shape) for right in (b, u, v)] != shapes:
+        raise ValueError(f"Expected matrices that can be multiplied; got {_shapes(a, b, u, v)}.")
+    out, thin = a.new_empty(len(a), columns), a.new_empty(len(a), rank)
+    _multiply(a, b, out, across, (*_at(u), *_at(v), thin.data_ptr()), rank)
+    return out, thin
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, across: bool, beside: tuple[Any, ...], rank: int) -> None:
+    made, threads = _lib(), torch.get_num_threads()
+    sizes = (*out.shape, a.shape[1])
+    scratch = room(made.product_room(*sizes, rank, threads), threads)
+    made.product(*_at(a), *_at(b), *_at(out), *sizes, across, *beside, rank, scratch.data_ptr(), threads)
 
 
 def attend(
@@ -82,10 +105,7 @@ def attend(
     heads, tokens, _ = query.shape
     out, sums = query.new_empty(tokens, heads, value.shape[-1]), torch.empty(heads, tokens)
     scratch, threads = attention_room(borders, query.shape[-1], value.shape[-1], back=False)
-    _lib().attend(
-        *_task(query, key, value, borders), scale,
-        out.data_ptr(), sums.data_ptr(), scratch.data_ptr(), threads,
-    )  # fmt: skip
+    _lib().attend(*_task(query, key, value, borders), scale, out.data_ptr(), sums.data_ptr(), scratch.data_ptr(), threads)
     return out, sums
 
 
@@ -98,9 +118,8 @@ def attend_backward(
     scratch, threads = attention_room(borders, query.shape[-1], value.shape[-1], back=True)
     grad, out = grad.contiguous(), out.contiguous()
     _lib().attend_back(
-        *_task(query, key, value, borders), scale,
-        out.data_ptr(), grad.data_ptr(), sums.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), scratch.data_ptr(), threads,
-    )  # fmt: skip
+        *_task(query, key, value, borders), scale, *(t.data_ptr() for t in (out, grad, sums, dq, dk, dv, scratch)), threads
+    )
     return dq, dk, dv
 
 

@@ -34,7 +34,7 @@ _SIGNATURES = {
 }  # fmt: skip
 """Of each C function: pointers, 64-bit numbers, floats, ints."""
 _ON_MATRIX_UNITS = {
-    "product": "pnpnpnnnnipnpnnpn", "product_room": "nnnnn", "attend": "pnnpnnpnnpnnnnnfpppn", "attend_room": "nnn",
+    "product": "pnpnpnnnnipnpnpnpn", "product_room": "nnnnn", "attend": "pnnpnnpnnpnnnnnfpppn", "attend_room": "nnn",
     "attend_back": "pnnpnnpnnpnnnnnfpppppppn", "attend_back_room": "nnn",
 }  # fmt: skip
 """The same of those that are only there where the processor has matrix units; `_room` is bytes for each thread."""

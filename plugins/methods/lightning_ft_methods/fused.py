@@ -123,15 +123,16 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         """x: (N, in), weight: (out, in), bias: (out,), a: (rank, in), b: (out, rank); all of one type."""
         ours = kernels.matrix(x, weight, a, b)
-        thin = x @ a.t() if ours is None else ours.product(x, a, across=True)
         if ours is not None:
-            y = ours.product(x, weight, across=True, beside=(thin, b))
+            y, thin = ours.adapted(x, weight, a, b, across=True)
             if bias is not None:
                 y.add_(bias)
-        elif bias is None:
-            y = _added(thin, b.t(), x, weight.t())
         else:
-            y = torch.nn.functional.linear(x, weight, bias).addmm_(thin, b.t())
+            thin = x @ a.t()
+            if bias is None:
+                y = _added(thin, b.t(), x, weight.t())
+            else:
+                y = torch.nn.functional.linear(x, weight, bias).addmm_(thin, b.t())
         ctx.save_for_backward(x, weight, a, b, thin)
         return y
 
@@ -142,12 +143,12 @@ class _Adapted(torch.autograd.Function):
         x, weight, a, b, thin = ctx.saved_tensors
         ours = kernels.matrix(grad, x, weight, a, b)
         if ours is not None:
-            back = ours.product(grad, b)
-            dx = ours.product(grad, weight, beside=(back, a)) if ctx.needs_input_grad[0] else None
-            da, db = ours.product(back.t().contiguous(), x), ours.product(thin.t().contiguous(), grad)
-            return dx, None, None, da, db.t()
-        back = grad @ b
-        dx = None
+            if ctx.needs_input_grad[0]:
+                dx, back = ours.adapted(grad, weight, b, a)
+            else:
+                dx, back = None, ours.product(grad, b)
+            return dx, None, None, ours.product(back.t().contiguous(), x), ours.product(thin.t().contiguous(), grad).t()
+        back, dx = grad @ b, None
         if ctx.needs_input_grad[0]:
             dx = _added(back, a, grad, weight)
         return dx, None, None, back.t() @ x, (thin.t() @ grad).t()  # grad.t() @ thin takes half as long again

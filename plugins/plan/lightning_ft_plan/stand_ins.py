@@ -58,15 +58,14 @@ class Empty:
 class EmptyUnits:
     """The same for what takes a CPU's matrix units, with the memory that it works in."""
 
-    def product(
-        self, a: Tensor, b: Tensor, *, across: bool = False, beside: tuple[Tensor, Tensor] | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Products of torch's, which are counted."""
-        made = torch.mm(a, b.t() if across else b, out=out)
-        if beside is not None:
-            made.addmm_(beside[0], beside[1].t() if across else beside[1])
-        return made
+    def product(self, a: Tensor, b: Tensor, *, across: bool = False, out: Tensor | None = None) -> Tensor:
+        """A product of torch's, which is counted."""
+        return torch.mm(a, b.t() if across else b, out=out)
+
+    def adapted(self, a: Tensor, b: Tensor, u: Tensor, v: Tensor, *, across: bool = False) -> tuple[Tensor, Tensor]:
+        """Three of them."""
+        thin = self.product(a, u, across=across)
+        return self.product(a, b, across=across).addmm_(thin, v.t() if across else v), thin
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, borders: tuple[int, ...], scale: float
