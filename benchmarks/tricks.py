@@ -136,7 +136,22 @@ def native(model: nn.Module, options: dict[str, Any], share: float) -> Callable[
     return switched
 
 
-TRICKS = {"native": native, "last_layer": last_layer, "prefix": prefix, "tail": tail}
+def matrix(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
+    """Products and attention by matrix units, called by kernels of our own instead of oneDNN; the last `share` is supervised."""
+    from lightning_ft.engine import kernels
+
+    batch, ours = packed(options, answer=share), kernels.matrix
+    if ours(batch.input_ids.bfloat16()) is None:
+        raise RuntimeError("Expected a processor with matrix units and a C compiler that knows them.")
+
+    def switched(on: bool) -> Batch:
+        kernels.matrix = ours if on else lambda *tensors: None
+        return batch
+
+    return switched
+
+
+TRICKS = {"native": native, "matrix": matrix, "last_layer": last_layer, "prefix": prefix, "tail": tail}
 
 
 def step(model: nn.Module, batch: Batch) -> tuple[float, Tensor, float]:
