@@ -137,7 +137,7 @@ def native(model: nn.Module, options: dict[str, Any], share: float) -> Callable[
 
 
 def matrix(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
-    """Products and attention by matrix units, called by kernels of our own instead of oneDNN; the last `share` is supervised."""
+    """Products and attention by matrix units, by kernels of our own instead of oneDNN; the last `share` is supervised."""
     from lightning_ft.engine import kernels
 
     batch, ours = packed(options, answer=share), kernels.matrix
