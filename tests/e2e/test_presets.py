@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import lightning_ft
 from lightning_ft.cli.yamlfile import find_config, presets
-from lightning_ft.engine import native_kernels
+from lightning_ft.engine import matrix_units, native_kernels
 from lightning_ft.loading import embedded_folder
 from lightning_ft.registry import registry
 
@@ -150,6 +150,7 @@ def test_low_resource_takes_at_most_half_of_the_memory(long_rows: Path, tmp_path
     low = step_memory("low_resource", long_rows, tmp_path / "low")
     assert low <= 0.5 * usual
     said = (109e6, 19e6, 41e6) if native_kernels.library() else (123e6, 22e6, 43e6)
+    said = (90e6, 18e6, 36e6) if matrix_units.work() else said
     assert (usual, low) == pytest.approx(said[:2], rel=0.1), "README.md says so"
     if "qlora" in presets():
         assert step_memory("qlora", long_rows, tmp_path / "qlora") == pytest.approx(said[2], rel=0.1), "README.md says so"

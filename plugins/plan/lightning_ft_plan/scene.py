@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_ft_plan.hollow import OPTIMIZER, PARTS, WEIGHTS, Hollow
+from lightning_ft_plan.hollow import OPTIMIZER, PARTS, SMALL, WEIGHTS, Hollow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +93,10 @@ class Account:
 
 
 def build(scene: Scene, depth: int, dtype: torch.dtype) -> Any:
-    """The model with so many layers, in the mode that is current; its weights are whatever lies in memory."""
+    """The model with so many layers, in the mode that is current; its weights are whatever lies in memory, small ones are ones.
+
+    Small ones are computed with, and a method may choose by them what trains.
+    """
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(scene.model_config)
@@ -104,7 +107,12 @@ def build(scene: Scene, depth: int, dtype: torch.dtype) -> Any:
             with contextlib.suppress(AttributeError):  # of some families it follows from the number of layers
                 setattr(text, name, list(getattr(text, name))[:depth])
     auto: Any = AutoModelForCausalLM
-    return auto.from_config(config, dtype=dtype, trust_remote_code=scene.config.trust_remote_code)
+    model = auto.from_config(config, dtype=dtype, trust_remote_code=scene.config.trust_remote_code)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() * parameter.itemsize <= SMALL:
+                parameter.fill_(1)
+    return model
 
 
 def count(scene: Scene, method: Method, depth: int) -> int:

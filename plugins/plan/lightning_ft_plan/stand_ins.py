@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_ft.engine import kernels, matrix_units
+from lightning_ft_plan.hollow import READ
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,12 +99,16 @@ class EmptyUnits:
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Within the block kernels for a CPU are `Empty` where the machine has any."""
+    """Within the block kernels for a CPU are `Empty` where the machine has any.
+
+    But not for tensors so small that they hold data: the product compares its kernels with the model's own code on such.
+    """
     before = kernels.on_cpu, kernels.matrix
     before[1](torch.empty(1, dtype=torch.bfloat16))  # they are compiled and tried now, on a tensor with data
 
     def on_cpu(*tensors: Tensor | None) -> kernels.CPUKernels | None:
-        return None if before[0](*tensors) is None else Empty()
+        ours = before[0](*tensors)
+        return ours if ours is None or all(t is None or t.numel() * t.itemsize <= READ for t in tensors) else Empty()
 
     def matrix(*tensors: Tensor) -> kernels.MatrixKernels | None:
         return None if before[1](*tensors) is None else EmptyUnits()
