@@ -59,7 +59,7 @@ def test_values_are_answered() -> None:
         assert x.sum().item() == 1.0
         assert bool(torch.isfinite(x).all())
         assert x[x > 0].numel() == 2000 * 2000
-        assert torch.linalg.svdvals(x).tolist()[:2] == pytest.approx([0, 0], abs=float("inf"))
+        assert len(torch.linalg.svdvals(x).tolist()) == 2000, "whatever lies in memory"
 
 
 def test_small_known_values_stay_what_they_are() -> None:
