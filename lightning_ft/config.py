@@ -94,7 +94,8 @@ class TrainingConfig:
     batch_size: int | None = None
     """Rows per rank and micro-batch; one with too many tokens is cut further, exactly. None: 16, or by `batch_tokens`."""
     batch_tokens: int | None = None
-    """Most tokens (padding included) of a micro-batch; with `batch_size` None this also sets the rows per step."""
+    """Most tokens (padding included) of a micro-batch; with `batch_size` None this also sets the rows per step. None: what
+    about a quarter of the memory holds, at most 2,048 on a CPU and 16,384 on a GPU."""
     accumulate: int = 1
     """Micro-batches per rank and optimiser step."""
     eval_batch_size: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -137,10 +136,11 @@ def _kernels() -> Finding:
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # A container's limit is below what the kernel reports for the machine.
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    from lightning_ft.run.memory import machine_memory
+
+    total = machine_memory()
+    if total is None:
+        return Finding("memory", "note", "this system does not tell how much it has")
     return Finding(
         "memory", "ok", f"{_size(total)}: adapters on fp32 weights fit up to about {total / 5e9:.1f} billion parameters"
     )

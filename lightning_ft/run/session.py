@@ -22,6 +22,7 @@ from lightning_ft.quantization import settle
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
 from lightning_ft.run.choices import Choices, choose
+from lightning_ft.run.memory import MICRO_TOKENS, device_memory, micro_tokens
 from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 
 VALIDATIONS, LEAST_APART = 10, 10
 """Validations of a run, and the fewest steps between two, where the user does not say how often."""
-MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several, which changes nothing
-but memory. On a CPU half as many were a tenth slower."""
 WHOLE = ("auto", "ddp")
 """Strategies under which every process holds the whole model on its device."""
 
@@ -172,7 +170,7 @@ class Session:
             place(model, device)
         packed = self._packed(model)
         planner = Planner(
-            self.config, self.world, packed=packed, micro_tokens=MICRO_TOKENS[device.type],
+            self.config, self.world, packed=packed, micro_tokens=self._micro_tokens(model),
             planned=None if self.resume is None else self.resume.world_size,
         )  # fmt: skip
         self.schedule: Schedule = planner.whole(self.prepared.tables["train"], self.say)
@@ -207,6 +205,18 @@ class Session:
                 packed=packed, parameters=self.module.parameter_line(),
             )  # fmt: skip
         self.trainer = make_trainer(self, chosen.lightning)
+
+    def _micro_tokens(self, model: nn.Module) -> int:
+        """From this machine's memory; a run over several machines takes what it takes on each."""
+        device, world = self.world.device, self.world
+        memory = device_memory(device) if world.size == world.on_machine else None
+        if memory is not None and device.type == "cpu":
+            memory //= world.size
+        config: Any = model.config
+        found = micro_tokens(config, device.type, memory, recomputed=bool(self.config.gradient_checkpointing))
+        if self.config.batch_tokens is None and found < MICRO_TOKENS[device.type]:
+            self.say(f"micro-batches: at most {found:,} tokens, as about a quarter of the memory holds (--batch_tokens)")
+        return found
 
     def _load(self) -> nn.Module:
         """The backbone's model, with the dropouts of the run."""

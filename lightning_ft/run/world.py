@@ -30,6 +30,16 @@ class World:
     """Neighbouring processes that hold each layer together and see the same rows."""
 
     @property
+    def on_machine(self) -> int:
+        """How many of them this machine has."""
+        return self.devices if isinstance(self.devices, int) else len(self._listed)
+
+    @property
+    def _listed(self) -> list[int]:
+        """The GPUs that `devices` names."""
+        return [int(part) for part in str(self.devices).strip("[]").split(",") if part.strip()]
+
+    @property
     def data_size(self) -> int:
         """Data-parallel ranks: those that see different rows."""
         return self.size // self.together
@@ -49,9 +59,7 @@ class World:
         """Where Lightning will put this process's model: the CPU, or one of the GPUs that `devices` names."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        named = [int(part) for part in str(self.devices).strip("[]").split(",") if part.strip()]
-        listed = isinstance(self.devices, str)
-        return torch.device("cuda", named[self.local_rank] if listed else self.local_rank)
+        return torch.device("cuda", self._listed[self.local_rank] if isinstance(self.devices, str) else self.local_rank)
 
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lightning_ft.errors import UsageError
+from lightning_ft.run import memory
 
 if TYPE_CHECKING:
     from lightning_ft.config import Master, Precision
@@ -57,11 +57,9 @@ def machine_memory(device: Device) -> int:
         if not torch.cuda.is_available():
             raise UsageError("Expected --memory with --device gpu on a machine without a GPU, as 24GB; got none.")
         return int(torch.cuda.get_device_properties(0).total_memory)
-    if not hasattr(os, "sysconf"):
+    total = memory.machine_memory()
+    if total is None:
         raise UsageError("Expected --memory on this system, which does not tell how much it has; got none.")
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total
 
 

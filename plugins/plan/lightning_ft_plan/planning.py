@@ -86,7 +86,7 @@ class Planning:
             config = replace(config, compile=False)
         self.config, self.given = config, given
         self.method_given = dict(config.method) if isinstance(config.method, dict) else {}
-        self.work: Workload = Workload(config, given, target.device, say)
+        self.work: Workload = Workload(config, given, target.device, target.memory, say)
         size = self.work.world.size if target.device == "cpu" else 1
         if size > 1:
             say(f"memory: {size} processes share it, so each is planned with one part in {size}")

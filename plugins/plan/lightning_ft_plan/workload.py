@@ -20,8 +20,9 @@ from lightning_ft.errors import UsageError
 from lightning_ft.loading import EMBEDDED, locate
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import Choices, choose
+from lightning_ft.run.memory import micro_tokens
 from lightning_ft.run.planning import Planner
-from lightning_ft.run.session import MICRO_TOKENS, WHOLE
+from lightning_ft.run.session import WHOLE
 from lightning_ft.run.world import World, world
 
 if TYPE_CHECKING:
@@ -62,17 +63,20 @@ class Workload:
     Args:
         config: The run's options.
         given: Those that the user set.
-        device: Decides how much a micro-batch has where the user does not say.
+        device: Decides, with the memory, how much a micro-batch has where the user does not say.
+        memory: Bytes.
         say: Prints a line.
     """
 
-    def __init__(self, config: TrainingConfig, given: frozenset[str], device: Device, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: TrainingConfig, given: frozenset[str], device: Device, memory: int, say: Callable[[str], None]
+    ) -> None:
         if config.strategy not in WHOLE:
             raise UsageError(
                 "Expected --strategy auto or ddp, which keep the whole model on each device, as plan counts; got "
                 f"'{config.strategy}'."
             )
-        self.config, self.device, self.say = config, device, say
+        self.config, self.device, self.memory, self.say = config, device, memory, say
         self.world: World = world(config)
         self.choices: Choices = choose(config, registry())
         if self.choices.task is not None:
@@ -141,7 +145,9 @@ class Workload:
     def load(self, *, packed: bool) -> Load:
         """The steps of a run whose rows share micro-batches without padding, or with it."""
         kind = "cuda" if self.device == "gpu" else "cpu"
-        planner = Planner(self.config, self.world, packed=packed, micro_tokens=MICRO_TOKENS[kind])
+        recomputed = bool(self.config.gradient_checkpointing)
+        most = micro_tokens(self.model_config, kind, self.memory, recomputed=recomputed)
+        planner = Planner(self.config, self.world, packed=packed, micro_tokens=most)
         tables = self.prepared.tables
         if self.config.stream is not None:
             planner.config = replace(self.config, stream=None)
