@@ -172,6 +172,19 @@ def test_a_document_does_not_see_what_lies_beside_it() -> None:
     assert bool(among[:20].isnan().all())
 
 
+@pytest.mark.parametrize(
+    ("q", "k", "v", "borders"),
+    [
+        ((2, 9, 4), (2, 9, 4), (2, 9, 4), (0, 10)), ((2, 9, 4), (2, 9, 4), (2, 9, 4), (0, 5, 3, 9)),
+        ((3, 9, 4), (2, 9, 4), (2, 9, 4), (0, 9)), ((2, 9, 4), (2, 9, 5), (2, 9, 5), (0, 9)),
+        ((2, 9, 4), (2, 9, 4), (1, 9, 4), (0, 9)), ((2, 9, 4), (2, 8, 4), (2, 9, 4), (0, 9)),
+    ],
+)  # fmt: skip
+def test_heads_and_borders_that_do_not_fit_are_refused(q: Any, k: Any, v: Any, borders: Any) -> None:
+    with pytest.raises(ValueError, match="Expected heads and documents of one row"):
+        matrix_units.attend(drawn(*q), drawn(*k), drawn(*v), borders, 0.5)
+
+
 def test_large_scores_do_not_overflow() -> None:
     q = (drawn(2, 40, 16) * 100).bfloat16()
     out, sums = matrix_units.attend(q, q, drawn(2, 40, 16, seed=1), (0, 40), 1.0)

@@ -101,8 +101,15 @@ def attend(
 
     Returns:
         (T, H, E), and in float32 (H, T) log sum exp of each query's scores.
+
+    Raises:
+        ValueError: shapes or borders do not fit.
     """
     heads, tokens, _ = query.shape
+    alike = len(key) == len(value) and heads % len(key) == 0 and query.shape[2] == key.shape[2]
+    ordered = borders[0] == 0 and borders[-1] == tokens and all(start < end for start, end in itertools.pairwise(borders))
+    if not (alike and ordered and tokens == key.shape[1] == value.shape[1]):
+        raise ValueError(f"Expected heads and documents of one row; got {_shapes(query, key, value)} with borders {borders}.")
     out, sums = query.new_empty(tokens, heads, value.shape[-1]), torch.empty(heads, tokens)
     scratch, threads = attention_room(borders, query.shape[-1], value.shape[-1], back=False)
     _lib().attend(*_task(query, key, value, borders), scale, out.data_ptr(), sums.data_ptr(), scratch.data_ptr(), threads)
