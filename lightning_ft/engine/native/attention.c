@@ -1,7 +1,8 @@
 /* Causal attention of the documents of a packed row on matrix units, without a score in memory longer than a block needs it.
 
    As FlashAttention-2 (Dao 2023, arXiv:2307.08691): the forward pass keeps log sum exp of each query's scores, the backward
-   pass makes the probabilities again. A task is a document and a head of keys, so that no two threads write to one place. */
+   pass makes the probabilities again. What a block multiplies behind the last key is never read. A task is a document and a
+   head of keys, so that no two threads write to one place. */
 
 #include "tiles.h"
 
@@ -36,17 +37,6 @@ int64_t attend_back_room(int64_t longest, int64_t depth, int64_t width) {
            tokens * 256 + 4096 + (deep + wide_) * tokens * 4;
 }
 
-/* The keys' tiles behind the last token are multiplied, too. */
-static void pack_keys(const bf16 *from, int64_t stride, int64_t depth, int64_t tokens, int64_t steps, bf16 *out) {
-    memset(out + UP(tokens, SIDE) * steps * STEP, 0, (size_t)((UP(tokens, QUERIES) - UP(tokens, SIDE)) * steps * STEP * 2));
-    pack_across(from, stride, depth, tokens, steps, out);
-}
-
-static void pack_values(const bf16 *from, int64_t stride, int64_t tokens, int64_t width, int64_t steps, bf16 *out) {
-    memset(out, 0, (size_t)(UP(width, 32) * steps * STEP * 2));
-    pack_down(from, stride, tokens, width, steps, out);
-}
-
 void attend(
     const bf16 *q_at, int64_t q_head, int64_t q_token, const bf16 *k_at, int64_t k_head, int64_t k_token, const bf16 *v_at,
     int64_t v_head, int64_t v_token, const int64_t *borders, int64_t documents, int64_t heads, int64_t groups, int64_t depth,
@@ -69,8 +59,8 @@ void attend(
         for (int64_t d = 0; d < documents; d++)
             for (int64_t g = 0; g < groups; g++) {
                 int64_t start = borders[d], tokens = borders[d + 1] - start, row = UP(tokens, QUERIES);
-                pack_keys(place(&k, g, start), k.token, depth, tokens, steps, kp);
-                pack_values(place(&v, g, start), v.token, tokens, width, row / STEP, vp);
+                pack_across(place(&k, g, start), k.token, depth, tokens, steps, kp);
+                pack_down(place(&v, g, start), v.token, tokens, width, row / STEP, vp);
                 for (int64_t h = g * shared; h < (g + 1) * shared; h++)
                     for (int64_t i = 0; i < tokens; i += 32) {
                         int64_t rows = MIN(32, tokens - i), end = i + 32;
@@ -166,9 +156,9 @@ void attend_back(
         for (int64_t d = 0; d < documents; d++)
             for (int64_t g = 0; g < groups; g++) {
                 int64_t start = borders[d], tokens = borders[d + 1] - start, row = UP(tokens, QUERIES);
-                pack_keys(place(&k, g, start), k.token, depth, tokens, steps, kp);
-                pack_values(place(&k, g, start), k.token, tokens, depth, row / STEP, kd);
-                pack_keys(place(&v, g, start), v.token, width, tokens, steps_v, vp);
+                pack_across(place(&k, g, start), k.token, depth, tokens, steps, kp);
+                pack_down(place(&k, g, start), k.token, tokens, depth, row / STEP, kd);
+                pack_across(place(&v, g, start), v.token, width, tokens, steps_v, vp);
                 memset(kt, 0, (size_t)(steps * 32 * row * 4));
                 memset(vt, 0, (size_t)(steps_v * 32 * row * 4));
                 for (int64_t h = g * shared; h < (g + 1) * shared; h++)
