@@ -21,6 +21,8 @@ from lightning_ft.quantization import is_quantized
 if TYPE_CHECKING:
     from torch.nn.modules.module import Module
 
+_ROWS, _SMALL = 32, 1 << 22
+"""Fewer rows by a larger weight, as in generation, take the time in which the weight is read; our product copies it first."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -122,7 +124,7 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         """x: (N, in), weight: (out, in), bias: (out,), a: (rank, in), b: (out, rank); all of one type."""
-        ours = kernels.matrix(x, weight, a, b)
+        ours = kernels.matrix(x, weight, a, b) if len(x) >= _ROWS or weight.numel() <= _SMALL else None
         if ours is not None:
             y, thin = ours.adapted(x, weight, a, b, across=True)
             if bias is not None:
