@@ -46,7 +46,7 @@ TOP = {
     ".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "benchmarks", "lightning_ft", "plugins", "pyproject.toml", "tests",
 }  # fmt: skip
 MOST_LINES = 400
-TEXT = {".py", ".c", ".yaml", ".toml", ".md", ".jinja", ".sh", ".txt", ""}
+TEXT = {".py", ".c", ".h", ".yaml", ".toml", ".md", ".jinja", ".sh", ".txt", ""}
 BROUGHT = {
     "docstring_parser": "jsonargparse", "lightning_utilities": "lightning", "numpy": "transformers", "packaging": "lightning",
     "pyarrow": "datasets",

@@ -11,9 +11,10 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_ft.engine import attention
-from lightning_ft.engine.attention import check_packing, documents, documents_attention, forward_kwargs
+from lightning_ft.engine.attention import documents, documents_attention, forward_kwargs
 from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import token_loss
+from lightning_ft.engine.packing import check_packing
 from lightning_ft.errors import TrainingError
 from lightning_ft.types import Batch
 

@@ -249,6 +249,7 @@ def test_packed_rows_go_through_one_kernel(backbone: Path, monkeypatch: pytest.M
     from transformers import AutoModelForCausalLM
 
     from lightning_ft.engine import attention
+    from lightning_ft.engine.packing import check_packing
 
     calls: list[int] = []
     kernel = attention._varlen
@@ -260,7 +261,7 @@ def test_packed_rows_go_through_one_kernel(backbone: Path, monkeypatch: pytest.M
     monkeypatch.setattr(attention, "_varlen", counted)
     model: Any = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.bfloat16)
     model.to("cuda")
-    check = attention.check_packing(model, model.config.vocab_size)
+    check = check_packing(model, model.config.vocab_size)
     assert (check.ok, check.way) == (True, "documents"), check.reason
     assert calls
 

@@ -14,8 +14,8 @@ from lightning_ft.data.halve import halved
 from lightning_ft.data.prefix import LEAST, common_prefix, share
 from lightning_ft.data.table import EncodedTable, TableWriter
 from lightning_ft.data.targets import found_ahead
-from lightning_ft.engine.attention import check_packing
 from lightning_ft.engine.loss import score_rows, token_logps, token_loss
+from lightning_ft.engine.packing import check_packing
 from lightning_ft.engine.recompute import checkpoint_activations
 from lightning_ft.engine.verify import verify_last_layer, verify_shared
 from lightning_ft.types import IGNORE_INDEX, Batch, Encoded

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import inspect
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary, ref
 
@@ -25,7 +24,7 @@ from transformers import AttentionInterface, masking_utils
 
 from lightning_ft.engine.causal import causal_attention
 from lightning_ft.engine.document import LONG, attend, attend_alike
-from lightning_ft.engine.head import base_model, evaluation_mode, unwrapped
+from lightning_ft.engine.head import base_model, unwrapped
 from lightning_ft.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -36,30 +35,13 @@ if TYPE_CHECKING:
 DOCUMENTS = "lightning_ft_documents"
 """The attention function's name in transformers' attention interface."""
 
-_CHECK_LENGTHS = (7, 19, 131, 12)
-"""Documents of a check; the long one where the model has so many positions."""
-_UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
-"""Layer types whose state crosses borders, or whose windows a short check would not see."""
 _LOOK = "find_packed_sequence_indices"
-_windows: list[int | None] | None = None
-"""While a check runs: the sliding window of each call of the attention function."""
+Way = Literal["documents", "positions", "none"]
+"""Our attention function, stock attention with restarted positions (it makes a T x T mask), or no packing."""
 
 
-@dataclass(frozen=True, slots=True)
-class PackingCheck:
-    """What `check_packing` found."""
-
-    ok: bool
-    """Whether a packed row gives the same logits as its documents one by one."""
-    difference: float
-    """Root mean square of the difference over that of the logits; NaN where nothing could be compared."""
-    reason: str
-    """One sentence for the log."""
-    way: Literal["documents", "positions", "none"] = "documents"
-    """Our attention function, stock attention with restarted positions (it makes a T x T mask), or no packing."""
-
-
-_ways: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_ways: WeakKeyDictionary[nn.Module, Way] = WeakKeyDictionary()
+_watched: list[list[int | None]] = []
 _switches: WeakKeyDictionary[nn.Module, tuple[list[Any], list[tuple[ref[nn.Module], str]]]] = WeakKeyDictionary()
 
 
@@ -108,8 +90,23 @@ def documents(model: nn.Module) -> Iterator[None]:
 
 
 def packs_documents(model: nn.Module) -> bool:
-    """Whether packed rows go through the function here, by what `check_packing` has seen."""
+    """Whether packed rows go through the function here, by what `packing.check_packing` has seen."""
     return _ways.get(unwrapped(model), "documents") == "documents"
+
+
+def set_way(model: nn.Module, way: Way) -> None:
+    """From now on packed rows of the model go this way."""
+    _ways[unwrapped(model)] = way
+
+
+@contextlib.contextmanager
+def watched_windows() -> Iterator[list[int | None]]:
+    """Within the block the list gets the sliding window of each call of the attention function."""
+    _watched.append([])
+    try:
+        yield _watched[-1]
+    finally:
+        _watched.pop()
 
 
 @contextlib.contextmanager
@@ -226,8 +223,8 @@ def documents_attention(
         )
     if attention_mask is not None or kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
         raise TrainingError(f"{type(module).__name__} needs a mask or a bias of its own. Use --packing false.")
-    if _windows is not None:
-        _windows.append(sliding_window)
+    for windows in _watched:
+        windows.append(sliding_window)
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]
     unlimited = sliding_window is None or max(lengths) <= sliding_window
     if softcap is None and s_aux is None and _varlen_fits(query, value, dropout):
@@ -304,96 +301,6 @@ def _varlen(
     window = (-1, 0) if sliding_window is None or longest <= sliding_window else (sliding_window - 1, 0)
     out: Tensor = function(q, k, v, borders, borders, longest, longest, scale=scaling, window_size=window, **grouped)
     return out[None]
-
-
-def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = None) -> PackingCheck:
-    """Whether the model keeps the documents of a packed row apart: its logits against those of each document alone.
-
-    Tried are our attention function, then stock attention with restarted positions; `documents` takes what was exact.
-    Meant for the start of a packed run; runs without gradient, in eval mode, and leaves the random state alone.
-
-    Args:
-        model: as it will be trained.
-        vocab_size: token ids are drawn below it.
-        tolerance: largest relative difference; None: by the precision of the logits.
-    """
-    key = unwrapped(model)
-    layers = set(getattr(_text_config(key), "layer_types", None) or ())
-    found = sorted(layers.intersection(_UNEXPECTED_LAYERS))
-    if found:
-        _ways[key] = "none"
-        return PackingCheck(
-            False, float("nan"), f"Packing is off: layers of type {found[0]} cross the borders of documents.", "none"
-        )
-    failures = []
-    ways: tuple[Literal["documents", "positions"], ...] = ("documents", "positions")
-    for way in ways:
-        _ways[key] = way
-        try:
-            difference, allowed = _packed_difference(model, vocab_size, tolerance)
-        except Exception as error:  # whatever a family's own code raises: then it cannot be packed this way
-            failures.append(f"{way}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            continue
-        if difference <= allowed:
-            words = {"documents": "documents by the packed attention function", "positions": "restarted positions"}[way]
-            after = f" ({'; '.join(failures)})" if failures else ""
-            return PackingCheck(True, difference, f"Packing by {words}, equal to {difference:.1e}{after}.", way)
-        failures.append(f"{way}: logits differ by {difference:.1e}")
-    _ways[key] = "none"
-    return PackingCheck(False, float("nan"), f"Packing is off: documents are not kept apart ({'; '.join(failures)}).", "none")
-
-
-def _packed_difference(model: nn.Module, vocab_size: int, tolerance: float | None) -> tuple[float, float]:
-    """Relative difference of packed and separate logits, and the largest that rounding explains."""
-    global _windows
-    from lightning_ft.types import Batch
-
-    device = next(model.parameters()).device
-    draw = torch.Generator().manual_seed(0)
-    known = getattr(_text_config(unwrapped(model)), "max_position_embeddings", None) or 0
-    lengths = tuple(length for length in _CHECK_LENGTHS if length < 20 or length <= known)
-    parts = [torch.randint(vocab_size, (1, length), generator=draw).to(device) for length in lengths]
-    borders = tuple(sum(lengths[:n]) for n in range(len(parts) + 1))
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
-    ids = torch.cat(parts, 1)
-    batch = Batch(ids, ids, positions, borders, tuple(map(str, lengths)))
-    with evaluation_mode(model):
-        try:
-            _windows = []
-            with documents(model):
-                packed = model(input_ids=ids, **forward_kwargs(batch)).logits
-            given = sum(window is not None for window in _windows)
-            calls = len(_windows)
-        finally:
-            _windows = None
-        separate = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], 1)
-    if packed.shape != separate.shape:
-        raise TrainingError(f"{packed.shape[1]} logits came for {separate.shape[1]} tokens.")
-    if calls and given < _expected_windows(unwrapped(model), calls):
-        raise TrainingError("sliding windows do not reach the attention function")
-    # Norms, rotations and softmax of many families are float32 in any case, hence no more for 64 bits.
-    allowed = {64: 1e-6, 32: 1e-4}.get(torch.finfo(packed.dtype).bits, 5e-2)
-    if torch.is_autocast_enabled(device.type) or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
-        allowed = 5e-2
-    wide, other = packed.double(), separate.double()
-    difference = float((wide - other).norm() / other.norm())
-    return difference, allowed if tolerance is None else tolerance
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(base_model(model), "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _expected_windows(model: nn.Module, calls: int) -> int:
-    """How many of the model's attention layers have a sliding window, by its config."""
-    config = _text_config(model)
-    layers = getattr(config, "layer_types", None)
-    if layers:
-        return sum("sliding" in layer for layer in layers)
-    if getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False:
-        return 0
-    return calls
 
 
 AttentionInterface.register(DOCUMENTS, documents_attention)

@@ -227,7 +227,7 @@ class Session:
 
     def _packed(self, model: nn.Module) -> bool:
         """Whether documents share rows; checked on this model before it is believed."""
-        from lightning_ft.engine.attention import check_packing
+        from lightning_ft.engine.packing import check_packing
 
         if self.config.packing == "off" or not self.choices.method.can_pack:
             return False

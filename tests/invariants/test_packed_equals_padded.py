@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers as tf
 
-from lightning_ft.engine.attention import check_packing
 from lightning_ft.engine.loss import score_rows, token_logps, token_loss
+from lightning_ft.engine.packing import check_packing
 from lightning_ft.types import IGNORE_INDEX, Batch
 
 # peft asks transformers whether layers are checkpointed by a name that transformers 5.23 has deprecated.

@@ -27,14 +27,14 @@ static int64_t longest_of(const int64_t *borders, int64_t documents) {
 
 /* Bytes for each thread: of the forward and of the backward pass. */
 int64_t attend_room(int64_t longest, int64_t depth, int64_t width) {
-    int64_t tokens = UP(longest, QUERIES), deep = UP(depth, 32), wide_ = UP(width, 32);
-    return tokens * (deep + wide_) * 2 + deep * 64 + tokens * 64 + tokens * 128 + 4096;
+    int64_t tokens = UP(longest, QUERIES), deep = UP(depth, 32), broad = UP(width, 32);
+    return tokens * (deep + broad) * 2 + deep * 64 + tokens * 64 + tokens * 128 + 4096;
 }
 
 int64_t attend_back_room(int64_t longest, int64_t depth, int64_t width) {
-    int64_t tokens = UP(longest, QUERIES), deep = UP(depth, 32), wide_ = UP(width, 32);
-    return tokens * (2 * deep + wide_) * 2 + (deep + wide_) * 64 + (deep + wide_) * QUERIES * 2 + tokens * (4 * QUERIES * 2 + 64) +
-           tokens * 256 + 4096 + (deep + wide_) * tokens * 4;
+    int64_t tokens = UP(longest, QUERIES), deep = UP(depth, 32), broad = UP(width, 32);
+    return tokens * (2 * deep + broad) * 2 + (deep + broad) * 64 + (deep + broad) * QUERIES * 2 + tokens * (4 * QUERIES * 2 + 64) +
+           tokens * 256 + 4096 + (deep + broad) * tokens * 4;
 }
 
 void attend(

@@ -84,7 +84,7 @@ void product(
                     if (rank && last) pack(across ? v + n0 * v_row : v + n0, v_row, rank, columns, x.steps, bp + steps * TILE);
                     const float *wait = NULL; /* a block that is not in c yet */
                     bf16 *to = NULL;
-                    int64_t all = steps + (last ? x.extra : 0), high = 0, wide_ = 0;
+                    int64_t all = steps + (last ? x.extra : 0), high = 0, broad = 0;
                     for (int64_t i = m0; i < m1; i += 2 * SIDE) {
                         int64_t rows = m1 - i;
                         pack_rows(a + i * a_row + k0, a_row, rows, deep, ap);
@@ -101,12 +101,12 @@ void product(
                             first ? block_zero() : block_load(block, 2 * SIDE);
                             add(ap, bp + j * x.steps * STEP, apart, all, rows, columns - j);
                             /* The block before, while the units are at this one. */
-                            if (wait) block_narrow(wait, 1.0f, to, c_row, high, wide_);
+                            if (wait) block_narrow(wait, 1.0f, to, c_row, high, broad);
                             block_store(block, 2 * SIDE);
-                            if (last) wait = block, to = c + i * c_row + n0 + j, high = rows, wide_ = columns - j;
+                            if (last) wait = block, to = c + i * c_row + n0 + j, high = rows, broad = columns - j;
                         }
                     }
-                    if (wait) block_narrow(wait, 1.0f, to, c_row, high, wide_);
+                    if (wait) block_narrow(wait, 1.0f, to, c_row, high, broad);
                 }
             }
         _tile_release();
