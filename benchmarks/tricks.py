@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,37 +122,28 @@ def tail(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[b
     return batches.__getitem__
 
 
-def native(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
-    """Kernels of our own instead of PyTorch's operators, where they do the same; the last `share` is supervised."""
+def ours(name: str, model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
+    """Kernels of our own, all (`on_cpu`) or those that take matrix units (`matrix`); the last `share` is supervised."""
     from lightning_ft.engine import kernels
 
-    batch, ours = packed(options, answer=share), kernels.on_cpu
-    if ours(batch.input_ids.bfloat16()) is None:
-        raise RuntimeError("Expected a C compiler; found none that works.")
+    batch, found = packed(options, answer=share), getattr(kernels, name)
+    if found(batch.input_ids.bfloat16()) is None:
+        raise RuntimeError("Expected a C compiler and, for `matrix`, matrix units; found none that work.")
 
     def switched(on: bool) -> Batch:
-        kernels.on_cpu = ours if on else lambda *tensors: None
+        setattr(kernels, name, found if on else lambda *tensors: None)
         return batch
 
     return switched
 
 
-def matrix(model: nn.Module, options: dict[str, Any], share: float) -> Callable[[bool], Batch]:
-    """Products and attention by matrix units, by kernels of our own instead of oneDNN; the last `share` is supervised."""
-    from lightning_ft.engine import kernels
-
-    batch, ours = packed(options, answer=share), kernels.matrix
-    if ours(batch.input_ids.bfloat16()) is None:
-        raise RuntimeError("Expected a processor with matrix units and a C compiler that knows them.")
-
-    def switched(on: bool) -> Batch:
-        kernels.matrix = ours if on else lambda *tensors: None
-        return batch
-
-    return switched
-
-
-TRICKS = {"native": native, "matrix": matrix, "last_layer": last_layer, "prefix": prefix, "tail": tail}
+TRICKS: dict[str, Callable[[nn.Module, dict[str, Any], float], Callable[[bool], Batch]]] = {
+    "native": partial(ours, "on_cpu"),
+    "matrix": partial(ours, "matrix"),
+    "last_layer": last_layer,
+    "prefix": prefix,
+    "tail": tail,
+}
 
 
 def step(model: nn.Module, batch: Batch) -> tuple[float, Tensor, float]:

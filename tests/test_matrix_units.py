@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ft.data.collate import pack
 from lightning_ft.engine import kernels, matrix_units
 from lightning_ft.engine.cross_entropy import summed_cross_entropy
-from lightning_ft.engine.loss import token_loss
 from lightning_ft.engine.native_kernels import has_matrix_units, library
-from lightning_ft.testing.models import tiny_llama
-from lightning_ft.types import Encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,38 +191,19 @@ def test_large_scores_do_not_overflow() -> None:
     assert all(bool(grad.isfinite().all()) for grad in grads)
 
 
-# ---- in the model ---------------------------------------------------------------------------------------------------
-
-
-def trained(model: Any) -> list[Tensor]:
-    """The loss of packed rows, and all gradients."""
-    draw = torch.Generator().manual_seed(0)
-    rows = [torch.randint(60, (n,), generator=draw).tolist() for n in (40, 23, 7)]
-    total, count = token_loss(model, pack([Encoded(ids, ids, f"a:{n}") for n, ids in enumerate(rows)]))
-    (total / count).backward()  # type: ignore[no-untyped-call]  # of torch
-    return [(total / count).detach(), *(p.grad for p in model.parameters())]
-
-
-def test_a_model_trains_as_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against float32, nearer than without them, or about as near."""
-    exact: Any = tiny_llama()
-    models = [copy.deepcopy(exact).bfloat16() for _ in range(2)]
-    expected, ours = trained(exact), trained(models[0])
-    monkeypatch.setattr(kernels, "matrix", lambda *tensors: None)
-    without = trained(models[1])
-
-    def distance(found: list[Tensor]) -> float:
-        pairs = [(f.double(), e.double()) for f, e in zip(found[1:], expected[1:], strict=True)]
-        gap, size = sum(float((f - e).square().sum()) for f, e in pairs), sum(float(e.square().sum()) for _, e in pairs)
-        return float((gap / size) ** 0.5)
-
-    assert distance(ours) < 1.1 * distance(without) < 0.1
-    assert not torch.equal(ours[1], without[1]), "they were used"
+# ---- in the loss ----------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_and_its_gradient_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = drawn(70, 48), drawn(300, 48, seed=1), torch.arange(70)
-    found = []
+    found, calls, theirs = [], [], matrix_units.product
+
+    def product(a: Tensor, b: Tensor, *, across: bool = False, out: Tensor | None = None) -> Tensor:
+        calls.append(across)
+        return theirs(a, b, across=across, out=out)
+
+    assert kernels.matrix(hidden) is not None, "which tries them once"
+    monkeypatch.setattr(matrix_units, "product", product)
     for on in (True, False):
         if not on:
             monkeypatch.setattr(kernels, "matrix", lambda *tensors: None)
@@ -237,4 +213,24 @@ def test_the_loss_and_its_gradient_by_them(monkeypatch: pytest.MonkeyPatch) -> N
         assert leaf.grad is not None
         found.append((loss.detach(), leaf.grad))
     close(found[0][0], found[1][0], atol=0, rtol=1e-3)
+    assert calls == [True, False] * 3, "they were used: the logits and the gradient of each chunk"
     assert float((found[0][1] - found[1][1]).double().norm() / found[1][1].double().norm()) < 1e-2
+
+
+def test_a_layer_with_an_adapter_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward; that it computes what peft's does is said in the plugin's own tests."""
+    from lightning_ft_methods.fused import fuse
+    from peft import LoraConfig, get_peft_model
+
+    calls, theirs = [], matrix_units.adapted
+
+    def adapted(a: Tensor, b: Tensor, u: Tensor, v: Tensor, *, across: bool = False) -> tuple[Tensor, Tensor]:
+        calls.append(across)
+        return theirs(a, b, u, v, across=across)
+
+    monkeypatch.setattr(matrix_units, "adapted", adapted)
+    model: Any = get_peft_model(torch.nn.Sequential(torch.nn.Linear(32, 48)).bfloat16(), LoraConfig(target_modules=["0"]))
+    fuse(model)
+    out = model(drawn(40, 32).requires_grad_())
+    (out * drawn(40, 48, seed=1)).sum().backward()
+    assert calls == [True, False]
