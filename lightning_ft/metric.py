@@ -24,11 +24,15 @@ class Metric(TorchMetric):
 
     name: ClassVar[str]
     """What users type and read, case-insensitively."""
-    reads: ClassVar[Literal["tokens", "text"]] = "text"
-    """`tokens`: likelihoods of the given answers; `text`: answers that the model generated."""
+    reads: ClassVar[Literal["tokens", "text", "candidates"]] = "text"
+    """`tokens`: likelihoods of the given answers; `text`: answers that the model generated; `candidates`: likelihoods of every
+    answer that the task allows."""
     higher_is_better: bool | None = True
+    """None: neither is better, as with a length; a verdict tells the difference and does not judge it."""
     percent: ClassVar[bool] = False
     """Whether the value is a share that tables show in per cent."""
+    per_row: ClassVar[bool] = False
+    """Whether the first statistic over the second is the row's own score: then spread, lowest and highest are told, too."""
     full_state_update: bool | None = False
 
     rows: list[Tensor]
@@ -37,9 +41,32 @@ class Metric(TorchMetric):
         super().__init__(**kwargs)
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
+    @property
+    def signature(self) -> str:
+        """How the value was computed, for whoever wants the same number again: package, version, variant. Empty: the name says it."""
+        return ""
+
+    def check(self, row: ScoredRow) -> None:
+        """Look at a row that no model has answered yet: is what the metric needs beside the answer there?
+
+        Called for every row before anything is generated, so that an hour's answers are not lost to a missing column.
+
+        Raises:
+            ValueError: something is missing; the message begins with the row and says what was expected.
+        """
+
+    def prepare(self, rows: Sequence[ScoredRow]) -> None:
+        """Look once at all rows that the metric will read, before the first of them: the classes there are, words seen before.
+
+        `statistics` may depend on what was found here, so that values over classes or over a whole set are sums over rows.
+        """
+
     @abstractmethod
     def statistics(self, row: ScoredRow) -> Sequence[float]:
-        """K numbers about one row; K is the same for every row."""
+        """K numbers about one row; K is the same for every row.
+
+        A row that the metric does not apply to has zeros. An empty answer applies, and is wrong.
+        """
 
     def finish(self, totals: Tensor) -> Tensor:
         """The value from summed statistics, (..., K) -> (...). Default: first over second (a weighted mean)."""
@@ -62,6 +89,8 @@ class Metric(TorchMetric):
 
 class RowMetric(Metric):
     """A metric that is the mean of a score per row; such a metric can also serve as a reward."""
+
+    per_row: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, row: ScoredRow) -> float:

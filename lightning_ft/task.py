@@ -60,6 +60,14 @@ class Task(ABC):
         """A file to take them from; None: the training rows of the run."""
         return None
 
+    def candidates(self, examples: Sequence[Example]) -> Sequence[str]:
+        """All answers that are allowed, as in a choice among classes; none: any text is.
+
+        Args:
+            examples: Training and held-out rows, from which the classes may be read off.
+        """
+        return ()
+
     def unfold(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """The rows that a row of the file stands for: as a rule itself, for a tree of replies each of its conversations.
 

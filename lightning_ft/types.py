@@ -303,3 +303,6 @@ class ScoredRow:
     """The generated text; None when nothing was generated."""
     references: tuple[str, ...] = ()
     """Accepted answers."""
+    candidates: Mapping[str, float] | None = None
+    """Log-likelihood (nats, summed over the tokens of answer and end of turn) of each answer that the task allows; None: it
+    allows any."""

@@ -150,13 +150,20 @@ def scored_rows(*, right: bool) -> list[ScoredRow]:
                 prompt=f"question {i}",
                 prediction=answer if right else "zzz qqq",
                 references=(answer,),
+                candidates={answer: -0.01, "zzz qqq": -30.0} if right else {answer: -30.0, "zzz qqq": -0.01},
             )
         )
     return rows
 
 
-def _value(metric: type[Metric], rows: Sequence[ScoredRow]) -> float:
+def _prepared(metric: type[Metric], rows: Sequence[ScoredRow]) -> Metric:
     made = metric()
+    made.prepare(rows)
+    return made
+
+
+def _value(metric: type[Metric], rows: Sequence[ScoredRow]) -> float:
+    made = _prepared(metric, rows)
     made.update(rows)
     return float(made.compute())
 
@@ -165,7 +172,8 @@ def metric_declared(metric: type[Metric], right: Sequence[ScoredRow], wrong: Seq
     """It has a name, says what it reads, has a docstring, and is made without arguments."""
     name = getattr(metric, "name", None)
     require("declared", metric.__name__, isinstance(name, str) and name != "", "it needs a class variable `name`")
-    require("declared", metric.__name__, metric.reads in ("tokens", "text"), "`reads` must be tokens or text")
+    kinds = ("tokens", "text", "candidates")
+    require("declared", metric.__name__, metric.reads in kinds, f"`reads` must be one of {', '.join(kinds)}")
     require("declared", metric.__name__, "__doc__" in vars(metric) and bool(metric.__doc__), "it needs a docstring")
 
 
@@ -174,7 +182,7 @@ def metric_statistics(metric: type[Metric], right: Sequence[ScoredRow], wrong: S
     import torch
 
     subject = f"metric {metric.name}"
-    made = metric()
+    made = _prepared(metric, [*right, *wrong])
     lengths = {len(made.statistics(row)) for row in (*right, *wrong)}
     require("statistics", subject, len(lengths) == 1, f"rows give different numbers of statistics: {sorted(lengths)}")
     made.update([*right, *wrong])
@@ -194,7 +202,7 @@ def metric_splits(metric: type[Metric], right: Sequence[ScoredRow], wrong: Seque
 
     subject = f"metric {metric.name}"
     rows = [*right, *wrong]
-    whole, first, second = metric(), metric(), metric()
+    whole, first, second = (_prepared(metric, rows) for _ in range(3))
     whole.update(rows)
     for row in rows[:5]:
         first.update([row])
@@ -208,13 +216,14 @@ def metric_splits(metric: type[Metric], right: Sequence[ScoredRow], wrong: Seque
 
 
 def metric_direction(metric: type[Metric], right: Sequence[ScoredRow], wrong: Sequence[ScoredRow]) -> None:
-    """Right answers are better than wrong ones, mixed ones between them; a share lies between 0 and 1."""
+    """Right answers are better than wrong ones, mixed ones between them, where either can be; a share is 0 to 1."""
     subject = f"metric {metric.name}"
     good, bad, mixed = (_value(metric, rows) for rows in (right, wrong, [*right, *wrong]))
     require("direction", subject, all(map(math.isfinite, (good, bad, mixed))), f"values are not finite: {good}, {bad}, {mixed}")
-    better = good > bad if metric.higher_is_better else good < bad
-    require("direction", subject, better, f"right answers give {good}, wrong ones {bad}, `higher_is_better` says otherwise")
-    require("direction", subject, min(good, bad) <= mixed <= max(good, bad), f"{mixed} is not between {good} and {bad}")
+    if metric.higher_is_better is not None:
+        better = good > bad if metric.higher_is_better else good < bad
+        require("direction", subject, better, f"right answers give {good}, wrong ones {bad}, `higher_is_better` says otherwise")
+        require("direction", subject, min(good, bad) <= mixed <= max(good, bad), f"{mixed} is not between {good} and {bad}")
     if metric.percent:
         in_range = all(-1e-9 <= v <= 1 + 1e-9 for v in (good, bad, mixed))
         require("direction", subject, in_range, f"a share must be 0 to 1, not {good} and {bad}; tables multiply by 100")
