@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.bootstrap import Verdict
     from lightning_ft.data.split import Split
-    from lightning_ft.run.stages import EvaluationResult
+    from lightning_ft.evaluation import Evaluation
 
 __all__ = ["Run", "TrainingConfig", "evaluate", "fit", "fit_config", "generate", "load", "run_stage"]
 
@@ -116,13 +116,13 @@ def run_stage(config: TrainingConfig, stage: str) -> dict[str, Any]:
 
     split: Split = "validation" if stage == "validate" else "test"
     result = evaluate_split(config, split, generate=stage == "predict")
-    return {**result.metrics, "folder": str(result.folder)}
+    return {**result.metrics, "folder": None if result.folder is None else str(result.folder)}
 
 
 def evaluate(
     model: str, data: str | Path | Sequence[str | Path], *, metrics: Sequence[str] | None = None, task: Any = "auto",
-    output: str | None = None, max_rows: int | None = None, **options: Any,
-) -> EvaluationResult:  # fmt: skip
+    output: str | None = None, max_rows: int | None = None, by: str | None = None, **options: Any,
+) -> Evaluation:  # fmt: skip
     """Score a model on every row of some files.
 
     Args:
@@ -132,12 +132,16 @@ def evaluate(
         task: What a row is; auto: by its columns.
         output: Folder to write; None: `<run>/eval_<n>` for a run folder, else runs/eval_<n>.
         max_rows: Rows of a seeded sample; None: all.
-        **options: Fields of `TrainingConfig` (`template`, `max_length` ...) and of `Sampling` (`temperature` ...).
+        by: Column whose values part the rows into groups with values of their own; None: `task` where the data have several.
+        **options: Fields of `TrainingConfig` (`template`, `max_length`, `devices` ...) and of `Sampling` (`temperature` ...).
+
+    Returns:
+        Metrics, rows, spreads and groups, and the folder that was written; empty on every process but the first.
     """
     from lightning_ft.run.stages import evaluate_files
 
     files = [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
-    return evaluate_files(model, files, metrics=metrics, task=task, output=output, max_rows=max_rows, **options)
+    return evaluate_files(model, files, metrics=metrics, task=task, output=output, max_rows=max_rows, by=by, **options)
 
 
 def generate(model: str, prompts: str | Sequence[str], **sampling: Any) -> Any:

@@ -43,7 +43,7 @@ class Metric(TorchMetric):
 
     @property
     def signature(self) -> str:
-        """How the value was computed, for whoever wants the same number again: package, version, variant. Empty: the name says it."""
+        """How the value was computed (package, version, variant), for whoever wants it again. Empty: the name says it."""
         return ""
 
     def check(self, row: ScoredRow) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -11,14 +12,16 @@ import torch.nn.functional as F
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.errors import DataError
-from lightning_ft.evaluation import Evaluation, as_given, as_metrics, compute, references_of, score_examples
+from lightning_ft.evaluation import Evaluation, as_metrics, compute
 from lightning_ft.generation import Sampling, generate_texts
 from lightning_ft.likelihood import BitsPerByte, Loss, Perplexity, TokenAccuracy
 from lightning_ft.metric import RowMetric
+from lightning_ft.scoring import as_given, check_rows, references_of, score_examples
 from lightning_ft.testing.models import tiny_llama, tiny_tokenizer
 from lightning_ft.types import Classified, Conversation, Example, Message, Preference, ScoredRow, Text, Unpaired
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -153,6 +156,59 @@ def test_rows_without_an_answer_change_no_text_metric() -> None:
     assert found.metrics == {"exact": 0.5, "loss": 0.5}
     assert found.tables["exact"].tolist() == [[1, 1], [0, 1], [0, 0]]
     assert found.tables["loss"].shape == (3, 2)
+
+
+def test_spread_counts_and_groups_by_hand() -> None:
+    """Scores 1, 0, 0 of three answered rows: mean 1/3, standard deviation sqrt(2/9); by task 1/2 and 0."""
+    rows = [
+        ScoredRow("a", chat("q", "x", task="one"), prediction="x", references=("x",)),
+        ScoredRow("b", chat("q", "x", task="one"), prediction="", references=("x",)),
+        ScoredRow("c", chat("q", "x", task=2), prediction="y", references=("x",), nll=6.0, tokens=3),
+        ScoredRow("d", Text("t"), nll=2.0, tokens=1),
+    ]
+    found = Evaluation.of([Exact, Loss], rows, by="task")
+    assert found.metrics == {"exact": pytest.approx(1 / 3), "loss": 2.0}
+    spread = found.spreads["exact"]
+    assert (spread.low, spread.high, spread.rows) == (0, 1, 3)
+    assert spread.std == pytest.approx(math.sqrt(2 / 9))
+    assert "loss" not in found.spreads  # a token is its unit, not a row
+    assert found.counts == {"exact": 3, "loss": 2}
+    assert found.groups == {"2": {"exact": 0.0, "loss": 2.0}, "one": {"exact": 0.5}}
+
+
+class Seen(Exact):
+    """Refuses rows before they are answered, and looks at the whole set first."""
+
+    name: ClassVar[str] = "seen"
+
+    def check(self, row: ScoredRow) -> None:
+        if not row.references:
+            raise ValueError(f"{row.row}: expected a reference, got none")
+
+    def prepare(self, rows: Sequence[ScoredRow]) -> None:
+        self.total = len(rows)
+
+    def statistics(self, row: ScoredRow) -> Sequence[float]:
+        return (self.score(row) * self.total, 1.0)
+
+
+def test_a_metric_sees_the_whole_set_first() -> None:
+    rows = [ScoredRow(str(i), chat("q", "x"), prediction="x", references=("x",)) for i in range(3)]
+    assert compute([Seen], [*rows, ScoredRow("t", Text("t"))]) == {"seen": 3.0}
+
+
+def test_rows_that_a_metric_cannot_judge_are_refused_before_anything_is_generated(setup: Setup) -> None:
+    setup_rows = [Conversation((Message("user", "q"), Message("assistant", "")))] * 25
+    no_answer = [replace(one, messages=one.messages[:1]) for one in setup_rows]
+    checked: list[Example] = [chat("q", "fine"), *no_answer]
+    rows = [f"f:{i}" for i in range(len(checked))]
+    assert len(setup.score(checked, rows, metrics=[Seen])) == 26  # rows that nobody asks are not judged
+    with pytest.raises(DataError) as caught:
+        check_rows([Seen()], [ScoredRow(row, one) for row, one in zip(rows, checked, strict=True)], {"text"})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "f:0: expected a reference, got none (metric seen)."
+    assert len(lines) == 21
+    assert lines[-1] == "... and 6 more."
 
 
 def test_metrics_by_name_class_and_instance() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import TYPE_CHECKING
 
 from lightning_ft.cli.parser import add_model, choice_of, command, given_once
@@ -9,7 +11,13 @@ from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
+
+    from lightning_ft.cli.parser import CommandParser
+
+ALLOW_CODE = "LIGHTNING_FT_ALLOW_CODE_EXECUTION"
+"""Set to 1, it is the user's word that metrics may run the code of answers."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +36,18 @@ def main(argv: Sequence[str]) -> int:
         "--task", default="auto", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns"
     )
     parser.add_argument("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
+    parser.add_argument(
+        "--by", metavar="COLUMN", help="values for each group of rows, too; default: task, where there are several"
+    )
+    parser.add_argument("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: the model's own")
+    parser.add_argument("--max_length", type=int, metavar="N", help="longest row in tokens; default: the model's, at most 2048")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the weights; default: as they are stored"
+    )
+    parser.add_argument("--devices", metavar="N", help="processes that share the rows, or GPUs as 0,1; default: 1")
     parser.add_argument("--output", metavar="FOLDER", help="the folder to write; default: <run>/eval_<n>")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
+    add_execution(parser)
     add_sampling(parser)
     arguments = parser.parse_args(argv)
     usage = "lightning-ft evaluate --model RUN --data FILE"
@@ -38,20 +57,41 @@ def main(argv: Sequence[str]) -> int:
     metrics = split_names(arguments.metrics)
 
     from lightning_ft.api import evaluate
-    from lightning_ft.cli.tables import print_metrics
+    from lightning_ft.cli.tables import print_evaluation
     from lightning_ft.registry import registry
 
     task = choice_of(arguments.task, "--task")
     for name in metrics or ():
         registry().metrics[name]
+    permit_execution(arguments)
+    further = {name: getattr(arguments, name) for name in ("by", "template", "max_length", "devices", "precision")}
     result = evaluate(
         model, arguments.data, metrics=metrics, task=task, output=arguments.output, max_rows=arguments.max_rows,
-        **given_sampling(arguments),
+        **{name: value for name, value in further.items() if value is not None}, **given_sampling(arguments),
     )  # fmt: skip
-    print_metrics({k: v for k, v in result.metrics.items() if isinstance(v, (int, float))})
-    if result.folder is not None:
-        print(f"Details: {result.folder}")
+    if result.folder is None:  # another process prints
+        return 0
+    if arguments.json:
+        print(json.dumps({"folder": str(result.folder), "rows": len(result.rows), "metrics": result.metrics}))
+        return 0
+    print_evaluation(result)
+    print(f"Details: {result.folder}")
     return 0
+
+
+def add_execution(parser: CommandParser) -> None:
+    """The flag without which no metric runs code that a model wrote."""
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="let metrics run the code of answers, in a sandbox; read what it can do",
+    )
+
+
+def permit_execution(arguments: argparse.Namespace) -> None:
+    """Pass the permission on to metrics, in this process and those it starts."""
+    if arguments.allow_code_execution:
+        os.environ[ALLOW_CODE] = "1"
 
 
 def split_names(words: Sequence[str] | None) -> list[str] | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lightning_ft.evaluation import Evaluation
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: frozenset[int] = frozenset()) -> str:
     """Rows under a head, columns aligned.
@@ -42,3 +44,23 @@ def print_metrics(values: Mapping[str, float]) -> None:
     """Metrics by name, as a table."""
     shares = percent_names(list(values))
     print(table(("metric", "value"), [(k, number(v, percent=k in shares)) for k, v in values.items()], numbers=frozenset({1})))
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Every metric with the spread of its rows where it has one, the groups' values, and how metrics were computed."""
+    shares = percent_names(list(evaluation.metrics))
+    rows = []
+    for name, value in evaluation.metrics.items():
+        spread = evaluation.spreads.get(name)
+        further = (spread.std, spread.low, spread.high) if spread else ()
+        cells = [number(x, percent=name in shares) for x in (value, *further)] + [""] * (3 - len(further))
+        rows.append((name, *cells, str(evaluation.counts[name])))
+    print(table(("metric", "value", "std", "min", "max", "rows"), rows, numbers=frozenset(range(1, 6))))
+    if evaluation.groups:
+        groups = [
+            (group, *(number(own[name], percent=name in shares) if name in own else "" for name in evaluation.metrics))
+            for group, own in evaluation.groups.items()
+        ]
+        print("\n" + table(("group", *evaluation.metrics), groups, numbers=frozenset(range(1, len(evaluation.metrics) + 1))))
+    for name, signature in evaluation.signatures.items():
+        print(f"{name}: {signature}")

@@ -38,6 +38,10 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def silent(line: str) -> None:
+    """Nothing: for the processes that have nothing to say."""
+
+
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within it Lightning's hints and progress lines are not shown; warnings of substance still are."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.encode import Encoder
@@ -16,43 +17,47 @@ from lightning_ft.data.pipeline import Pipeline
 from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.evaluation import RESULTS, Evaluation, score_examples
-from lightning_ft.loading import Loaded, load
+from lightning_ft.evaluation import RESULTS, Evaluation
+from lightning_ft.loading import Loaded, load, locate
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
-from lightning_ft.run.folder import check_writable
-from lightning_ft.run.quiet import say
+from lightning_ft.run.folder import check_writable, versions
+from lightning_ft.run.hardware import peak_memory
+from lightning_ft.run.quiet import say, silent
+from lightning_ft.run.team import Team
 from lightning_ft.run.verdict import names_for
+from lightning_ft.scoring import Costs, score_examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_ft.data.pipeline import Prepared
     from lightning_ft.data.split import Split
+    from lightning_ft.types import Example
+
+KINDS = {
+    "text": "answers that the model generated to conversations",
+    "candidates": "likelihoods of a fixed set of answers",
+    "tokens": "likelihoods of given answers",
+}
+"""What metrics read, in words."""
+DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number format of the weights by `precision`; None: as they are stored."""
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
-    """What `evaluate` found."""
-
-    metrics: dict[str, float]
-    folder: Path
-    """Where results.json and predictions.jsonl lie."""
-
-
-def evaluate_split(config: TrainingConfig, split: Split, *, generate: bool) -> EvaluationResult:
+def evaluate_split(config: TrainingConfig, split: Split, *, generate: bool) -> Evaluation:
     """The model of `config` on one split of its data.
 
     Raises:
         UsageError: the data have no rows in that split.
     """
-    loaded, prepared, encoder = _prepare(config)
-    if not len(prepared.tables[split]):
+    ready = _prepare(config)
+    if not len(ready.prepared.tables[split]):
         raise UsageError(
             f"Expected rows in the {split} split, got none; look at --split, or name files with --{split[:4]}_data."
         )
-    rows = [(split, i) for i in range(len(prepared.tables[split]))]
-    return _score(config, loaded, prepared, encoder, rows, generate=generate)
+    rows = [(split, i) for i in range(len(ready.prepared.tables[split]))]
+    return _score(ready, rows, generate=generate)
 
 
 def evaluate_files(
@@ -63,29 +68,43 @@ def evaluate_files(
     task: Any,
     output: str | None,
     max_rows: int | None,
+    by: str | None = None,
     **options: Any,
-) -> EvaluationResult:
+) -> Evaluation:
     """The model on all rows of some files, or on a seeded sample of them."""
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"Expected --max_rows to be at least 1; got {max_rows}.")
     sampling_names = {f.name for f in dataclasses.fields(Sampling)} - {"max_new_tokens", "seed"}
     sampling = {name: options.pop(name) for name in list(options) if name in sampling_names}
     named = None if metrics is None else list(metrics)
-    values = {"model": model, "data": list(data), "task": task, "output": output, "metrics": named, **options}
+    values = {"model": model, "data": list(data), "task": task, "output": output, "metrics": named, "devices": 1, **options}
     config = TrainingConfig.from_dict(values)
     config.test_data, config.data = config.data, []  # every row is held out, whatever its split column says
-    loaded, prepared, encoder = _prepare(config)
-    rows: list[tuple[Split, int]] = [(split, i) for split in SPLITS for i in range(len(prepared.tables[split]))]
+    ready = _prepare(config)
+    tables = ready.prepared.tables
+    rows: list[tuple[Split, int]] = [(split, i) for split in SPLITS for i in range(len(tables[split]))]
     if not rows:
         raise DataError(f"{', '.join(data)}: expected at least one row with an answer to score, got none.")
     if max_rows is not None and max_rows < len(rows):
         chosen = np.random.default_rng(config.seed).permutation(len(rows))[:max_rows]
         rows = [rows[i] for i in sorted(chosen.tolist())]
-    return _score(config, loaded, prepared, encoder, rows, generate=True, **sampling)
+    return _score(ready, rows, generate=True, by=by, **sampling)
 
 
-def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
-    """The model and the data as training would have encoded them."""
+@dataclass(frozen=True)
+class _Ready:
+    """What an evaluation begins with."""
+
+    config: TrainingConfig
+    team: Team
+    loaded: Loaded
+    prepared: Prepared
+    encoder: Encoder
+
+
+def _prepare(config: TrainingConfig) -> _Ready:
+    """The model and the data as training would have encoded them, on every process."""
+    team = Team.of(config)
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     if config.output is not None:
         check_writable(Path(config.output))
@@ -94,11 +113,12 @@ def _prepare(config: TrainingConfig) -> tuple[Loaded, Prepared, Encoder]:
                 f"Expected --output to be a new folder, got '{config.output}', which holds an evaluation; name another."
             )
     choices = choose(config, registry())
-    loaded = load(config.model, template=config.template, **hub)
+    loaded = load(config.model, dtype=DTYPES[config.precision], template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
     encoder = Encoder(loaded.tokenizer, loaded.template, limit)
-    prepared = Pipeline(config, registry(), encoder, choices.task, choices.objective.examples, say).prepare()
-    return loaded, prepared, encoder
+    told = say if team.main else silent
+    prepared = Pipeline(config, registry(), encoder, choices.task, choices.objective.examples, told).prepare()
+    return _Ready(config, team, loaded, prepared, encoder)
 
 
 def _positions(loaded: Loaded) -> int:
@@ -106,30 +126,72 @@ def _positions(loaded: Loaded) -> int:
 
 
 def _score(
-    config: TrainingConfig,
-    loaded: Loaded,
-    prepared: Prepared,
-    encoder: Encoder,
-    rows: Sequence[tuple[Split, int]],
-    *,
-    generate: bool,
-    **sampling: Any,
-) -> EvaluationResult:
+    ready: _Ready, rows: Sequence[tuple[Split, int]], *, generate: bool, by: str | None = None, **sampling: Any
+) -> Evaluation:
+    config, prepared, loaded, team = ready.config, ready.prepared, ready.loaded, ready.team
     names = names_for(prepared.task, config.metrics)
     metrics = [registry().metrics[name].cls() for name in names]
     if not generate and config.metrics is None:
         metrics = [metric for metric in metrics if metric.reads == "tokens"]
+    chosen = Sampling(max_new_tokens=config.max_new_tokens, seed=config.seed, **sampling)
     examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in rows]
     ids = [prepared.tables[split][i].row for split, i in rows]
-    scored = score_examples(
-        loaded.model, encoder, loaded.template, loaded.tokenizer, examples, ids,
-        metrics=metrics, sampling=Sampling(max_new_tokens=config.max_new_tokens, seed=config.seed, **sampling),
-        generate=generate or config.metrics is not None, progress=sys.stderr.isatty(),
+    costs = Costs()
+    mine = score_examples(
+        loaded.model, ready.encoder, loaded.template, loaded.tokenizer, team.share(examples), team.share(ids),
+        metrics=metrics, sampling=chosen, generate=generate or config.metrics is not None,
+        candidates=prepared.task.candidates(examples), progress=team.main and sys.stderr.isatty(), costs=costs,
     )  # fmt: skip
-    evaluation = Evaluation.of(metrics, scored)
+    shares = team.gather((mine, costs))
+    if shares is None:  # the first process writes
+        return Evaluation({}, [], {})
+    scored = team.joined([rows for rows, _ in shares])
+    assert [row.row for row in scored] == ids, "every row must have been scored once, in the order of the data"
+    by = by or _task_column(examples)
+    details = {
+        "model": config.model,
+        "task": prepared.task.name,
+        "by": by,
+        "template": loaded.template.name,
+        "sampling": dataclasses.asdict(chosen),
+        "data": dict(prepared.hashes),
+        "ledger": prepared.ledger.as_dict()["total"],
+        "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+        "processes": team.size,
+        "cost": _cost(config, loaded, [costs for _, costs in shares]),
+        "versions": versions(),
+    }
+    evaluation = Evaluation.of(metrics, scored, details, by=by)
+    empty = [name for name in config.metrics or () if registry().metrics[name].name not in evaluation.metrics]
+    if empty:
+        raise UsageError(
+            f"Expected rows that metric {empty[0]} can read, got none among {len(scored)}: it reads "
+            f"{KINDS[registry().metrics[empty[0]].cls.reads]}; leave it out, or name another --task."
+        )
     folder = _free_folder(config)
     evaluation.write(folder)
-    return EvaluationResult(dict(evaluation.metrics), folder)
+    return evaluation
+
+
+def _task_column(examples: Sequence[Example]) -> str | None:
+    """The column by which a file of several tasks parts its rows."""
+    found = {str(example.meta["task"]) for example in examples if isinstance(example.meta.get("task"), str)}
+    return "task" if len(found) > 1 else None
+
+
+def _cost(config: TrainingConfig, loaded: Loaded, costs: Sequence[Costs]) -> dict[str, Any]:
+    """What the evaluation took: seconds of the slowest process, tokens of all, bytes of memory and of the model's files."""
+    place = locate(config.model, revision=config.revision)
+    folders = [Path(name) for name in (place.base, place.adapter) if name is not None and Path(name).is_dir()]
+    return {
+        "likelihood_seconds": max(one.likelihood_seconds for one in costs),
+        "likelihood_tokens": sum(one.likelihood_tokens for one in costs),
+        "generation_seconds": max(one.generation_seconds for one in costs),
+        "generated_tokens": sum(one.generated_tokens for one in costs),
+        "peak_memory": peak_memory(),
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "bytes": sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
+    }
 
 
 def _free_folder(config: TrainingConfig) -> Path:

@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.decoding import Sampling
-from lightning_ft.evaluation import Evaluation, score_examples
+from lightning_ft.evaluation import Evaluation
+from lightning_ft.scoring import score_examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

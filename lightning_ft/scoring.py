@@ -1,0 +1,241 @@
+"""Held-out rows through a model: likelihoods of the given answers and of those that a task allows, and generated answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_ft.candidates import candidate_likelihoods
+from lightning_ft.decoding import decode
+from lightning_ft.errors import DataError, UsageError
+from lightning_ft.evaluation import as_metrics
+from lightning_ft.generation import batches_by_length, evaluating, generate_texts, tracked
+from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_ft.data.encode import Encoder
+    from lightning_ft.data.render import Template
+    from lightning_ft.generation import Sampling
+    from lightning_ft.metric import Metric
+    from lightning_ft.types import Encoded, Example
+
+MOST_ERRORS = 20
+"""Rows that a refusal lists."""
+
+
+@dataclass
+class Costs:
+    """What scoring took on this process; sums over calls."""
+
+    likelihood_seconds: float = 0.0
+    likelihood_tokens: int = 0
+    """Tokens whose likelihood the model computed or that stand before one, padding not counted."""
+    generation_seconds: float = 0.0
+    generated_tokens: int = 0
+    """Tokens of the answers as the tokenizer writes their text; stop tokens are not counted."""
+
+
+def score_examples(
+    model: Any,
+    encoder: Encoder,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    rows: Sequence[str],
+    *,
+    metrics: Sequence[Metric | type[Metric] | str],
+    sampling: Sampling,
+    generate: bool = True,
+    candidates: Sequence[str] = (),
+    batch_tokens: int = 8192,
+    progress: bool = False,
+    costs: Costs | None = None,
+) -> list[ScoredRow]:
+    """Every example after the model saw it, in the given order; none is dropped.
+
+    The likelihood is that of all supervised tokens, with the same template and mask as in training and dropout off. Where
+    a metric reads text and `generate` says so, the model also answers the last assistant turn; that turn's content and
+    `meta["references"]` are the accepted answers.
+
+    Args:
+        model: A causal language model; its modes are as before afterwards.
+        encoder: Makes token ids and labels of examples.
+        template: Renders prompts; the one that `encoder` has.
+        tokenizer: The model's tokenizer.
+        examples: What to score. Of a pair the better answer is scored, of a classified text its label.
+        rows: `file:line` of each example.
+        metrics: Decide whether text is generated.
+        sampling: How tokens of the answers are chosen.
+        generate: False: likelihoods only, whatever the metrics read.
+        candidates: All answers that the task allows: where a metric reads them, the likelihood of each is computed.
+        batch_tokens: Most tokens of a batch, padding and answers included.
+        progress: Show a progress bar.
+        costs: Where to add what it took.
+
+    Raises:
+        DataError: rows lack what a metric needs.
+    """
+    made, spent = as_metrics(metrics), costs or Costs()
+    given = [as_given(example) for example in examples]
+    encoded = encoder.encode(given, rows)
+    assert len(encoded) == len(examples) == len(rows), "the encoder must return one result per example"
+    scored = [
+        ScoredRow(row, example, utf8_bytes=_supervised_bytes(tokenizer, item), references=references_of(one))
+        for row, example, one, item in zip(rows, examples, given, encoded, strict=True)
+    ]
+    reading = {metric.reads for metric in made if generate or metric.reads != "text"}
+    prompts = [_prompt(one, template) for one in given]
+    check_rows(made, [row for row, prompt in zip(scored, prompts, strict=True) if prompt is not None], reading)
+    with evaluating(model):
+        started = time.perf_counter()
+        _add_likelihoods(model, tokenizer, encoded, scored, batch_tokens, progress)
+        if "candidates" in reading:
+            _add_candidates(model, encoder, given, scored, candidates, progress)
+        spent.likelihood_seconds += time.perf_counter() - started
+        spent.likelihood_tokens += sum(len(item.input_ids) for item in encoded if item.supervised)
+        if "text" in reading:
+            started = time.perf_counter()
+            asked = [(row, prompt) for row, prompt in zip(scored, prompts, strict=True) if prompt is not None]
+            answers = generate_texts(
+                model, tokenizer, [prompt for _, prompt in asked], sampling,
+                stop_tokens=template.stop_tokens(tokenizer), batch_tokens=batch_tokens, progress=progress,
+            )  # fmt: skip
+            for (row, prompt), answer in zip(asked, answers, strict=True):
+                row.prompt, row.prediction = prompt, answer
+            spent.generation_seconds += time.perf_counter() - started
+            spent.generated_tokens += sum(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+    return scored
+
+
+def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Collection[str]) -> None:
+    """Whether rows that a model is going to answer have what the metrics need.
+
+    Raises:
+        DataError: they have not; names up to 20 rows.
+    """
+    wrong = []
+    for metric in metrics:
+        for row in rows if metric.reads in reading else ():
+            try:
+                metric.check(row)
+            except ValueError as error:
+                wrong.append(f"{error} (metric {metric.name}).")
+    if wrong:
+        more = f"\n... and {len(wrong) - MOST_ERRORS} more." if len(wrong) > MOST_ERRORS else ""
+        raise DataError("\n".join(wrong[:MOST_ERRORS]) + more)
+
+
+def as_given(example: Example) -> Conversation | Text:
+    """The text whose likelihood counts, as a conversation or raw text."""
+    if isinstance(example, Preference):
+        return Conversation(example.prompt + example.chosen, meta=example.meta)
+    if isinstance(example, Unpaired):
+        return Conversation(example.prompt + example.completion, meta=example.meta)
+    if isinstance(example, Classified):
+        return example.as_conversation()
+    return example
+
+
+def references_of(example: Conversation | Text) -> tuple[str, ...]:
+    """Accepted answers: the last assistant turn, then what the row listed as `references`."""
+    if isinstance(example, Text):
+        return ()
+    last = _last_answer(example)
+    further = example.meta.get("references") or ()
+    further = (further,) if isinstance(further, str) else tuple(text for text in further if isinstance(text, str))
+    return tuple(dict.fromkeys(((example.messages[last].content,) if last is not None else ()) + further))
+
+
+def _add_likelihoods(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    scored: Sequence[ScoredRow],
+    batch_tokens: int,
+    progress: bool,
+) -> None:
+    """Fill in nll, tokens and correct; a row without a supervised token keeps its zeros."""
+    from lightning_ft.data.collate import pad
+    from lightning_ft.engine.loss import score_rows
+
+    used = [i for i, item in enumerate(encoded) if item.supervised]
+    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    device = next(model.parameters()).device
+    batches = batches_by_length([len(encoded[i].input_ids) for i in used], batch_tokens)
+    for batch in tracked(batches, "scoring", shown=progress):
+        members = [used[j] for j in batch]
+        with torch.no_grad():
+            results = score_rows(model, pad([encoded[i] for i in members], pad_id).to(device))
+        for i, (nll, tokens, correct) in zip(members, results, strict=True):
+            assert tokens == encoded[i].supervised, "the loss and the encoder must count the same supervised tokens"
+            scored[i].nll, scored[i].tokens, scored[i].correct = nll, tokens, correct
+
+
+def _add_candidates(
+    model: Any,
+    encoder: Encoder,
+    given: Sequence[Conversation | Text],
+    scored: Sequence[ScoredRow],
+    candidates: Sequence[str],
+    progress: bool,
+) -> None:
+    """Fill in the likelihood of each allowed answer in the place of the last one; a text has no such place."""
+    if not candidates:
+        raise UsageError(
+            "Expected a task with a fixed set of answers for metrics of candidates, got one where any text is an answer; name "
+            "--task classify, or leave those metrics out."
+        )
+    answered = [(row, one) for row, one in zip(scored, given, strict=True) if isinstance(one, Conversation) and _asks(one)]
+    for row, one in tracked(answered, "candidates", shown=progress):
+        last = _last_answer(one)
+        before = one.messages[:last]
+        variants = [Conversation((*before, Message("assistant", text)), one.tools) for text in candidates]
+        encoded = encoder.encode([_only_last(variant) for variant in variants], [row.row] * len(variants))
+        whole = not any(item.truncated for item in encoded)
+        # A row that was cut has no place for its answer: it is a wrong one, with no likelihood of any.
+        row.candidates = dict(zip(candidates, candidate_likelihoods(model, encoded), strict=True)) if whole else {}
+
+
+def _supervised_bytes(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> int:
+    """UTF-8 bytes of the text that the supervised tokens stand for, special tokens not counted."""
+    spans: list[list[int]] = []
+    inside = False
+    for token, label in zip(encoded.input_ids[1:], encoded.labels[1:], strict=True):
+        if label == IGNORE_INDEX:
+            inside = False
+            continue
+        if not inside:
+            spans.append([])
+        spans[-1].append(token)
+        inside = True
+    return sum(len(decode(tokenizer, span).encode()) for span in spans)
+
+
+def _last_answer(example: Conversation) -> int | None:
+    """Index of the last assistant turn."""
+    return next((i for i in reversed(range(len(example.messages))) if example.messages[i].role == "assistant"), None)
+
+
+def _asks(example: Conversation) -> bool:
+    """Whether there is something before the last assistant turn."""
+    return bool(_last_answer(example))
+
+
+def _only_last(example: Conversation) -> Conversation:
+    """The conversation with nothing but its last turn supervised."""
+    *before, last = example.messages
+    return replace(example, messages=(*(replace(turn, weight=0.0) for turn in before), replace(last, weight=1.0)))
+
+
+def _prompt(example: Conversation | Text, template: Template) -> str | None:
+    """The rendered text before the last assistant turn; None where there is nothing to answer."""
+    if not isinstance(example, Conversation) or not _asks(example):
+        return None
+    return template.prompt(example.messages[: _last_answer(example)], example.tools)
