@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.cli.evaluate import split_names
+from lightning_ft.cli.evaluate import add_execution, permit_execution, split_names
 from lightning_ft.cli.parser import add_once, command, given_once
 from lightning_ft.errors import DataError, UsageError, json_name, json_name_of
 
@@ -22,11 +22,14 @@ def main(argv: Sequence[str]) -> int:
     """Print a table of metrics."""
     parser = command(
         "score",
-        'Measure predictions: a .jsonl file of {"prediction": ..., "reference": ...} or {"prediction", "references": [...]}.',
+        'Measure predictions: a .jsonl file of {"prediction": ..., "reference": ...} or {"prediction", "references": [...]}; '
+        "some metrics need no reference.",
         "example: lightning-ft score --predictions predictions.jsonl --metrics NAME,NAME (`plugins list --check` shows them)",
     )
     add_once(parser, "predictions", "FILE", "the predictions")
     parser.add_argument("--metrics", nargs="+", required=True, metavar="NAME", help="metrics that read text")
+    parser.add_argument("--by", metavar="KEY", help="values for each group of rows, too")
+    add_execution(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
     arguments = parser.parse_args(argv)
     name = given_once(arguments, "predictions", "lightning-ft score --predictions FILE --metrics NAME")
@@ -35,15 +38,20 @@ def main(argv: Sequence[str]) -> int:
     if not metrics:
         raise UsageError("Expected --metrics to name at least one metric; got none.")
 
-    from lightning_ft.cli.tables import print_metrics
-    from lightning_ft.evaluation import compute
+    permit_execution(arguments)
 
-    values = compute(metrics, rows)
+    from lightning_ft.cli.tables import print_evaluation
+    from lightning_ft.evaluation import Evaluation, as_metrics
+    from lightning_ft.scoring import check_rows
+
+    made = as_metrics(metrics)
+    check_rows(made, rows, {"text"})
+    found = Evaluation.of(made, rows, by=arguments.by)
     if arguments.json:
-        print(json.dumps({"rows": len(rows), **values}))
+        print(json.dumps({"rows": len(rows), **found.metrics}))
     else:
         print(f"{len(rows)} rows of {name}")
-        print_metrics(values)
+        print_evaluation(found)
     return 0
 
 
@@ -111,19 +119,20 @@ def _row(line: str, row: str) -> ScoredRow:
     prompt = values.get("prompt")
     turns = [Message("user", prompt)] if isinstance(prompt, str) else []
     meta = {key: value for key, value in values.items() if key not in ("prediction", "reference", "references")}
-    example = Conversation((*turns, Message("assistant", references[0])), meta=meta)
+    example = Conversation((*turns, Message("assistant", references[0] if references else prediction)), meta=meta)
     return ScoredRow(
         row=row, example=example, prompt=prompt if turns else None, prediction=prediction, references=tuple(references)
     )
 
 
 def _references(values: dict[str, Any]) -> list[str]:
+    """The accepted answers; none where the row names none, which is for the metrics to refuse."""
     if "reference" in values and "references" in values:
         raise ValueError("expected 'reference' or 'references'; got both")
-    references = values.get("references", [values["reference"]] if "reference" in values else None)
-    if isinstance(references, str):
-        references = [references]
+    key = "references" if "references" in values else "reference"
+    if values.get(key) is None and key == "reference":
+        return []
+    references = [values[key]] if isinstance(values[key], str) else values[key]
     if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
-        key = "references" if "references" in values else "reference"
         raise ValueError(f"expected '{key}' to be text or a list of texts; got {json_name_of(values, key)}")
     return references
