@@ -11,6 +11,7 @@ import torch
 
 from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import as_metrics
+from lightning_ft.signs import Sign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,14 +49,23 @@ class Comparison:
     """Whether the tuned model is better; None: no difference shown, as zero is inside the interval or rows are too few."""
     rows: int
     level: float = 0.95
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     percent: bool = False
 
     @property
+    def direction(self) -> str:
+        """Which values are the better ones."""
+        if self.higher_is_better is None:
+            return "neither is better"
+        return f"{'higher' if self.higher_is_better else 'lower'} is better"
+
+    @property
     def word(self) -> str:
-        """`better`, `worse`, `no difference shown`, or `not comparable` where a value is not a number."""
+        """`better`, `worse`, `changed` where neither side is better, `no difference shown`, or `not comparable`."""
         if not math.isfinite(self.low):
             return "not comparable"
+        if self.higher_is_better is None:
+            return "changed" if self.rows >= MIN_ROWS and (self.low > 0 or self.high < 0) else "no difference shown"
         return "no difference shown" if self.better is None else "better" if self.better else "worse"
 
     def shown(self, value: float, *, signed: bool = False) -> str:
@@ -119,10 +129,10 @@ def paired_bootstrap(
         ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
         low, high = torch.quantile(differences, ends).tolist()
         p_value = min(1.0, 2 * min(float((differences <= 0).double().mean()), float((differences >= 0).double().mean())))
-        if rows >= MIN_ROWS and (low > 0 or high < 0):
+        if rows >= MIN_ROWS and (low > 0 or high < 0) and one.higher_is_better is not None:
             better = (low > 0) == one.higher_is_better
     return Comparison(
-        one.name, base, tuned, tuned - base, low, high, p_value, better, rows, level, bool(one.higher_is_better), one.percent
+        one.name, base, tuned, tuned - base, low, high, p_value, better, rows, level, one.higher_is_better, one.percent
     )  # fmt: skip
 
 
@@ -146,6 +156,10 @@ class Verdict:
     """`row`, `prompt`, `reference`, `before`, `after`."""
     rows: int = 0
     """Held-out rows that both models saw."""
+    retention: list[Comparison] = field(default_factory=list)
+    """The same of general text, on which the tuned model should not be worse."""
+    signs: list[Sign] = field(default_factory=list)
+    """What looks wrong in the course of the run."""
 
     @property
     def worse(self) -> list[str]:
@@ -162,13 +176,17 @@ class Verdict:
         if not self.comparisons:
             return f"On {self.rows} held-out rows nothing could be compared."
         found = []
-        for word in ("better", "worse", "no difference shown", "not comparable"):
+        for word in ("better", "worse", "changed", "no difference shown", "not comparable"):
             group = [c for c in self.comparisons if c.word == word]
             if group:
                 found.append(f"{word} in {', '.join(f'{c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})' for c in group)}")
         few = f" (fewer than {MIN_ROWS} never decide)" if self.rows < MIN_ROWS else ""
         level = f"{self.comparisons[0].level:.0%} paired bootstrap intervals"
-        return f"Tuned against base model on {self.rows} held-out rows{few}: {'; '.join(found)} ({level})."
+        kept = [
+            f" On {c.rows} general texts: {c.word} in {c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})."
+            for c in self.retention[:1]
+        ]
+        return f"Tuned against base model on {self.rows} held-out rows{few}: {'; '.join(found)} ({level}).{''.join(kept)}"
 
     def table(self) -> Table:
         """The comparisons for the terminal."""
@@ -180,18 +198,22 @@ class Verdict:
         for name in ("base", "tuned", "difference", f"{level} interval"):
             table.add_column(name, justify="right")
         table.add_column("tuned is")
-        styles = {"better": "green", "worse": "red", "no difference shown": "dim", "not comparable": "red"}
-        for c in self.comparisons:
-            name = f"{c.metric} ({'higher' if c.higher_is_better else 'lower'} is better)"
+        styles = {"better": "green", "worse": "red", "changed": "", "no difference shown": "dim", "not comparable": "red"}
+        for c in (*self.comparisons, *(dataclasses.replace(c, metric=f"general text: {c.metric}") for c in self.retention)):
+            name = f"{c.metric} ({c.direction})"
             cells = (name, c.shown(c.base), c.shown(c.tuned), c.shown(c.difference, signed=True), c.interval)
             table.add_row(*(Text(cell) for cell in cells), Text(c.word, styles[c.word]))
         return table
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for verdict.json; NaN becomes null."""
-        plain = [{k: _plain(v) for k, v in dataclasses.asdict(c).items()} for c in self.comparisons]
+        plain, kept = (
+            [{k: _plain(v) for k, v in dataclasses.asdict(c).items()} for c in some]
+            for some in (self.comparisons, self.retention)
+        )
         head = {"version": FORMAT_VERSION, "sentence": self.sentence(), "rows": self.rows}
-        return head | {"comparisons": plain, "samples": self.samples}
+        found = [sign.as_dict() for sign in self.signs]
+        return head | {"comparisons": plain, "retention": kept, "signs": found, "samples": self.samples}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
@@ -203,11 +225,12 @@ class Verdict:
         if values.get("version") != FORMAT_VERSION:
             raise UsageError(f"Expected a verdict of version {FORMAT_VERSION}, got {values.get('version')!r}; run `fit` again.")
         numbers = ("base", "tuned", "difference", "low", "high", "p_value")
-        found = [
-            Comparison(**(dict(c) | {name: math.nan if c[name] is None else c[name] for name in numbers}))
-            for c in values["comparisons"]
-        ]
-        return cls(found, [dict(sample) for sample in values["samples"]], values["rows"])
+        found, kept = (
+            [Comparison(**(dict(c) | {name: math.nan if c[name] is None else c[name] for name in numbers})) for c in some]
+            for some in (values["comparisons"], values.get("retention", ()))
+        )
+        seen = [Sign(**sign) for sign in values.get("signs", ())]
+        return cls(found, [dict(sample) for sample in values["samples"]], values["rows"], kept, seen)
 
 
 def compare(

@@ -197,6 +197,8 @@ class TrainingConfig:
     """Largest share of rows that `max_length` may cut or empty before the run refuses to start."""
     verdict_rows: int = 200
     """Test rows that base and tuned model answer for the verdict; 0: no verdict."""
+    retention: str = "general"
+    """General rows whose loss says what was forgotten: general (60 texts that are shipped), none, or a file."""
     max_new_tokens: int = 128
     """Longest answer in tokens, in the verdict and in samples."""
     preflight: bool = True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.charts import Bar, Series, histogram, interval_chart, line_chart
 from lightning_ft.errors import UsageError
 from lightning_ft.page import figure, missing, page, safe, section, table
+from lightning_ft.signs import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +52,7 @@ def render(folder: Path) -> str:
     verdict = _verdict(folder)
     sections = [
         section("Verdict", _verdict_part(verdict)),
+        section("Signs of trouble", _signs_part(verdict)),
         section("Answers before and after", _samples_part(verdict)),
         section("Curves", _curves_part(folder)),
         section("Data", _ledger_part(_json(folder / "ledger.json"))),
@@ -94,7 +96,7 @@ def _verdict_part(verdict: Verdict | str) -> str:
     level = f"{verdict.comparisons[0].level:.0%}"
     rows = [
         (
-            f"{c.metric} ({'higher' if c.higher_is_better else 'lower'} is better)", c.shown(c.base), c.shown(c.tuned),
+            f"{c.metric} ({c.direction})", c.shown(c.base), c.shown(c.tuned),
             c.shown(c.difference, signed=True), c.interval, c.word,
         )
         for c in verdict.comparisons
@@ -103,6 +105,13 @@ def _verdict_part(verdict: Verdict | str) -> str:
         f"{verdict.rows} held-out rows, the same for both models. Intervals: paired bootstrap, {level} for each metric by "
         "itself. pp: percentage points."
     )
+    if verdict.retention:
+        rows += [
+            (f"general text: {c.metric} ({c.direction})", c.shown(c.base), c.shown(c.tuned),
+             c.shown(c.difference, signed=True), c.interval, c.word)
+            for c in verdict.retention
+        ]  # fmt: skip
+        caption += f" General text: {verdict.retention[0].rows} rows that show what was forgotten."
     bars = [
         Bar(
             c.metric, f"{c.shown(c.base)} \u2192 {c.shown(c.tuned)}: {c.shown(c.difference, signed=True)} {c.interval}",
@@ -115,6 +124,15 @@ def _verdict_part(verdict: Verdict | str) -> str:
     note = f"with {level} intervals, each row on its own scale"
     chart = figure("Differences", note, interval_chart(bars, title="Differences"))
     return f'<div class="grid"><div>{numbers}</div>{chart}</div>'
+
+
+def _signs_part(verdict: Verdict | str) -> str:
+    if isinstance(verdict, str):
+        return missing("Missing: there was no verdict.")
+    if not verdict.signs:
+        return f"<p>None of {len(RULES) + 1} rules about the course of losses and about forgetting holds.</p>"
+    rows = [(sign.name, sign.found, sign.change, sign.rule) for sign in verdict.signs]
+    return table(("sign", "what was seen", "what to change", "given when"), rows)
 
 
 def _samples_part(verdict: Verdict | str) -> str:

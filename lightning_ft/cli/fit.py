@@ -95,6 +95,8 @@ def show_verdict(verdict: Verdict | None) -> None:
     # Piped, rich would take 80 columns and fold the table.
     (console if console.is_terminal else Console(width=140)).print(verdict.table())
     print(verdict.sentence())
+    for sign in verdict.signs:
+        print(f"Sign of trouble: {sign.sentence()}")
 
 
 def show_result(result: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "How long, and how much at once": ("epochs", "max_steps", "batch_size", "batch_tokens", "accumulate", "eval_batch_size"),
     "Checks and records": (
         "metrics", "eval_every", "save_every", "save_behind", "log_every", "keep_best", "monitor", "monitor_mode",
-        "early_stopping", "early_stopping_threshold", "verdict_rows", "max_new_tokens", "preflight",
+        "early_stopping", "early_stopping_threshold", "verdict_rows", "retention", "max_new_tokens", "preflight",
     ),
     "Machine": (
         "precision", "master_weights", "quantize", "double_quant", "compute_dtype", "strategy", "tensor_parallel",

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 RECORDED = ("lightning-ft", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "torchmetrics", "numpy")
 NOT_OF_THE_RESULT = frozenset({
-    "resume", "output", "name", "workers", "log_every", "keep_best", "preflight", "verdict_rows", "eval_batch_size",
-    "rank_timeout",
+    "resume", "output", "name", "workers", "log_every", "keep_best", "preflight", "verdict_rows", "retention",
+    "eval_batch_size", "rank_timeout",
 })  # fmt: skip
 """Options that do not change which weights come out, so that two runs that differ in them are the same run."""
 _HELD: set[IO[str]] = set()

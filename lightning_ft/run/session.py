@@ -27,6 +27,7 @@ from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
+from lightning_ft.run.verdict import held_out
 from lightning_ft.run.ways import check_ways, take_ways
 from lightning_ft.run.world import World, world
 
@@ -189,6 +190,7 @@ class Session:
         self.module.gathered_in = chosen.gathered_in
         self.module.configure_model()
         self.module.configure_optimizers()  # to refuse its options before anything is written
+        self.held_out = held_out(self) if self.world.main else None
         self._open_folder()
         self.say(self.module.parameter_line())
         stream = planner.stream(self.pipeline, self.prepared, self.schedule, self.folder, self.say) if streams else None
@@ -369,16 +371,11 @@ class Session:
 
     def verdict(self) -> Verdict | None:
         """Base and tuned model compared on the same test rows; None where there are none or none are wanted."""
-        from lightning_ft.bootstrap import compare
-        from lightning_ft.run.verdict import evaluate_both
-
-        rows = min(self.config.verdict_rows, len(self.prepared.tables["test"]))
-        if not rows:
+        if self.held_out is None:
             self.say("verdict: none (no test rows, or --verdict_rows 0)")
             return None
         started = time.perf_counter()
-        names, base, tuned = evaluate_both(self, rows)
-        found = compare(names, base, tuned)
+        found = self.held_out.verdict(self)
         write_json(self.folder.path / "verdict.json", found.as_dict())
         self.folder.update(verdict_seconds=round(time.perf_counter() - started, 3))
         return found

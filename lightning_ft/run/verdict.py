@@ -1,23 +1,44 @@
-"""Base and tuned model on the same held-out rows: the evidence that a run leaves."""
+"""Base and tuned model on the same held-out rows, and what the run's lines show: the evidence that a run leaves."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lightning_ft.bootstrap import Verdict, compare
+from lightning_ft.config import TrainingConfig
+from lightning_ft.data.pipeline import Pipeline
+from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
-from lightning_ft.evaluation import Evaluation
-from lightning_ft.scoring import score_examples
+from lightning_ft.errors import UsageError
+from lightning_ft.evaluation import Evaluation, as_metrics
+from lightning_ft.run.quiet import silent
+from lightning_ft.scoring import check_rows, score_examples
+from lightning_ft.signs import signs
+from lightning_ft.types import ScoredRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from lightning_ft.metric import Metric
     from lightning_ft.run.session import Session
     from lightning_ft.task import Task
+    from lightning_ft.types import Example
 
 ALWAYS = ("loss", "perplexity", "token_accuracy")
 """Metrics of every verdict; the task's come on top."""
+KEEPS = ("loss", "token_accuracy")
+"""Metrics of the retention set."""
+GENERAL = Path(__file__).parents[1] / "assets" / "data" / "general.jsonl"
+"""The retention set that is shipped."""
+KNOWN_FROM = 10_000
+"""Training rows in which the classes are looked for that a task allows."""
 
 
 def names_for(task: Task, named: Sequence[str] | None) -> tuple[str, ...]:
@@ -26,30 +47,91 @@ def names_for(task: Task, named: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*ALWAYS, *own]))
 
 
-def evaluate_both(session: Session, rows: int) -> tuple[list[Any], Evaluation, Evaluation]:
-    """The metrics, and base and tuned model over the first `rows` test rows of a seeded order."""
-    import numpy as np
+@dataclass(frozen=True)
+class Rows:
+    """Rows to be scored, and by what."""
 
-    table = session.prepared.tables["test"]
-    chosen = sorted(np.random.default_rng(session.config.seed).permutation(len(table))[:rows].tolist())
-    examples = session.prepared.examples("test", chosen)
-    ids = [table[i].row for i in chosen]
-    names = names_for(session.prepared.task, session.config.metrics)
+    examples: list[Example]
+    ids: list[str]
+    """`file:line` of each."""
+    metrics: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
 
-    def evaluate(model: Any) -> Evaluation:
+    def score(self, session: Session, model: Any) -> Evaluation:
+        """What a model does on them."""
         scored = score_examples(
-            model, session.encoder, session.template, session.tokenizer, examples, ids, metrics=_metrics(session, names),
-            sampling=Sampling(max_new_tokens=session.config.max_new_tokens), progress=sys.stderr.isatty(),
+            model, session.encoder, session.template, session.tokenizer, self.examples, self.ids, metrics=self.metrics,
+            candidates=self.candidates, sampling=Sampling(max_new_tokens=session.config.max_new_tokens),
+            progress=sys.stderr.isatty(),
         )  # fmt: skip
-        return Evaluation.of(_metrics(session, names), scored)
-
-    with _base(session) as base:
-        before = evaluate(base)
-    return _metrics(session, names), before, evaluate(session.tuned)
+        return Evaluation.of(self.metrics, scored)
 
 
-def _metrics(session: Session, names: tuple[str, ...]) -> list[Any]:
-    return [session.registry.metrics[name].cls() for name in names]
+@dataclass(frozen=True)
+class HeldOut:
+    """What a verdict is about; found before training, so that what is wrong with it is said before."""
+
+    test: Rows
+    retention: Rows | None
+
+    def verdict(self, session: Session) -> Verdict:
+        """Base against tuned, and the signs of trouble in the run's lines."""
+        with _base(session) as base:
+            before = self.test.score(session, base)
+            kept = self.retention.score(session, base) if self.retention else None
+        found = compare(self.test.metrics, before, self.test.score(session, session.tuned))
+        if self.retention and kept:
+            found.retention = compare(KEEPS, kept, self.retention.score(session, session.tuned)).comparisons
+        lines = session.folder.metrics.read_text(encoding="utf-8").splitlines()
+        found.signs = signs([json.loads(line) for line in lines], next(iter(found.retention), None))
+        return found
+
+
+def held_out(session: Session) -> HeldOut | None:
+    """The first `verdict_rows` test rows of a seeded order, and the retention set; None where there is nothing to judge by.
+
+    Raises:
+        DataError: rows lack what a metric reads, or the retention file cannot be read.
+    """
+    prepared, config = session.prepared, session.config
+    table = prepared.tables["test"]
+    rows = min(config.verdict_rows, len(table))
+    if not rows:
+        return None
+    chosen = sorted(np.random.default_rng(config.seed).permutation(len(table))[:rows].tolist())
+    examples, names = prepared.examples("test", chosen), names_for(prepared.task, config.metrics)
+    made = as_metrics(names)
+    check_rows(made, [ScoredRow(table[i].row, one) for i, one in zip(chosen, examples, strict=True)], {"text", "candidates"})
+    test = Rows(examples, [table[i].row for i in chosen], names, _candidates(session, examples, made))
+    return HeldOut(test, _retention(session))
+
+
+def _candidates(session: Session, examples: Sequence[Example], metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """All answers that the task allows, where a metric asks for them."""
+    if all(metric.reads != "candidates" for metric in metrics):
+        return ()
+    known = range(min(KNOWN_FROM, len(session.prepared.tables["train"])))
+    return tuple(session.prepared.task.candidates([*session.prepared.examples("train", known), *examples]))
+
+
+def _retention(session: Session) -> Rows | None:
+    """General rows, encoded as the run's own are, whatever they are rows of."""
+    config = session.config
+    if config.retention == "none":
+        return None
+    name = str(GENERAL) if config.retention == "general" else config.retention
+    if not Path(name).is_file():
+        raise UsageError(f"Expected --retention to be a file of rows, general or none; got '{name}', which is no file.")
+    own = TrainingConfig(model=config.model, data=[name])
+    own.test_data, own.data = own.data, []
+    own.max_lost = 1.0  # a long text that is cut is general text all the same
+    kinds = session.choices.objective.examples
+    prepared = Pipeline(own, session.registry, session.encoder, None, kinds, silent).prepare()
+    places = [(split, i) for split in SPLITS for i in range(len(prepared.tables[split]))]
+    examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in places]
+    if not examples:
+        raise UsageError(f"Expected --retention to be a file of rows with text; got '{name}', which has none.")
+    return Rows(examples, [prepared.tables[split][i].row for split, i in places], KEEPS)
 
 
 @contextlib.contextmanager
