@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.charts import Bar, Series, histogram, interval_chart, line_chart
 from lightning_ft.errors import UsageError
 from lightning_ft.page import figure, missing, page, safe, section, table
-from lightning_ft.signs import RULES
+from lightning_ft.signs import RULES, lines_of, signs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def render(folder: Path) -> str:
     verdict = _verdict(folder)
     sections = [
         section("Verdict", _verdict_part(verdict)),
-        section("Signs of trouble", _signs_part(verdict)),
+        section("Signs of trouble", _signs_part(folder, verdict)),
         section("Answers before and after", _samples_part(verdict)),
         section("Curves", _curves_part(folder)),
         section("Data", _ledger_part(_json(folder / "ledger.json"))),
@@ -126,12 +126,13 @@ def _verdict_part(verdict: Verdict | str) -> str:
     return f'<div class="grid"><div>{numbers}</div>{chart}</div>'
 
 
-def _signs_part(verdict: Verdict | str) -> str:
-    if isinstance(verdict, str):
-        return missing("Missing: there was no verdict.")
-    if not verdict.signs:
-        return f"<p>None of {len(RULES) + 1} rules about the course of losses and about forgetting holds.</p>"
-    rows = [(sign.name, sign.found, sign.change, sign.rule) for sign in verdict.signs]
+def _signs_part(folder: Path, verdict: Verdict | str) -> str:
+    lines = lines_of(folder / "metrics.jsonl")
+    found = signs(lines) if isinstance(verdict, str) else verdict.signs
+    if not found:
+        losses = sum("loss" in line for line in lines)
+        return f"<p>None, by {len(RULES)} rules about the course of {losses} training losses, and one about forgetting.</p>"
+    rows = [(sign.name, sign.found, sign.change, sign.rule) for sign in found]
     return table(("sign", "what was seen", "what to change", "given when"), rows)
 
 

@@ -5,6 +5,8 @@ A rule fires only on what is larger than the noise of the lines that it looks at
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -100,11 +103,11 @@ def not_falling(course: Course) -> str | None:
 
 
 def slow_convergence(course: Course) -> str | None:
-    """Of the fall of the training loss, which is more than 3 standard errors, at least 45 % is in the second half."""
+    """Of the fall of the training loss, which is more than 3 standard errors, at least 40 % is in the second half."""
     if not course.long_enough or course.fall < max(0.01 * course.part(0), SURE * course.error):
         return None
     second = course.part(0.5) - course.part(1)
-    if second - course.error < 0.4 * course.fall or second < 0.45 * course.fall:
+    if second < max(0.4 * course.fall, SURE * course.error):
         return None
     return f"{100 * second / course.fall:.0f} % of the fall of the training loss is in the second half of the run"
 
@@ -212,6 +215,18 @@ FORGETS = 0.02
 """Rise of the loss on the retention set, as a share, from which on it is called forgetting."""
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that can be read, none where there is no such file."""
+    out = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and "step" in line:
+                    out.append(line)
+    return out
+
+
 def signs(lines: Sequence[Mapping[str, Any]], retention: Comparison | None = None) -> list[Sign]:
     """What looks wrong in a run.
 
@@ -226,8 +241,8 @@ def signs(lines: Sequence[Mapping[str, Any]], retention: Comparison | None = Non
         if found:
             out.append(Sign(name, found, " ".join((rule.__doc__ or "").split("\n\n")[0].split()), change))
     if retention is not None and retention.better is False and retention.difference >= FORGETS * retention.base:
-        rule = f"The loss on the retention set rises by {FORGETS:.0%} or more, and its interval is above zero."
+        stated = f"The loss on the retention set rises by {FORGETS:.0%} or more, and its interval is above zero."
         found = f"loss on general text rises from {retention.base:.4g} to {retention.tuned:.4g} {retention.interval}"
         change = "lower --learning_rate, fewer --epochs, an adapter of lower rank, or general rows among the data (--mix)"
-        out.append(Sign("forgetting", found, rule, change))
+        out.append(Sign("forgetting", found, stated, change))
     return out

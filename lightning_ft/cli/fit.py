@@ -96,7 +96,7 @@ def show_verdict(verdict: Verdict | None) -> None:
     (console if console.is_terminal else Console(width=140)).print(verdict.table())
     print(verdict.sentence())
     for sign in verdict.signs:
-        print(f"Sign of trouble: {sign.sentence()}")
+        print(f"sign of trouble: {sign.sentence()}")
 
 
 def show_result(result: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, c
 from lightning_ft.run.verdict import held_out
 from lightning_ft.run.ways import check_ways, take_ways
 from lightning_ft.run.world import World, world
+from lightning_ft.signs import lines_of, signs
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -373,6 +374,8 @@ class Session:
         """Base and tuned model compared on the same test rows; None where there are none or none are wanted."""
         if self.held_out is None:
             self.say("verdict: none (no test rows, or --verdict_rows 0)")
+            for sign in signs(lines_of(self.folder.metrics)):
+                self.say(f"sign of trouble: {sign.sentence()}")
             return None
         started = time.perf_counter()
         found = self.held_out.verdict(self)

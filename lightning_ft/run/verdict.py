@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics
 from lightning_ft.run.quiet import silent
 from lightning_ft.scoring import check_rows, score_examples
-from lightning_ft.signs import signs
+from lightning_ft.signs import lines_of, signs
 from lightning_ft.types import ScoredRow
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ class HeldOut:
         found = compare(self.test.metrics, before, self.test.score(session, session.tuned))
         if self.retention and kept:
             found.retention = compare(KEEPS, kept, self.retention.score(session, session.tuned)).comparisons
-        lines = session.folder.metrics.read_text(encoding="utf-8").splitlines()
-        found.signs = signs([json.loads(line) for line in lines], next(iter(found.retention), None))
+        found.signs = signs(lines_of(session.folder.metrics), next(iter(found.retention), None))
         return found
 
 
