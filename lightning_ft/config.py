@@ -134,8 +134,8 @@ class TrainingConfig:
     """Steps between checkpoints; None: with every validation. 0: none."""
     save_behind: bool = False
     """Write checkpoints while training goes on, from copies that take as much memory again as what is saved."""
-    log_every: int = 10
-    """Steps between lines of the log."""
+    log_every: int | None = None
+    """Steps between lines of the log; None: 10, and fewer in a run of less than 200 steps, which has 20 lines."""
     keep_best: int = 1
     """How many checkpoints are kept beside the newest, best first."""
     monitor: str = "val_loss"

@@ -189,8 +189,8 @@ def _add_candidates(
     """Fill in the likelihood of each allowed answer in the place of the last one; a text has no such place."""
     if not candidates:
         raise UsageError(
-            "Expected a task with a fixed set of answers for metrics of candidates, got one where any text is an answer; name a "
-            "--task that has one, or leave those metrics out."
+            "Expected a task with a fixed set of answers for metrics of candidates, got one where any text is an answer; "
+            "name a --task that has one, or leave those metrics out."
         )
     answered = [(row, one) for row, one in zip(scored, given, strict=True) if isinstance(one, Conversation) and _asks(one)]
     for row, one in tracked(answered, "candidates", shown=progress):

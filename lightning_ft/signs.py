@@ -140,12 +140,12 @@ def overfitting(course: Course) -> str | None:
 
 def spikes(course: Course) -> str | None:
     """A training loss is 30 % above the median of the seven around it, and that by 8 robust standard deviations."""
-    if not course.long_enough:
+    if not course.long_enough or course.train.min() <= 0:
         return None
     middle = _running(course.train, 7, np.median)
-    above = course.train - middle
-    scale = max(1.4826 * float(np.median(np.abs(above - np.median(above)))), 1e-3 * abs(float(np.median(course.train))))
-    found = [i for i in range(2, len(above)) if above[i] > 8 * scale and course.train[i] > 1.3 * middle[i]]
+    above = np.log(course.train / middle)
+    scale = max(1.4826 * float(np.median(np.abs(above - np.median(above)))), 1e-3)
+    found = [i for i in range(2, len(above)) if above[i] > max(8 * scale, math.log(1.3))]
     if not found:
         return None
     at = max(found, key=lambda i: above[i])
@@ -211,8 +211,16 @@ RULES: tuple[tuple[str, Callable[[Course], str | None], str], ...] = (
     ("oscillation", oscillation, "lower --learning_rate, or a larger batch by --accumulate"),
 )
 """Name, rule, and what to change."""
-FORGETS = 0.02
+WORSE = 0.05
+"""Rise of the held-out loss, as a share, from which on a run has diverged."""
+FORGETS = 0.05
 """Rise of the loss on the retention set, as a share, from which on it is called forgetting."""
+
+
+def ends_above(course: Course, loss: Comparison) -> bool:
+    """Whether a run that went wrong before its first line never came back to where it began."""
+    ends = course.part(1) if course.long_enough else loss.tuned
+    return loss.better is False and loss.difference >= WORSE * loss.base and ends >= loss.base
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -227,19 +235,26 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return out
 
 
-def signs(lines: Sequence[Mapping[str, Any]], retention: Comparison | None = None) -> list[Sign]:
+def signs(
+    lines: Sequence[Mapping[str, Any]], loss: Comparison | None = None, retention: Comparison | None = None
+) -> list[Sign]:
     """What looks wrong in a run.
 
     Args:
         lines: Those of metrics.jsonl.
-        retention: The loss of base and tuned model on general text.
+        loss: That of base and tuned model on held-out rows.
+        retention: The same on general text.
     """
     course = Course(lines)
     out = []
+    if loss is not None and not divergence(course) and ends_above(course, loss):
+        stated = f"Training ends above the base's held-out loss, and the tuned one is above it by {WORSE:.0%} or more, surely."
+        found = f"held-out loss is {loss.base:.4g} for the base and {loss.tuned:.4g} for the tuned model"
+        out.append(Sign(RULES[0][0], found, stated, RULES[0][2]))
     for name, rule, change in RULES:
-        found = rule(course)
-        if found:
-            out.append(Sign(name, found, " ".join((rule.__doc__ or "").split("\n\n")[0].split()), change))
+        seen = rule(course)
+        if seen:
+            out.append(Sign(name, seen, " ".join((rule.__doc__ or "").split("\n\n")[0].split()), change))
     if retention is not None and retention.better is False and retention.difference >= FORGETS * retention.base:
         stated = f"The loss on the retention set rises by {FORGETS:.0%} or more, and its interval is above zero."
         found = f"loss on general text rises from {retention.base:.4g} to {retention.tuned:.4g} {retention.interval}"

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from lightning_ft.module import FineTuner
     from lightning_ft.types import Step
 
+MOST_APART, LINES = 10, 20
+"""Steps between two lines of the log, and the fewest lines of a run that has as many steps, where the user does not say."""
+
 
 class Saver(L.Callback):
     """Writes checkpoints after the validation of their step, keeps the newest and the best, and stops on signals.
@@ -225,7 +228,7 @@ class Recorder(L.Callback):
     def __init__(
         self, config: TrainingConfig, schedule: Schedule | Stream, path: Path, say: Callable[[str], None] | None
     ) -> None:
-        self.log_every = config.log_every
+        self.log_every = config.log_every or max(1, min(MOST_APART, schedule.total_steps // LINES))
         self.schedule = schedule
         self.path = path
         self.say = say

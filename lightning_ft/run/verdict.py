@@ -25,6 +25,7 @@ from lightning_ft.types import ScoredRow
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from lightning_ft.bootstrap import Comparison
     from lightning_ft.metric import Metric
     from lightning_ft.run.session import Session
     from lightning_ft.task import Task
@@ -81,8 +82,12 @@ class HeldOut:
         found = compare(self.test.metrics, before, self.test.score(session, session.tuned))
         if self.retention and kept:
             found.retention = compare(KEEPS, kept, self.retention.score(session, session.tuned)).comparisons
-        found.signs = signs(lines_of(session.folder.metrics), next(iter(found.retention), None))
+        found.signs = signs(lines_of(session.folder.metrics), _loss(found.comparisons), _loss(found.retention))
         return found
+
+
+def _loss(found: Sequence[Comparison]) -> Comparison | None:
+    return next((one for one in found if one.metric == "loss"), None)
 
 
 def held_out(session: Session) -> HeldOut | None:
