@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from lightning_ft_tasks.metrics import (
+    AnswerLength,
     ExactMatch,
     Rouge1,
     Rouge2,
     RougeL,
     RougeLsum,
     TokenF1,
-    WordTokenizer,
-    one_sentence_a_line,
+    WordOverlap,
 )
+from lightning_ft_tasks.words import WordTokenizer, one_sentence_a_line, words
 from rouge_score.rouge_scorer import RougeScorer
 
 from lightning_ft.testing import check_metric
@@ -22,7 +23,7 @@ from lightning_ft.types import Conversation, ScoredRow
 if TYPE_CHECKING:
     from lightning_ft.metric import Metric
 
-ALL: list[type[Metric]] = [ExactMatch, TokenF1, Rouge1, Rouge2, RougeL, RougeLsum]
+ALL: list[type[Metric]] = [ExactMatch, TokenF1, WordOverlap, AnswerLength, Rouge1, Rouge2, RougeL, RougeLsum]
 ENGLISH = [
     ("The cat sat on the mat.", "A cat was sitting on the mat."),
     ("Running dogs run quickly!\nThey bark.", "The dog runs quick.\nIt barks; they barked."),
