@@ -83,8 +83,8 @@ class SelfBleu(Metric):
     """Mean over answers of the BLEU-4 that each has with all others as its references (Zhu et al. 2018, arXiv:1802.01886).
 
     Sentence BLEU as in `translation.Bleu`, but an order without n-gram in common has 0.1 of them (Chen and Cherry 2014,
-    method 1), as the authors compute it. An answer without a word in common has 0; an empty one has 1, as it adds no variety.
-    Lower is more diverse. A single answer has nothing to be like: no value.
+    method 1), as the authors compute it. An answer whose words no other has gets 0; one without words gets 1, as it
+    adds no variety. Lower is more diverse. A single answer has nothing to be like, and zeros.
 
     Linear in the text: the most that any *other* answer has of an n-gram, clipped by the c of this one, is min(c, second
     largest count of all), whoever has the largest.
