@@ -168,7 +168,7 @@ class Chrf(TranslationMetric):
         precision = recall = orders = torch.zeros_like(totals[..., 0])
         for i in range(0, totals.shape[-1] - 2, 3):  # one after the other: of equally good references the same is taken
             said, wanted, common = totals[..., i], totals[..., i + 1], totals[..., i + 2]
-            both = (said > 0) & (wanted > 0)
+            both = said > 0  # and wanted > 0: where a reference lacks an order, none of ours was counted
             precision = precision + torch.where(both, common / said, 0.0)
             recall = recall + torch.where(both, common / wanted, 0.0)
             orders = orders + both

@@ -225,6 +225,12 @@ def test_calibration_by_hand() -> None:
     assert made(CalibrationError, [choice({"a": 0.0, "b": -900.0}, "a")]).table()[0, -3:].tolist() == [1, 1, 1]
 
 
+def test_a_confidence_between_two_bins_is_in_the_lower() -> None:
+    """Of five equally likely candidates each has 3/15: the third bin, which is (2/15, 3/15]."""
+    table = made(CalibrationError, [choice(dict.fromkeys("abcde", -1.0), "a")]).table()
+    assert table.nonzero().tolist() == [[0, 6], [0, 7], [0, 8]]
+
+
 def test_a_model_that_finds_nothing_likely_is_not_sure() -> None:
     assert confidence({"a": -math.inf, "b": -math.inf}) == 0.5
     assert value(CalibrationError, [choice({"a": math.nan, "b": math.nan}, "b")]) == 0.5

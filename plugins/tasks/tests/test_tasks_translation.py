@@ -133,6 +133,8 @@ def test_bleu_by_hand() -> None:
     assert value(Bleu, row("the cat sat on", "the cat sat on the mat")) == pytest.approx(2.718281828459045**-0.5)
     # no pair is right, so of 3, 2, 1 n-grams 1/2, 1/4, 1/8 are: 2/4 x 1/6 x 1/8 x 1/8
     assert value(Bleu, row("a x b y", "a p b q")) == pytest.approx((1 / 2 / 6 / 8 / 8) ** 0.25)
+    # nothing is right at all: no smoothing makes something of it
+    assert value(Bleu, row("a b c d e", "v w x y z")) == 0
     # the closest reference has 5 words, so nothing is subtracted for length
     assert value(Bleu, row("a b c d e", "a b c d e", "a b c d e f g h")) == 1
 
@@ -141,6 +143,8 @@ def test_the_others_by_hand() -> None:
     assert value(Chrf, row("abc", "abd")) == pytest.approx(7 / 18)
     # of words nothing: neither "abc" nor pairs, which do not exist; over 4 orders that both have
     assert value(ChrfPlusPlus, row("abc", "abd")) == pytest.approx((2 / 3 + 1 / 2) / 4)
+    # the bracket is a character and a word of its own: 1 of 2 characters, 1 of 2 words, no pair of either, over 4 orders
+    assert value(ChrfPlusPlus, row("(a", "(b")) == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
     assert value(Ter, row("sat the cat", "the cat sat down")) == pytest.approx(2 / 4)
     assert value(Ter, row("a b c d", "a b"), row("x", "x")) == pytest.approx(2 / 3)
     assert value(Ter, row("a b c", "a")) == 2
