@@ -19,12 +19,12 @@ def answer_of(row: ScoredRow, metric: str) -> str:
     return row.prediction
 
 
-def accepted(row: ScoredRow, metric: str) -> tuple[str, ...]:
+def accepted(row: ScoredRow) -> tuple[str, ...]:
     """The accepted answers, one or more.
 
     Raises:
         ValueError: there is none.
     """
     if not row.references:
-        raise ValueError(f"{row.row}: expected a reference for metric {metric}, got none")
+        raise ValueError(f"{row.row}: expected a reference, got none")
     return row.references

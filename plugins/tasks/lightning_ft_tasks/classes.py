@@ -36,26 +36,28 @@ BINS = 15
 def likelihoods(row: ScoredRow, metric: str) -> dict[str, float]:
     """Log-likelihood by allowed answer, in the order of names; one that is not a number is infinitely unlikely.
 
+    None at all where the row was cut before its answer: that is a wrong answer.
+
     Raises:
-        ValueError: the row has none.
+        ValueError: the row was not asked.
     """
-    if not row.candidates:
+    if row.candidates is None:
         raise ValueError(f"{row.row}: expected likelihoods of the answers that the task allows for metric {metric}, got none")
     return {name: -math.inf if math.isnan(row.candidates[name]) else row.candidates[name] for name in sorted(row.candidates)}
 
 
-def chosen(row: ScoredRow, metric: str, reads: str) -> str:
-    """The answer: what was generated, or the most likely candidate, of equally likely ones the first by name."""
+def chosen(row: ScoredRow, metric: str, reads: str) -> str | None:
+    """The answer: what was generated, or the most likely candidate, of equally likely ones the first by name; None: none."""
     if reads == "text":
         return answer_of(row, metric).strip()
     found = likelihoods(row, metric)
-    return max(found, key=lambda name: found[name]).strip()
+    return max(found, key=lambda name: found[name]).strip() if found else None
 
 
-def meant(row: ScoredRow, answer: str, metric: str) -> str:
+def meant(row: ScoredRow, answer: str | None) -> str:
     """The row's class: of several references the one that was answered, else the first."""
-    references = [reference.strip() for reference in accepted(row, metric)]
-    return answer if answer in references else references[0]
+    references = [reference.strip() for reference in accepted(row)]
+    return next((reference for reference in references if reference == answer), references[0])
 
 
 def classes_of(rows: Iterable[ScoredRow], metric: str, reads: str) -> dict[str, int]:
@@ -66,19 +68,19 @@ def classes_of(rows: Iterable[ScoredRow], metric: str, reads: str) -> dict[str, 
     """
     found: set[str] = set()
     for row in rows:
-        found.update(reference.strip() for reference in accepted(row, metric))
+        found.update(reference.strip() for reference in accepted(row))
         if reads == "candidates":
             found.update(name.strip() for name in likelihoods(row, metric))
-        refuse_texts(found, row, metric)
+        refuse_texts(found, row)
     return {name: number for number, name in enumerate(sorted(found))}
 
 
-def refuse_texts(found: set[str], row: ScoredRow, metric: str) -> None:
+def refuse_texts(found: set[str], row: ScoredRow) -> None:
     """An error where there are too many classes to be any."""
     if len(found) > MOST_CLASSES:
         raise ValueError(
-            f"{row.row}: metric {metric} expected at most {MOST_CLASSES} different references, as of classes, got more; choose "
-            "a metric of texts, such as token_f1"
+            f"{row.row}: expected at most {MOST_CLASSES} different references, as of classes, got more; choose a metric of "
+            "texts, such as token_f1"
         )
 
 
@@ -99,7 +101,7 @@ class Accuracy(RowMetric):
         Raises:
             ValueError: the row has none.
         """
-        accepted(row, self.name)
+        accepted(row)
 
     def score(self, row: ScoredRow) -> float:
         """1 where the answer is right, else 0.
@@ -108,7 +110,7 @@ class Accuracy(RowMetric):
             ValueError: the row lacks the answer or a reference.
         """
         answer = chosen(row, self.name, self.reads)
-        return float(answer == meant(row, answer, self.name))
+        return float(answer == meant(row, answer))
 
 
 class ClassMetric(Metric):
@@ -134,8 +136,8 @@ class ClassMetric(Metric):
         Raises:
             ValueError: it is one of these.
         """
-        self.checked.update(reference.strip() for reference in accepted(row, self.name))
-        refuse_texts(self.checked, row, self.name)
+        self.checked.update(reference.strip() for reference in accepted(row))
+        refuse_texts(self.checked, row)
 
     def prepare(self, rows: Sequence[ScoredRow]) -> None:
         """Find the classes.
@@ -152,16 +154,16 @@ class ClassMetric(Metric):
             ValueError: the row lacks the answer or a reference, or `prepare` did not see its class.
         """
         answer = chosen(row, self.name, self.reads)
-        wanted = meant(row, answer, self.name)
+        wanted = meant(row, answer)
         if wanted not in self.classes:
             raise ValueError(f"{row.row}: metric {self.name} expected a class that `prepare` saw, got {wanted!r:.80}")
         size = len(self.classes)
         counts = [0.0] * (3 * size)
         counts[self.classes[wanted]] = 1.0
-        if answer in self.classes:
+        if answer is not None and answer in self.classes:
             counts[size + self.classes[answer]] = 1.0
         if answer == wanted:
-            counts[2 * size + self.classes[answer]] = 1.0
+            counts[2 * size + self.classes[wanted]] = 1.0
         return counts
 
 
@@ -297,7 +299,7 @@ class CalibrationError(Metric):
         Raises:
             ValueError: the row has none.
         """
-        accepted(row, self.name)
+        accepted(row)
 
     def statistics(self, row: ScoredRow) -> Sequence[float]:
         """By bin: sum of confidence, right answers, rows.
@@ -309,7 +311,7 @@ class CalibrationError(Metric):
         sure = confidence(likelihoods(row, self.name))
         counts = [0.0] * (3 * BINS)
         place = 3 * min(max(math.ceil(sure * BINS) - 1, 0), BINS - 1)
-        counts[place : place + 3] = (sure, float(answer == meant(row, answer, self.name)), 1.0)
+        counts[place : place + 3] = (sure, float(answer == meant(row, answer)), 1.0)
         return counts
 
     def finish(self, totals: Tensor) -> Tensor:
@@ -320,7 +322,9 @@ class CalibrationError(Metric):
 
 
 def confidence(found: dict[str, float]) -> float:
-    """Probability of the likeliest among the candidates; all the same where each is infinitely unlikely."""
+    """Probability of the likeliest among the candidates; all the same where each is infinitely unlikely, 0 without any."""
+    if not found:
+        return 0.0
     top = max(found.values())
     return 1 / len(found) if top == -math.inf else 1 / math.fsum(math.exp(value - top) for value in found.values())
 
@@ -345,5 +349,5 @@ def confusion(
     matrix = [[0] * (len(classes) + 1) for _ in classes]
     for row in rows:
         answer = chosen(row, "confusion", reads)
-        matrix[classes[meant(row, answer, "confusion")]][classes.get(answer, len(classes))] += 1
+        matrix[classes[meant(row, answer)]][len(classes) if answer is None else classes.get(answer, len(classes))] += 1
     return tuple(classes), matrix

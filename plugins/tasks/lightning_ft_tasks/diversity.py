@@ -30,7 +30,7 @@ class Distinct1(Metric):
 
     A word that m answers have counts 1 / m for each of them, so that the sum over rows is the number of distinct words and
     the order of rows plays no part. Longer and more answers have a lower value by nature: compare equally many rows. In a
-    bootstrap the counts stay those of the whole set.
+    bootstrap, and within groups of rows, the m stay those of the whole set.
 
     "a b a" and "b c": a counts 1 and b 1/2 for the first, b 1/2 and c 1 for the second; 3 distinct of 5.
     """

@@ -31,7 +31,7 @@ class TextMetric(RowMetric):
         Raises:
             ValueError: the row has none.
         """
-        accepted(row, self.name)
+        accepted(row)
 
     def score(self, row: ScoredRow) -> float:
         """The best score over the row's references.
@@ -40,7 +40,7 @@ class TextMetric(RowMetric):
             ValueError: the row has no generated answer or no reference. An empty answer is an answer, and scores.
         """
         prediction = answer_of(row, self.name)
-        return max(self.compare(prediction, reference) for reference in accepted(row, self.name))
+        return max(self.compare(prediction, reference) for reference in accepted(row))
 
 
 class ExactMatch(TextMetric):

@@ -63,7 +63,7 @@ class TranslationMetric(Metric):
         Raises:
             ValueError: the row has none.
         """
-        accepted(row, self.name)
+        accepted(row)
 
     def prepare(self, rows: Sequence[ScoredRow]) -> None:
         """Find how many references rows have."""
@@ -76,7 +76,7 @@ class TranslationMetric(Metric):
         Raises:
             ValueError: the row has no generated answer or no reference.
         """
-        return self.counts(answer_of(row, self.name), accepted(row, self.name))
+        return self.counts(answer_of(row, self.name), accepted(row))
 
 
 class Bleu(TranslationMetric):

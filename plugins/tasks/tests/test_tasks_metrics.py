@@ -162,13 +162,13 @@ def test_answer_length_by_hand() -> None:
 def test_missing_answers_are_no_zeros() -> None:
     with pytest.raises(ValueError, match="f:1: expected a generated answer for metric exact_match, got none"):
         value(ExactMatch, row(None, "x"))
-    with pytest.raises(ValueError, match="f:1: expected a reference for metric rougeL, got none"):
+    with pytest.raises(ValueError, match="f:1: expected a reference, got none"):
         value(RougeL, row("x"))
 
 
 @pytest.mark.parametrize("metric", [m for m in ALL if issubclass(m, TextMetric)])
 def test_a_row_without_references_is_refused_before_anything_is_generated(metric: type[Metric]) -> None:
-    with pytest.raises(ValueError, match=f"f:1: expected a reference for metric {metric.name}, got none"):
+    with pytest.raises(ValueError, match="f:1: expected a reference, got none"):
         metric().check(row(None))
     metric().check(row(None, "x"))
     AnswerLength().check(row(None))
