@@ -58,6 +58,7 @@ PERHAPS = {("triton_kernels.py", "triton")}
 NAMED = {"yaml": "pyyaml"}
 """Modules that are not called as their distribution is."""
 ORDINARY = {
+    "accuracy": "of tokens, the measure of the core itself",
     "chat": "the core's own command, and the word for templates of conversations",
     "code": "what runs",
     "freeze": "the verb",

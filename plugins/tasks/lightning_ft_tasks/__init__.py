@@ -31,7 +31,15 @@ def register_tasks() -> Iterable[type[Task]]:
 
 @hookimpl
 def register_metrics() -> Iterable[type[Metric]]:
-    """Exact match, token F1 and ROUGE."""
-    from lightning_ft_tasks.metrics import ExactMatch, Rouge1, Rouge2, RougeL, RougeLsum, TokenF1
+    """Overlap with references, translation, classes, and how long and how different answers are."""
+    from lightning_ft_tasks import classes, diversity, metrics, translation
 
-    return [ExactMatch, TokenF1, Rouge1, Rouge2, RougeL, RougeLsum]
+    return [
+        metrics.ExactMatch, metrics.TokenF1, metrics.WordOverlap, metrics.AnswerLength,
+        metrics.Rouge1, metrics.Rouge2, metrics.RougeL, metrics.RougeLsum,
+        translation.Bleu, translation.BleuZh, translation.BleuChar, translation.Chrf, translation.ChrfPlusPlus, translation.Ter,
+        diversity.Distinct1, diversity.Distinct2, diversity.SelfBleu,
+        classes.Accuracy, classes.MacroPrecision, classes.MacroRecall, classes.MacroF1, classes.Mcc,
+        classes.ChoiceAccuracy, classes.ChoiceMacroPrecision, classes.ChoiceMacroRecall, classes.ChoiceMacroF1,
+        classes.ChoiceMcc, classes.CalibrationError,
+    ]  # fmt: skip

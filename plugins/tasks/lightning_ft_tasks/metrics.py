@@ -1,15 +1,16 @@
-"""Text metrics that tasks share: exact match, token F1, ROUGE. Scores are 0 to 1; of several references the best counts."""
+"""Text metrics that tasks share: exact match, token F1, word overlap, length, ROUGE; of several references the best counts."""
 
 from __future__ import annotations
 
 import functools
-import re
-import string
 from abc import abstractmethod
 from collections import Counter
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.metric import RowMetric
+from lightning_ft_tasks.answers import accepted, answer_of
+from lightning_ft_tasks.words import WORDS, WordTokenizer, one_sentence_a_line, squad_words, words
 
 if TYPE_CHECKING:
     from lightning_ft.types import ScoredRow
@@ -24,16 +25,22 @@ class TextMetric(RowMetric):
     def compare(self, prediction: str, reference: str) -> float:
         """The score of one prediction against one reference, 0 to 1."""
 
+    def check(self, row: ScoredRow) -> None:
+        """Refuse a row without a reference.
+
+        Raises:
+            ValueError: the row has none.
+        """
+        accepted(row)
+
     def score(self, row: ScoredRow) -> float:
         """The best score over the row's references.
 
         Raises:
             ValueError: the row has no generated answer or no reference. An empty answer is an answer, and scores.
         """
-        if row.prediction is None or not row.references:
-            lacking = "generated answer" if row.prediction is None else "reference"
-            raise ValueError(f"{row.row}: expected a {lacking} for metric {self.name}, got none")
-        return max(self.compare(row.prediction, reference) for reference in row.references)
+        prediction = answer_of(row, self.name)
+        return max(self.compare(prediction, reference) for reference in accepted(row))
 
 
 class ExactMatch(TextMetric):
@@ -43,6 +50,11 @@ class ExactMatch(TextMetric):
     """
 
     name: ClassVar[str] = "exact_match"
+
+    @property
+    def signature(self) -> str:
+        """When texts are equal."""
+        return "strip:ends|case:mixed"
 
     def compare(self, prediction: str, reference: str) -> float:
         """1 when equal, else 0."""
@@ -59,6 +71,11 @@ class TokenF1(TextMetric):
 
     name: ClassVar[str] = "token_f1"
 
+    @property
+    def signature(self) -> str:
+        """Whose normalisation."""
+        return "tok:squad|case:lower|refs:best|rows:mean"
+
     def compare(self, prediction: str, reference: str) -> float:
         """F1 of the normalised words."""
         said, wanted = squad_words(prediction), squad_words(reference)
@@ -68,10 +85,43 @@ class TokenF1(TextMetric):
         return 2 * common / (len(said) + len(wanted))
 
 
-def squad_words(text: str) -> list[str]:
-    """Words after SQuAD's normalisation: lower case, without punctuation and articles."""
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+class WordOverlap(TextMetric):
+    """Jaccard index of the sets of words (Jaccard 1912): words in both over words in either; 1 where neither has one.
+
+    "The cat sat" and "a cat sat down" have cat and sat of the, a, cat, sat, down: 2 / 5.
+    """
+
+    name: ClassVar[str] = "word_overlap"
+
+    @property
+    def signature(self) -> str:
+        """What a word is."""
+        return WORDS
+
+    def compare(self, prediction: str, reference: str) -> float:
+        """Words in common over all words."""
+        said, wanted = set(words(prediction)), set(words(reference))
+        return len(said & wanted) / len(said | wanted) if said or wanted else 1.0
+
+
+class AnswerLength(RowMetric):
+    """Words of the generated answer, mean over rows: "The cat, too." has 3. Neither long nor short is better."""
+
+    name: ClassVar[str] = "answer_length"
+    higher_is_better = None
+
+    @property
+    def signature(self) -> str:
+        """What a word is."""
+        return WORDS
+
+    def score(self, row: ScoredRow) -> float:
+        """The number of words; 0 for an empty answer.
+
+        Raises:
+            ValueError: the row has no generated answer.
+        """
+        return float(len(words(answer_of(row, self.name))))
 
 
 class RougeL(TextMetric):
@@ -81,6 +131,14 @@ class RougeL(TextMetric):
     """
 
     name: ClassVar[str] = "rougeL"
+    sentences: ClassVar[str] = ""
+    """How the signature names the split into sentences; empty: there is none."""
+
+    @property
+    def signature(self) -> str:
+        """Words and stemmer, how references and rows are summed up, the packages that stem and count."""
+        packages = f"nltk:{version('nltk')}|rouge-score:{version('rouge-score')}"
+        return f"{WORDS}|stem:porter|{self.sentences}refs:best|rows:mean|{packages}"
 
     def compare(self, prediction: str, reference: str) -> float:
         """F1 of the variant that the class is named after."""
@@ -106,34 +164,11 @@ class RougeLsum(RougeL):
     """
 
     name: ClassVar[str] = "rougeLsum"
+    sentences: ClassVar[str] = "split:lines.!?|"
 
     def compare(self, prediction: str, reference: str) -> float:
         """F1 over sentences."""
         return super().compare(one_sentence_a_line(prediction), one_sentence_a_line(reference))
-
-
-def one_sentence_a_line(text: str) -> str:
-    """The text with a line break after every sentence, as rouge-score expects it for rougeLsum."""
-    return re.sub(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*", "\n", text.strip())
-
-
-class WordTokenizer:
-    """rouge-score's own words on ASCII text, and words of all other scripts too, which its default drops.
-
-    Lower case; words of more than three ASCII letters are stemmed; each Han, kana or hangul character is a word.
-    """
-
-    _words = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|(?:(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])[^\W_])+")
-
-    def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]  # nltk ships no types
-
-        self._stem: Any = PorterStemmer().stem
-
-    def tokenize(self, text: str) -> list[str]:
-        """The words of `text`."""
-        words: list[str] = self._words.findall(text.lower())
-        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words]
 
 
 @functools.cache
