@@ -92,7 +92,7 @@ def score_examples(
     ]
     reading = {metric.reads for metric in made if generate or metric.reads != "text"}
     prompts = [_prompt(one, template) for one in given]
-    check_rows(made, [row for row, prompt in zip(scored, prompts, strict=True) if prompt is not None], reading)
+    check_rows(made, unanswered(examples, rows), reading)
     with evaluating(model):
         started = time.perf_counter()
         _add_likelihoods(model, tokenizer, encoded, scored, batch_tokens, progress)
@@ -112,6 +112,16 @@ def score_examples(
             spent.generation_seconds += time.perf_counter() - started
             spent.generated_tokens += sum(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
     return scored
+
+
+def unanswered(examples: Sequence[Example], rows: Sequence[str]) -> list[ScoredRow]:
+    """The rows that a model is asked to answer, with what is known of them before it does."""
+    given = [(row, example, as_given(example)) for row, example in zip(rows, examples, strict=True)]
+    return [
+        ScoredRow(row, example, references=references_of(one))
+        for row, example, one in given
+        if isinstance(one, Conversation) and _asks(one)
+    ]
 
 
 def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Collection[str]) -> None:

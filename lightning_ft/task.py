@@ -64,7 +64,7 @@ class Task(ABC):
         """All answers that are allowed, as in a choice among classes; none: any text is.
 
         Args:
-            examples: Training and held-out rows, from which the classes may be read off.
+            examples: Held-out rows, from which the classes may be read off.
         """
         return ()
 

@@ -18,9 +18,8 @@ from lightning_ft.decoding import Sampling
 from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics
 from lightning_ft.run.quiet import silent
-from lightning_ft.scoring import check_rows, score_examples
+from lightning_ft.scoring import check_rows, score_examples, unanswered
 from lightning_ft.signs import lines_of, signs
-from lightning_ft.types import ScoredRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +37,7 @@ KEEPS = ("loss", "token_accuracy")
 GENERAL = Path(__file__).parents[1] / "assets" / "data" / "general.jsonl"
 """The retention set that is shipped."""
 KNOWN_FROM = 10_000
-"""Training rows in which the classes are looked for that a task allows."""
+"""Rows of each held-out split in which the classes are looked for that a task allows."""
 
 
 def names_for(task: Task, named: Sequence[str] | None) -> tuple[str, ...]:
@@ -104,17 +103,23 @@ def held_out(session: Session) -> HeldOut | None:
     chosen = sorted(np.random.default_rng(config.seed).permutation(len(table))[:rows].tolist())
     examples, names = prepared.examples("test", chosen), names_for(prepared.task, config.metrics)
     made = as_metrics(names)
-    check_rows(made, [ScoredRow(table[i].row, one) for i, one in zip(chosen, examples, strict=True)], {"text", "candidates"})
-    test = Rows(examples, [table[i].row for i in chosen], names, _candidates(session, examples, made))
+    ids = [table[i].row for i in chosen]
+    check_rows(made, unanswered(examples, ids), {"text", "candidates"})
+    test = Rows(examples, ids, names, _candidates(session, examples, made))
     return HeldOut(test, _retention(session))
 
 
 def _candidates(session: Session, examples: Sequence[Example], metrics: Sequence[Metric]) -> tuple[str, ...]:
-    """All answers that the task allows, where a metric asks for them."""
+    """All answers that the task allows, where a metric asks for them: as held-out rows show them, if the task does not say."""
     if all(metric.reads != "candidates" for metric in metrics):
         return ()
-    known = range(min(KNOWN_FROM, len(session.prepared.tables["train"])))
-    return tuple(session.prepared.task.candidates([*session.prepared.examples("train", known), *examples]))
+    prepared = session.prepared
+    others = [
+        one
+        for split in ("validation", "test")
+        for one in prepared.examples(split, range(len(prepared.tables[split]))[:KNOWN_FROM])
+    ]
+    return tuple(prepared.task.candidates([*others, *examples]))
 
 
 def _retention(session: Session) -> Rows | None:

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from lightning_ft_tasks.classify import Classify
+
+from lightning_ft.errors import UsageError
+from lightning_ft.testing import check_task
+from lightning_ft.testing.models import tiny_backbone_folder
+from lightning_ft.types import Classified, Text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning_ft.types import Example
+
+ROWS = [
+    {"text": f"Where is my {'money' if n % 3 else 'card'} number {n}?", "label": "cash" if n % 3 else "card"}
+    for n in range(60)
+]
+
+
+def data(folder: Path) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return str(file)
+
+
+def test_keeps_the_contract() -> None:
+    check_task(Classify(labels=("lost_card", "balance", "2")))
+
+
+def test_candidates_are_the_option_else_the_classes_of_the_rows() -> None:
+    rows: list[Example] = [Classified("a", "two"), Classified("b", "one"), Text("c"), Classified("d", "two")]
+    assert Classify().candidates(rows) == ["one", "two"]
+    assert list(Classify(labels=("x", " y ")).candidates(rows)) == ["x", "y"]
+
+
+@pytest.mark.parametrize("labels", [("one",), ("one", "one "), ("one", "")])
+def test_labels_must_be_names_to_choose_among(labels: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=r"--task\.labels"):
+        Classify(labels=labels)
+
+
+def test_a_row_of_another_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected 'label' to be one of --task\.labels, got 'three'"):
+        Classify(labels=("one", "two")).format({"text": "t", "label": "three"})
+
+
+def test_a_fit_is_judged_by_what_it_writes_and_by_what_it_holds_likely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning_ft
+    from lightning_ft.evaluation import Evaluation
+
+    monkeypatch.chdir(tmp_path)
+    model = str(tiny_backbone_folder(tmp_path / "model"))
+    options: dict[str, Any] = {"precision": "fp32", "max_new_tokens": 8, "learning_rate": 0.01}
+    run = lightning_ft.fit(
+        model=model, data=data(tmp_path), epochs=20.0, batch_size=8, output=str(tmp_path / "run"), retention="none", **options
+    )
+    assert run.verdict is not None
+    found = {one.metric: one for one in run.verdict.comparisons}
+    assert set(Classify.metrics) <= set(found)
+    assert found["choice_accuracy"].tuned == 1
+    assert found["accuracy"].base == 0
+    scored = lightning_ft.evaluate(
+        str(run.folder), data(tmp_path), task={"name": "classify", "labels": ["cash", "card", "else"]}, precision="fp32"
+    )
+    assert isinstance(scored, Evaluation)
+    assert len(scored.rows) == 60
+    assert set(scored.rows[0].candidates or ()) == {"cash", "card", "else"}
+    assert scored.metrics["choice_accuracy"] > 0.9
