@@ -215,6 +215,11 @@ WORSE = 0.05
 """Rise of the held-out loss, as a share, from which on a run has diverged."""
 FORGETS = 0.05
 """Rise of the loss on the retention set, as a share, from which on it is called forgetting."""
+FORGETTING = (
+    "forgetting", f"The loss on general text rises by {FORGETS:.0%} or more, and its interval is above zero.",
+    "lower --learning_rate, fewer --epochs, an adapter of lower rank, or general rows among the data (--mix)",
+)  # fmt: skip
+"""The sign that the lines do not show."""
 
 
 def ends_above(course: Course, loss: Comparison) -> bool:
@@ -235,6 +240,11 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return out
 
 
+def stated(rule: Callable[[Course], str | None]) -> str:
+    """When a rule gives its sign: the first paragraph of what is written beneath its name."""
+    return " ".join((rule.__doc__ or "").split("\n\n")[0].split())
+
+
 def signs(
     lines: Sequence[Mapping[str, Any]], loss: Comparison | None = None, retention: Comparison | None = None
 ) -> list[Sign]:
@@ -248,16 +258,14 @@ def signs(
     course = Course(lines)
     out = []
     if loss is not None and not divergence(course) and ends_above(course, loss):
-        stated = f"Training ends above the base's held-out loss, and the tuned one is above it by {WORSE:.0%} or more, surely."
+        worse = f"Training ends above the base's held-out loss, and the tuned one is above it by {WORSE:.0%} or more, surely."
         found = f"held-out loss is {loss.base:.4g} for the base and {loss.tuned:.4g} for the tuned model"
-        out.append(Sign(RULES[0][0], found, stated, RULES[0][2]))
+        out.append(Sign(RULES[0][0], found, worse, RULES[0][2]))
     for name, rule, change in RULES:
         seen = rule(course)
         if seen:
-            out.append(Sign(name, seen, " ".join((rule.__doc__ or "").split("\n\n")[0].split()), change))
+            out.append(Sign(name, seen, stated(rule), change))
     if retention is not None and retention.better is False and retention.difference >= FORGETS * retention.base:
-        stated = f"The loss on the retention set rises by {FORGETS:.0%} or more, and its interval is above zero."
         found = f"loss on general text rises from {retention.base:.4g} to {retention.tuned:.4g} {retention.interval}"
-        change = "lower --learning_rate, fewer --epochs, an adapter of lower rank, or general rows among the data (--mix)"
-        out.append(Sign("forgetting", found, stated, change))
+        out.append(Sign(FORGETTING[0], found, *FORGETTING[1:]))
     return out

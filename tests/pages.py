@@ -209,6 +209,13 @@ def file_tree() -> str:
     return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n"
 
 
+def sign_table() -> str:
+    from lightning_ft.signs import FORGETTING, RULES, stated
+
+    rows = [(name, stated(rule), change) for name, rule, change in RULES]
+    return table("sign | given when | what to change", [*rows, FORGETTING])
+
+
 def verdict_table(run: Path) -> str:
     from lightning_ft.bootstrap import Verdict
 
@@ -216,6 +223,10 @@ def verdict_table(run: Path) -> str:
     rows = [
         (c.metric, c.shown(c.base), c.shown(c.tuned), c.shown(c.difference, signed=True), c.interval, c.word)
         for c in verdict.comparisons
+    ]
+    rows += [
+        (f"general text: {c.metric}", c.shown(c.base), c.shown(c.tuned), c.shown(c.difference, signed=True), c.interval, c.word)
+        for c in verdict.retention
     ]
     title = f"base and tuned model on {verdict.rows} held-out rows"
     return table(f"{title} | base | tuned | difference | 95% interval | tuned is", rows)
@@ -225,6 +236,7 @@ GENERATED: tuple[tuple[Path, str, Callable[[], str]], ...] = (
     (README, "plugins", plugin_table),
     (README, "tasks", task_table),
     (README, "presets", preset_table),
+    (README, "signs", sign_table),
     (README, "options", option_table),
     (README, "files", file_tree),
     (GUIDE, "families", family_table),

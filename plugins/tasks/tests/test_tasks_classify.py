@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from lightning_ft.types import Example
 
 ROWS = [
-    {"text": f"Where is my {'money' if n % 3 else 'card'} number {n}?", "label": "cash" if n % 3 else "card"}
-    for n in range(60)
+    {"text": f"Where is my {'money' if n % 3 else 'card'} number {n}?", "label": "cash" if n % 3 else "card"} for n in range(60)
 ]
 
 
