@@ -106,6 +106,11 @@ class Flow(RowMetric):
     name: ClassVar[str] = "flow"
     percent: ClassVar[bool] = True
 
+    @property
+    def signature(self) -> str:
+        """When turns are the same."""
+        return "same:casefold_spaces|roles:alternate"
+
     def score(self, row: ScoredRow) -> float:
         """1 where the conversation flows, else 0.
 

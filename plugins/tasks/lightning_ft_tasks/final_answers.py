@@ -31,6 +31,11 @@ class AnswerMatch(TextMetric):
 
     name: ClassVar[str] = "answer_match"
 
+    @property
+    def signature(self) -> str:
+        """How texts are made comparable."""
+        return "norm:squad|within:words"
+
     def compare(self, prediction: str, reference: str) -> float:
         """1 where the reference's words stand in the prediction side by side, else 0."""
         said, wanted = (squad_words(re.sub(f"[{CHARACTERS}]", r" \g<0> ", text)) for text in (prediction, reference))
