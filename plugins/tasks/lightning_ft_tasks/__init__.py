@@ -15,24 +15,37 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_tasks() -> Iterable[type[Task]]:
-    """Instructions, conversations, trees, reasoning, code, comparisons, classes, and files in a text template."""
+    """Instructions, conversations, trees, reasoning, code, comparisons, classes, safety, templates of files and of the user."""
     from lightning_ft_tasks.chat import Chat
     from lightning_ft_tasks.classify import Classify
     from lightning_ft_tasks.code import Code
+    from lightning_ft_tasks.constrained import Constrained
+    from lightning_ft_tasks.custom import Custom
     from lightning_ft_tasks.instruct import Instruct
     from lightning_ft_tasks.preference import PreferencePairs, UnpairedAnswers
     from lightning_ft_tasks.reasoning import Reasoning
+    from lightning_ft_tasks.safety import Safety
     from lightning_ft_tasks.self_instruct import SelfInstruct
     from lightning_ft_tasks.templated import Templated
     from lightning_ft_tasks.tree import Tree
 
-    return [Instruct, SelfInstruct, Reasoning, Chat, Tree, Code, PreferencePairs, UnpairedAnswers, Classify, Templated]
+    of_turns: list[type[Task]] = [Instruct, SelfInstruct, Constrained, Reasoning, Safety, Custom, Chat, Tree, Templated]
+    return [*of_turns, Code, PreferencePairs, UnpairedAnswers, Classify]
 
 
 @hookimpl
 def register_metrics() -> Iterable[type[Metric]]:
-    """Overlap with references, translation, classes, and how long and how different answers are."""
-    from lightning_ft_tasks import classes, diversity, metrics, translation
+    """Overlap with references, translation, classes, how long and how different answers are, and what each task looks at."""
+    from lightning_ft_tasks import (
+        adherence,
+        classes,
+        dialogue,
+        diversity,
+        final_answers,
+        metrics,
+        safety_metrics,
+        translation,
+    )
 
     return [
         metrics.ExactMatch, metrics.TokenF1, metrics.WordOverlap, metrics.AnswerLength,
@@ -42,4 +55,7 @@ def register_metrics() -> Iterable[type[Metric]]:
         classes.Accuracy, classes.MacroPrecision, classes.MacroRecall, classes.MacroF1, classes.Mcc,
         classes.ChoiceAccuracy, classes.ChoiceMacroPrecision, classes.ChoiceMacroRecall, classes.ChoiceMacroF1,
         classes.ChoiceMcc, classes.CalibrationError,
+        adherence.Adherence, adherence.Completion, final_answers.AnswerMatch, final_answers.FinalAnswer,
+        dialogue.Coherence, dialogue.CoherenceMargin, dialogue.Flow,
+        safety_metrics.RefusalRate, safety_metrics.OverRefusal, safety_metrics.LeakedSecrets, safety_metrics.ToxicityWords,
     ]  # fmt: skip
