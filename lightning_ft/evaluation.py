@@ -37,7 +37,7 @@ def as_metrics(metrics: Sequence[Metric | type[Metric] | str]) -> list[Metric]:
 
 
 def statistics(metric: Metric, rows: Sequence[ScoredRow]) -> Tensor | None:
-    """(N, K) float64 statistics of a metric; None where it has no row to read.
+    """(N, K) float64 statistics of a metric; None where it has no row to read, or applies to none.
 
     A metric of text reads the rows that have a prediction, one of candidates those that have candidates, one of likelihoods
     those with supervised tokens; other rows have zeros, which change no sum. The metric's own state is not used, so ranks do
@@ -49,7 +49,8 @@ def statistics(metric: Metric, rows: Sequence[ScoredRow]) -> Tensor | None:
     metric.prepare(read)
     found = [list(metric.statistics(row)) if readable(metric, row) else None for row in rows]
     width = next(len(values) for values in found if values is not None)
-    return torch.tensor([values or [0.0] * width for values in found], dtype=torch.float64)
+    table = torch.tensor([values or [0.0] * width for values in found], dtype=torch.float64)
+    return table if bool(table.any()) else None
 
 
 def readable(metric: Metric, row: ScoredRow) -> bool:

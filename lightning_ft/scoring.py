@@ -154,10 +154,12 @@ def as_given(example: Example) -> Conversation | Text:
 
 
 def references_of(example: Conversation | Text) -> tuple[str, ...]:
-    """Accepted answers: the last assistant turn, then what the row listed as `references`."""
+    """Accepted answers: the last assistant turn, unless it is blank, then what the row listed as `references`."""
     if isinstance(example, Text):
         return ()
     last = _last_answer(example)
+    if last is not None and not example.messages[last].content.strip():
+        last = None
     further = example.meta.get("references") or ()
     further = (further,) if isinstance(further, str) else tuple(text for text in further if isinstance(text, str))
     return tuple(dict.fromkeys(((example.messages[last].content,) if last is not None else ()) + further))

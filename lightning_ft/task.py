@@ -25,6 +25,8 @@ class Task(ABC):
     """What users type, case-insensitively."""
     precedence: ClassVar[int] = 0
     """Where several tasks match a file's columns, the highest wins; equal ones are an error that names both."""
+    automatic: ClassVar[bool] = True
+    """Whether `--task auto` may take it; False: `matches` is so of no row, and users name the task."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names of the metrics that judge generated answers."""
     defaults: ClassVar[Mapping[str, Any]] = {}

@@ -59,6 +59,7 @@ NAMED = {"yaml": "pyyaml"}
 """Modules that are not called as their distribution is."""
 ORDINARY = {
     "accuracy": "of tokens, the measure of the core itself",
+    "completion": "what is generated",
     "chat": "the core's own command, and the word for templates of conversations",
     "code": "what runs",
     "freeze": "the verb",

@@ -340,7 +340,7 @@ def _blocks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _account(row: Row, item: Encoded, split: Split, ledger: Ledger) -> bool:
-    """Count an encoded row; whether anything of it is left to train."""
+    """Count an encoded row; whether it is used: a row without anything to train can be asked, so the test keeps it."""
     if item.truncated:
         ledger.add_cut(
             row.source,
@@ -349,7 +349,7 @@ def _account(row: Row, item: Encoded, split: Split, ledger: Ledger) -> bool:
             supervised_lost=item.supervised_lost,
         )
     supervised = item.supervised
-    if not supervised:
+    if not supervised and split != "test":
         ledger.add_dropped(row.source, NO_SUPERVISED)
         return False
     ledger.add_used(row.source, split, tokens=len(item.input_ids), supervised=supervised, roles=item.roles)

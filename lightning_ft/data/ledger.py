@@ -147,7 +147,7 @@ class Ledger:
         """
         total = self.total
         share = total.truncated / max(1, total.used + sum(total.dropped.values()))
-        nothing = not total.used or not total.supervised
+        nothing = not total.used or (not total.supervised and NO_SUPERVISED in total.dropped)
         if nothing and share <= max_lost:
             advice = self._advice(FIT) if total.truncated else "check the columns and --task"
             raise DataError(

@@ -25,6 +25,7 @@ class Custom(Task):
     """
 
     name: ClassVar[str] = "custom"
+    automatic: ClassVar[bool] = False
     columns_help: ClassVar[str] = "those that its templates name"
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"question": "What is the capital of France?", "answer": "Paris"},
