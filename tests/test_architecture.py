@@ -28,7 +28,7 @@ LAYERS = (
     ("options", "config monitor quantization"),
     ("rows to batches", "data"),
     ("the hot path", "engine"),
-    ("models and their answers", "backbone loading decoding generation"),
+    ("models and their answers", "backbone loading decoding generation endpoint"),
     ("the core's own plugin", "defaults builtin likelihood"),
     ("evidence", "evaluation candidates scoring signs bootstrap charts page report"),
     ("one optimiser step", "optim doubt master shortage module"),
