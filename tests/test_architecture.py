@@ -30,7 +30,7 @@ LAYERS = (
     ("the hot path", "engine"),
     ("models and their answers", "backbone loading decoding generation endpoint"),
     ("the core's own plugin", "defaults builtin likelihood"),
-    ("evidence", "evaluation candidates scoring signs bootstrap charts page report"),
+    ("evidence", "evaluation candidates scoring signs bootstrap charts curves page report"),
     ("one optimiser step", "optim doubt master shortage module"),
     ("the kit for plugins", "testing"),
     ("what surrounds training", "run"),

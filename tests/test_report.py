@@ -198,7 +198,7 @@ def luminance(colour: str) -> float:
 def test_contrast_is_at_least_4_5_in_both_schemes(dark: bool) -> None:
     light_part, _, dark_part = PAGE_STYLE.partition("@media")
     colours = dict(re.findall(r"--(\w+): (#\w{6})", dark_part if dark else light_part))
-    for name in ("text", "soft", "c0", "c1", "better", "worse"):
+    for name in ("text", "soft", "c0", "c1", "c2", "c3", "better", "worse"):
         for ground in ("page", "card"):
             a, b = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
             assert (a + 0.05) / (b + 0.05) >= 4.5, (name, ground)
