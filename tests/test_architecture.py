@@ -53,8 +53,9 @@ BROUGHT = {
     "tokenizers": "transformers",
 }  # fmt: skip
 """Libraries that the core imports because a dependency brings them."""
-PERHAPS = {("triton_kernels.py", "triton")}
-"""Imports of what only some machines have (builds of PyTorch for GPUs bring Triton), in a file that is imported only there."""
+PERHAPS = {("triton_kernels.py", "triton"), ("browser.py", "selenium")}
+"""Imports of what only some machines have (builds of PyTorch for GPUs bring Triton; who tests pages has a browser), in a file that
+is imported only there."""
 NAMED = {"yaml": "pyyaml"}
 """Modules that are not called as their distribution is."""
 ORDINARY = {

@@ -159,7 +159,7 @@ def _report(
     def differences(other: Side, members: Sequence[int] | None = None) -> tuple[Difference, ...]:
         out = []
         for metric in metrics:
-            a, b = _tables(metric, base.evaluation, other.evaluation)
+            a, b = tables_of(metric, base.evaluation, other.evaluation)
             if members is not None:
                 a, b = a[list(members)], b[list(members)]
             found = paired_bootstrap(metric, a, b, samples=samples, seed=seed, level=level)
@@ -192,7 +192,7 @@ def _prepared(names: Sequence[str], base: Side) -> list[Metric]:
     return metrics
 
 
-def _tables(metric: Metric, base: Evaluation, other: Evaluation) -> tuple[Tensor, Tensor]:
+def tables_of(metric: Metric, base: Evaluation, other: Evaluation) -> tuple[Tensor, Tensor]:
     """Statistics of both; where they differ in width, as classes were read off the answers, those of one common preparation."""
     a, b = base.tables[metric.name], other.tables[metric.name]
     if a.shape == b.shape:
@@ -214,7 +214,8 @@ def _pair(
     found = [breakdown.wins(name, values) for name, values in scores.items()]
     if any(pair is not None for pair in likelihoods):
         found.append(breakdown.wins(breakdown.LIKELIHOOD, likelihoods))
-    text = [metric for metric in metrics if metric.name in scores and metric.reads != "tokens"]
+    moved = {one.of for one in found if one.win or one.loss}
+    text = [metric for metric in metrics if metric.name in moved and metric.reads != "tokens"]
     ranked_by = text[0].name if text else breakdown.LIKELIHOOD
     turned = bool(text) and not text[0].higher_is_better
     values = scores.get(ranked_by, likelihoods)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lightning_ft.bootstrap import MIN_ROWS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -26,10 +28,10 @@ class Table:
 def models(report: Report) -> Table:
     """Which letter is which model."""
     rows = tuple(
-        (model.letter, model.name + (" (baseline)" if i == 0 else ""), str(model.evaluation))
+        (f"{model.letter}: {model.name}" + (" (baseline)" if i == 0 else ""), str(model.evaluation))
         for i, model in enumerate(report.models)
     )
-    return Table(("", "model", "evaluation"), rows, frozenset())
+    return Table(("model", "evaluation"), rows, frozenset())
 
 
 def cost(report: Report) -> Table | None:
@@ -48,7 +50,7 @@ def cost(report: Report) -> Table | None:
     if not shown:
         return None
     rows = tuple((model.letter, *(cells[i] for cells in shown.values())) for i, model in enumerate(report.models))
-    return Table(("", *shown), rows, frozenset(range(1, 1 + len(shown))), "Each model by itself, one after the other.")
+    return Table(("model", *shown), rows, frozenset(range(1, 1 + len(shown))), "Each model by itself, one after the other.")
 
 
 def _of(model: Model, key: str, show: Callable[[float], str]) -> str:
@@ -83,16 +85,22 @@ def wins(report: Report) -> Table:
     return Table(("model", "by", "wins", "ties", "losses"), rows, frozenset({2, 3, 4}), caption)
 
 
-def groups(report: Report, pair: Pair, parts: Sequence[Group], what: str) -> Table:
-    """The differences within parts of the rows."""
-    a, b = report.models[0].letter, pair.letter
-    head = (what, "rows", "metric", a, b, "difference", f"{report.level:.0%} interval", f"{b} is")
-    rows = tuple(
-        (group.name, f"{group.rows:,}", d.comparison.metric, *values(d), d.comparison.interval, d.word)
-        for group in parts
-        for d in group.differences
+def groups(report: Report, parts: Sequence[Group], what: str) -> Table:
+    """The differences within parts of the rows, a line for each part."""
+    names = tuple(d.comparison.metric for d in parts[0].differences) if parts else ()
+    rows = tuple((group.name, f"{group.rows:,}", *(_mark(d) for d in group.differences)) for group in parts)
+    caption = (
+        f"Difference to {report.models[0].letter}; better and worse where the {report.level:.0%} interval leaves zero out. "
+        "Values and intervals are in comparison.json."
     )
-    return Table(head, rows, frozenset({1, 3, 4, 5, 6}))
+    if any(group.rows < MIN_ROWS for group in parts):
+        caption += f" Parts of fewer than {MIN_ROWS} rows decide nothing."
+    return Table((what, "rows", *names), rows, frozenset(range(1, 2 + len(names))), caption)
+
+
+def _mark(difference: Difference) -> str:
+    word = difference.word if difference.word in ("better", "worse") else ""
+    return f"{values(difference)[2]} {word}".rstrip()
 
 
 def judged(report: Report, pair: Pair) -> Table:
