@@ -23,20 +23,24 @@ CONTRAST = 4.5
 LOOK = r"""
 const problems = [], width = window.innerWidth, seen = [];
 const say = (what, node) => problems.push(what + ': ' + (node.textContent || '').trim().slice(0, 60));
-const inside = (a, b) => a.left >= b.left - 1.5 && a.right <= b.right + 1.5 && a.top >= b.top - 1.5 && a.bottom <= b.bottom + 1.5;
+const inside = (a, b) => a.left >= b.left - 1.5 && a.right <= b.right + 1.5 &&
+  a.top >= b.top - 1.5 && a.bottom <= b.bottom + 1.5;
 const overlap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
   Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
 const box = node => { const r = document.createRange(); r.selectNodeContents(node); return r.getBoundingClientRect(); };
 const shown = rect => rect.width > 0 && rect.height > 0;
 
-if (document.documentElement.scrollWidth > width) problems.push('the page is ' + document.documentElement.scrollWidth + ' wide');
+const whole = document.documentElement.scrollWidth;
+if (whole > width) problems.push('the page is ' + whole + ' wide');
 
 for (const svg of document.querySelectorAll('svg')) {
   const outer = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')].filter(t => t.textContent.trim());
   const boxes = texts.map(t => t.getBoundingClientRect());
   texts.forEach((text, i) => {
     if (!inside(boxes[i], outer)) say('clipped in a chart', text);
-    for (let j = 0; j < i; j++) if (overlap(boxes[i], boxes[j])) say('overlaps "' + texts[j].textContent + '" in a chart', text);
+    for (let j = 0; j < i; j++) {
+      if (overlap(boxes[i], boxes[j])) say('overlaps "' + texts[j].textContent + '" in a chart', text);
+    }
   });
 }
 for (const cell of document.querySelectorAll('td, th')) {
@@ -141,6 +145,10 @@ class Browser:
         seen = self._driver.execute_script(LOOK, CONTRAST)
         said = [f"console: {entry['level']} {entry['message']}" for entry in self._driver.get_log("browser")]
         return Look(tuple(seen["problems"] + said), seen["texts"], seen["lowest"])
+
+    def read(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page that is open."""
+        return self._driver.execute_script(f"return {expression}")
 
     def picture(self, path: Path) -> None:
         """Save the whole page as PNG."""

@@ -264,6 +264,8 @@ def test_models_of_a_few_prompts(asked: ChatServer, tmp_path: Path, monkeypatch:
     assert (len(found.answers_a), len(found.answers_b), len(found.rulings)) == (2, 2, 2)
     assert found.answers_a != found.answers_b
     assert (found.criteria[0].tie, found.criteria[0].inconsistent) == (2, 2)
-    for wrong in ({"prompts": []}, {"prompts": "q0"}, {"model_b": one}, {"criteria": ["nice"]}):
+    wrongs: tuple[dict[str, Any], ...] = ({"prompts": []}, {"prompts": "q0"}, {"model_b": one}, {"criteria": ["nice"]})
+    for wrong in wrongs:
+        given: dict[str, Any] = {"prompts": ["q0"], "model_a": one, "model_b": other, **wrong}
         with pytest.raises(UsageError):
-            compare_models(**{"prompts": ["q0"], "model_a": one, "model_b": other, **wrong})
+            compare_models(**given)
