@@ -120,7 +120,7 @@ def by_length(rows: Sequence[ScoredRow]) -> dict[str, list[int]]:
         members = np.flatnonzero(places == place)
         if len(members):
             low, high = lengths[members].min(), lengths[members].max()
-            groups[f"{low:,} to {high:,} characters"] = members.tolist()
+            groups[f"{low:,} characters" if low == high else f"{low:,} to {high:,} characters"] = members.tolist()
     return groups
 
 

@@ -39,9 +39,9 @@ def _parts(report: Report) -> Iterator[str]:
             yield table(why) if why else ""
     for pair in report.pairs:
         if pair.by_group:
-            parts = tables.groups(report, pair.by_group, report.by)
+            parts = tables.groups(report, pair.letter, pair.by_group, report.by)
             yield f"## {pair.letter} against {first} by {escaped(report.by)}\n\n" + table(parts)
-        parts = tables.groups(report, pair.by_length, "prompt")
+        parts = tables.groups(report, pair.letter, pair.by_length, "prompt")
         yield f"## {pair.letter} against {first} by length of the prompt\n\n" + table(parts)
     for confusion in report.confusions:
         yield f"## Classes of {confusion.letter}\n\n" + _classes(confusion)

@@ -32,7 +32,10 @@ def page(report: Report) -> str:
         section(f"Judged: {pair.letter} against {first}", _judged(report, pair)) for pair in report.pairs if pair.judged
     ]
     sections += [
-        section(f"By {report.by}: {pair.letter} against {first}", shown(tables.groups(report, pair.by_group, report.by)))
+        section(
+            f"By {report.by}: {pair.letter} against {first}",
+            shown(tables.groups(report, pair.letter, pair.by_group, report.by)),
+        )
         for pair in report.pairs
         if pair.by_group
     ]
@@ -107,7 +110,7 @@ def _judged(report: Report, pair: Pair) -> str:
 def _lengths(report: Report) -> str:
     bars = histogram(report.prompt_lengths, title="Prompts", x_label="characters", y_label="rows")
     chart = figure("Lengths of the prompts", "", bars)
-    parts = [shown(tables.groups(report, pair.by_length, "prompt")) for pair in report.pairs if pair.by_length]
+    parts = [shown(tables.groups(report, pair.letter, pair.by_length, "prompt")) for pair in report.pairs if pair.by_length]
     return chart + "".join(parts)
 
 

@@ -85,13 +85,13 @@ def wins(report: Report) -> Table:
     return Table(("model", "by", "wins", "ties", "losses"), rows, frozenset({2, 3, 4}), caption)
 
 
-def groups(report: Report, parts: Sequence[Group], what: str) -> Table:
+def groups(report: Report, letter: str, parts: Sequence[Group], what: str) -> Table:
     """The differences within parts of the rows, a line for each part."""
     names = tuple(d.comparison.metric for d in parts[0].differences) if parts else ()
     rows = tuple((group.name, f"{group.rows:,}", *(_mark(d) for d in group.differences)) for group in parts)
     caption = (
-        f"Difference to {report.models[0].letter}; better and worse where the {report.level:.0%} interval leaves zero out. "
-        "Values and intervals are in comparison.json."
+        f"Difference of {letter} to {report.models[0].letter}; better and worse where the {report.level:.0%} interval "
+        "leaves zero out. Values and intervals are in comparison.json."
     )
     if any(group.rows < MIN_ROWS for group in parts):
         caption += f" Parts of fewer than {MIN_ROWS} rows decide nothing."

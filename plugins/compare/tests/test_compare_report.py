@@ -104,7 +104,7 @@ def test_breakdowns_are_the_same_numbers_on_fewer_rows(scratch: Scratch) -> None
 
 def test_lengths_that_are_all_the_same_are_one_part() -> None:
     rows = [ScoredRow(str(i), chat("same", "x")) for i in range(9)]
-    assert by_length(rows) == {"4 to 4 characters": list(range(9))}
+    assert by_length(rows) == {"4 characters": list(range(9))}
 
 
 def test_another_column_breaks_it_down(scratch: Scratch) -> None:
