@@ -13,9 +13,7 @@ from lightning_ft_compare.evaluations import prompt_of
 from lightning_ft_compare.results import Change, Confusion, Wins
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import Tensor
+    from collections.abc import Sequence
 
     from lightning_ft.evaluation import Evaluation
     from lightning_ft.metric import Metric
@@ -39,15 +37,11 @@ Scores = list[tuple[float, float] | None]
 """Score of each row by baseline and model, the higher the better; None where one of them has none."""
 
 
-def row_scores(metrics: Sequence[Metric], base: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Scores]:
-    """Scores of the rows by metric, turned so that higher is better; of means over rows that have a better side."""
-    out: dict[str, Scores] = {}
-    for metric in metrics:
-        if metric.per_row and metric.higher_is_better is not None:
-            sign = 1 if metric.higher_is_better else -1
-            pairs = zip(base[metric.name].tolist(), other[metric.name].tolist(), strict=True)
-            out[metric.name] = [(sign * a[0] / a[1], sign * b[0] / b[1]) if a[1] and b[1] else None for a, b in pairs]
-    return out
+def row_scores(metric: Metric, base: Evaluation, other: Evaluation) -> Scores:
+    """Scores of the rows by a metric that is a mean over rows and has a better side, turned so that higher is better."""
+    sign = 1 if metric.higher_is_better else -1
+    pairs = zip((sign * base.scores(metric.name)).tolist(), (sign * other.scores(metric.name)).tolist(), strict=True)
+    return [pair if math.isfinite(pair[0]) and math.isfinite(pair[1]) else None for pair in pairs]
 
 
 def likelihoods(base: Evaluation, other: Evaluation) -> Scores:
@@ -100,14 +94,10 @@ def _change(base: ScoredRow, other: ScoredRow, scores: tuple[float, float]) -> C
     return Change(base.row, prompt_of(base.example), reference, (base.prediction, other.prediction), scores)
 
 
-def by_column(rows: Sequence[ScoredRow], column: str) -> dict[str, list[int]]:
+def by_column(evaluation: Evaluation, column: str) -> dict[str, list[int]]:
     """Rows of each value of a column, the most frequent values first; rows without one belong nowhere."""
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        value = row.example.meta.get(column)
-        if value is not None:
-            groups.setdefault(str(value), []).append(i)
-    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_GROUPS])
+    places = evaluation.places(column)
+    return dict(sorted(places.items(), key=lambda item: -len(item[1]))[:MOST_GROUPS])
 
 
 def by_length(rows: Sequence[ScoredRow]) -> dict[str, list[int]]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_ft.cli.evaluate import split_names
+from lightning_ft.cli.evaluate import add_execution, permit_execution, split_names
 from lightning_ft.cli.parser import CommandParser, choice_of, command
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import CheckFailedError, UsageError
@@ -39,6 +39,9 @@ def parser() -> CommandParser:
     add("--metrics", nargs="+", metavar="NAME", help="default: loss, perplexity, token accuracy and those of the task")
     add("--task", default="auto", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns")
     add("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
+    add("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: each model's own")
+    add("--max_length", type=int, metavar="N", help="longest row in tokens; default: each model's, at most 2048")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the weights; default: as they are stored")
     add("--output", metavar="FOLDER", help="the new folder to write; default: runs/compare_<n>")
     add("--by", metavar="COLUMN", help="break the differences down by this column; default: task, where rows have it")
     add("--samples", type=int, default=SAMPLES, metavar="N", help=f"draws of the bootstrap (default: {SAMPLES})")
@@ -52,6 +55,7 @@ def parser() -> CommandParser:
     add("--criteria", nargs="+", metavar="NAME", help=f"of {', '.join(CRITERIA)} (default: all), or texts of several words")
     add("--judge_failures", type=float, metavar="S", help=f"share of rows that may fail; more: exit 1 (default: {FAILURES})")
     add("--judge_timeout", type=float, metavar="SECONDS", help="without a byte, before a request is tried again (default: 120)")
+    add_execution(made)
     add_sampling(made)
     return made
 
@@ -61,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     if arguments.json not in (None, "-"):
         check_writable(arguments.json)
+    permit_execution(arguments)
+    further = {name: getattr(arguments, name) for name in ("template", "max_length", "precision")}
 
     from lightning_ft_compare.comparing import compare
 
@@ -68,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.models, arguments.data, metrics=split_names(arguments.metrics), task=choice_of(arguments.task, "--task"),
         output=arguments.output, by=arguments.by, samples=arguments.samples, level=arguments.level,
         fail_if_worse=split_names(arguments.fail_if_worse) or (), judge=judge_of(arguments), max_rows=arguments.max_rows,
-        **given_sampling(arguments),
+        **{name: value for name, value in further.items() if value is not None}, **given_sampling(arguments),
     )  # fmt: skip
     text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
     if arguments.json == "-":

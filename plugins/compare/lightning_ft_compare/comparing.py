@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_ft.bootstrap import MIN_ROWS, paired_bootstrap
 from lightning_ft.errors import UsageError
-from lightning_ft.evaluation import Evaluation, as_metrics, statistics
+from lightning_ft.evaluation import Evaluation, as_metrics, readable, statistics
 from lightning_ft.registry import registry
 from lightning_ft_compare import breakdown, gate
 from lightning_ft_compare.evaluations import Request, Side, check_models, gather, prompt_of
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BY = "task"
 """The column of the breakdown, unless said otherwise."""
+READ = {"text": "answers", "tokens": "likelihoods", "candidates": "likelihoods of the answers that are allowed"}
+"""What metrics read, in words."""
 SAMPLES = 2000
 LEVEL = 0.95
 
@@ -68,7 +70,7 @@ def compare(
 
     def seen(side: Side) -> None:
         _complete(side.evaluation, [*(wanted or ()), *(limit.metric for limit in limits)], side.letter)
-        if by is not None and not breakdown.by_column(side.evaluation.rows, by):
+        if by is not None and not breakdown.by_column(side.evaluation, by):
             raise UsageError(f"Expected --by to be a column that rows of '{side.name}' have; got '{by}'.")
 
     request = Request(files, wanted, task, max_rows, {**options, "seed": seed})
@@ -126,13 +128,13 @@ def _complete(evaluation: Evaluation, names: Sequence[str], letter: str) -> None
     further = Evaluation.of(lacking, evaluation.rows)
     for name in lacking:
         if name not in further.tables:
-            what = "answers" if registry().metrics[name].cls.reads == "text" else "likelihoods"
             raise UsageError(
-                f"Expected {what} for metric '{name}' in the evaluation of {letter}, got none; name it with --metrics and "
-                "the model itself, so that it is evaluated again."
+                f"Expected {READ[registry().metrics[name].cls.reads]} for metric '{name}' in the evaluation of {letter}, got "
+                "none; name it with --metrics and the model itself, so that it is evaluated again."
             )
     evaluation.tables |= further.tables
     evaluation.metrics |= further.metrics
+    evaluation.signatures |= further.signatures
 
 
 def _report(
@@ -148,6 +150,10 @@ def _report(
         notes.append(f"Left out, as not every evaluation has them: {', '.join(left_out)}.")
     metrics = _prepared([name for name in names if name not in left_out], base)
     rows = base.evaluation.rows
+    for name in names:
+        signed = {side.evaluation.signatures.get(name, "(no signature)") for side in sides}
+        if len(signed) > 1:
+            notes.append(f"{name} was not computed in one way: {' and '.join(sorted(signed))}.")
     if len(rows) < MIN_ROWS:
         notes.append(f"Fewer than {MIN_ROWS} rows never decide.")
     if any([r.tokens for r in side.evaluation.rows] != [r.tokens for r in rows] for side in others):
@@ -163,13 +169,13 @@ def _report(
             if members is not None:
                 a, b = a[list(members)], b[list(members)]
             found = paired_bootstrap(metric, a, b, samples=samples, seed=seed, level=level)
-            out.append(Difference(found, metric.higher_is_better))
+            out.append(Difference(found))
         return tuple(out)
 
     def groups(other: Side, parts: dict[str, list[int]]) -> tuple[Group, ...]:
         return tuple(Group(name, len(members), differences(other, members)) for name, members in parts.items())
 
-    columns, lengths = breakdown.by_column(rows, by), breakdown.by_length(rows)
+    columns, lengths = breakdown.by_column(base.evaluation, by), breakdown.by_length(rows)
     pairs = tuple(
         _pair(base, side, metrics, differences(side), groups(side, columns), groups(side, lengths)) for side in others
     )
@@ -188,20 +194,18 @@ def _prepared(names: Sequence[str], base: Side) -> list[Metric]:
     """Metrics that know the whole set, as `finish` may need it."""
     metrics = as_metrics(list(names))
     for metric in metrics:
-        metric.prepare(base.evaluation.rows)
+        metric.prepare([row for row in base.evaluation.rows if readable(metric, row)])
     return metrics
 
 
 def tables_of(metric: Metric, base: Evaluation, other: Evaluation) -> tuple[Tensor, Tensor]:
-    """Statistics of both; where they differ in width, as classes were read off the answers, those of one common preparation."""
+    """Statistics of both; where they differ in width, as classes were read off the answers, those of a common preparation."""
     a, b = base.tables[metric.name], other.tables[metric.name]
     if a.shape == b.shape:
         return a, b
-    metric.prepare([*base.rows, *other.rows])
-    made = [statistics(metric, evaluation.rows) for evaluation in (base, other)]
-    assert made[0] is not None
-    assert made[1] is not None
-    return made[0], made[1]
+    both = statistics(metric, [*base.rows, *other.rows])
+    assert both is not None
+    return both[: len(base.rows)], both[len(base.rows) :]
 
 
 def _pair(
@@ -209,7 +213,8 @@ def _pair(
     by_length: tuple[Group, ...],
 ) -> Pair:  # fmt: skip
     ours, theirs = base.evaluation, other.evaluation
-    scores = breakdown.row_scores(metrics, ours.tables, theirs.tables)
+    judging = [metric for metric in metrics if metric.per_row and metric.higher_is_better is not None]
+    scores = {metric.name: breakdown.row_scores(metric, ours, theirs) for metric in judging}
     likelihoods = breakdown.likelihoods(ours, theirs)
     found = [breakdown.wins(name, values) for name, values in scores.items()]
     if any(pair is not None for pair in likelihoods):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.evaluation import RESULTS, Evaluation, as_given
+from lightning_ft.evaluation import RESULTS, Evaluation
+from lightning_ft.scoring import as_given
 from lightning_ft.types import Conversation, Text
 
 if TYPE_CHECKING:

@@ -65,14 +65,12 @@ def _models(report: Report) -> str:
 def _differences(report: Report, pair: Pair) -> str:
     if not pair.differences:
         return missing("Missing: no metric could be compared.")
-    judged = [d for d in pair.differences if d.higher_is_better is not None]
+    judged = [d for d in pair.differences if d.comparison.higher_is_better is not None]
     bars = [
-        Bar(
-            d.comparison.metric, _detail(d), d.comparison.difference, d.comparison.low, d.comparison.high, kind(d.word),
-            flipped=not d.higher_is_better,
-        )
+        Bar(c.metric, _detail(d), c.difference, c.low, c.high, kind(c.word), flipped=not c.higher_is_better)
         for d in judged
-    ]  # fmt: skip
+        for c in (d.comparison,)
+    ]
     note = f"with {report.level:.0%} intervals, each row on its own scale"
     chart = figure("Differences", note, interval_chart(bars, title="Differences"))
     return f"{shown(tables.differences(report, pair))}{chart}"

@@ -30,15 +30,18 @@ class Model:
     metrics: Mapping[str, float]
     """Values by metric name."""
     cost: Mapping[str, float]
-    """`seconds_likelihood`, `seconds_generation`, `tokens`, `generated_tokens`, `peak_memory` (bytes), `parameters`, `bytes`
-    (on disk): those that the evaluation noted."""
+    """`likelihood_seconds`, `likelihood_tokens`, `generation_seconds`, `generated_tokens`, `peak_memory` (bytes), `parameters`,
+    `bytes` (on disk): those that the evaluation noted."""
     run: Path | None = None
     """The run folder with its metrics.jsonl, where the model is one."""
 
     @property
     def speed(self) -> Mapping[str, float]:
         """Tokens per second of `likelihood` and of `generation`, where they are known."""
-        pairs = {"likelihood": ("tokens", "seconds_likelihood"), "generation": ("generated_tokens", "seconds_generation")}
+        pairs = {
+            "likelihood": ("likelihood_tokens", "likelihood_seconds"),
+            "generation": ("generated_tokens", "generation_seconds"),
+        }
         return {
             name: self.cost[tokens] / self.cost[seconds]
             for name, (tokens, seconds) in pairs.items()
@@ -52,28 +55,20 @@ class Difference:
 
     comparison: Comparison
     """Values, difference, interval and p-value; `base` is the baseline's value, `tuned` the model's."""
-    higher_is_better: bool | None
-    """None: the metric has no better side."""
 
     @property
     def improvement(self) -> float | None:
         """Change towards the better as a share of the baseline's value; None: no better side, or nothing to divide by."""
         c = self.comparison
-        if self.higher_is_better is None or not c.base or not math.isfinite(c.difference):
+        if c.higher_is_better is None or not c.base or not math.isfinite(c.difference):
             return None
-        return (1 if self.higher_is_better else -1) * c.difference / abs(c.base)
-
-    @property
-    def word(self) -> str:
-        """`better`, `worse`, `no difference shown`, `not comparable`, or `not judged` where there is no better side."""
-        word = self.comparison.word
-        return "not judged" if self.higher_is_better is None and word != "not comparable" else word
+        return (1 if c.higher_is_better else -1) * c.difference / abs(c.base)
 
     @property
     def worsening(self) -> tuple[float, float]:
         """Interval of how much worse the model is, in the metric's unit; negative: better. NaN where it is unknown."""
         low, high = self.comparison.low, self.comparison.high
-        return (-high, -low) if self.higher_is_better else (low, high)
+        return (-high, -low) if self.comparison.higher_is_better else (low, high)
 
 
 @dataclass(frozen=True)
@@ -212,11 +207,10 @@ class Report:
         """The most important result in one sentence."""
         found = []
         for pair in self.pairs:
-            words = {"better": "better in", "worse": "worse in", "no difference shown": "no difference shown in"}
             parts = [
-                f"{said} {', '.join(d.comparison.metric for d in group)}"
-                for word, said in words.items()
-                if (group := [d for d in pair.differences if d.word == word])
+                f"{word} in {', '.join(d.comparison.metric for d in group)}"
+                for word in ("better", "worse", "changed", "no difference shown")
+                if (group := [d for d in pair.differences if d.comparison.word == word])
             ]
             found.append(f"{pair.letter} against {self.models[0].letter}: {'; '.join(parts) or 'nothing to compare'}")
         return f"On {self.rows} rows {'. '.join(found)} ({self.level:.0%} paired bootstrap intervals)."
@@ -231,7 +225,7 @@ class Report:
                 *((group.differences, line["differences"]) for group, line in groups),
             ):
                 for difference, line in zip(differences, lines, strict=True):
-                    line |= {"improvement": plain(difference.improvement), "word": difference.word}
+                    line |= {"improvement": plain(difference.improvement), "word": difference.comparison.word}
             for judged, line in zip(pair.judged, shown["judged"], strict=True):
                 line |= {"rows": judged.rows, "rate": plain(judged.rate), "word": judged.word}
         for model, line in zip(self.models, values["models"], strict=True):

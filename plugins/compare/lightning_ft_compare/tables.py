@@ -40,9 +40,9 @@ def cost(report: Report) -> Table | None:
         "parameters": lambda m: _of(m, "parameters", lambda v: f"{v:,.0f}"),
         "size on disk": lambda m: _of(m, "bytes", size),
         "peak memory": lambda m: _of(m, "peak_memory", size),
-        "scoring": lambda m: _of(m, "seconds_likelihood", seconds),
+        "scoring": lambda m: _of(m, "likelihood_seconds", seconds),
         "scored tokens/s": lambda m: f"{m.speed['likelihood']:,.0f}" if "likelihood" in m.speed else "",
-        "answering": lambda m: _of(m, "seconds_generation", seconds),
+        "answering": lambda m: _of(m, "generation_seconds", seconds),
         "generated tokens/s": lambda m: f"{m.speed['generation']:,.1f}" if "generation" in m.speed else "",
     }
     filled = {name: [of(model) for model in report.models] for name, of in columns.items()}
@@ -63,12 +63,10 @@ def differences(report: Report, pair: Pair) -> Table:
     a, b = report.models[0].letter, pair.letter
     head = ("metric", a, b, "difference", "improvement", f"{report.level:.0%} interval", "p", f"{b} is")
     rows = tuple(
-        (
-            f"{d.comparison.metric} ({side(d)})", *values(d), improvement(d), d.comparison.interval, p_value(d, report.samples),
-            d.word,
-        )
+        (f"{c.metric} ({c.direction})", *values(d), improvement(d), c.interval, p_value(d, report.samples), c.word)
         for d in pair.differences
-    )  # fmt: skip
+        for c in (d.comparison,)
+    )
     caption = (
         f"{report.rows} rows, the same for all models. Intervals and p-values: paired bootstrap, {report.samples:,} draws, "
         f"{report.level:.0%} for each metric by itself. pp: percentage points. Improvement: change towards the better as a "
@@ -99,8 +97,8 @@ def groups(report: Report, letter: str, parts: Sequence[Group], what: str) -> Ta
 
 
 def _mark(difference: Difference) -> str:
-    word = difference.word if difference.word in ("better", "worse") else ""
-    return f"{values(difference)[2]} {word}".rstrip()
+    word = difference.comparison.word
+    return f"{values(difference)[2]} {word if word in ('better', 'worse', 'changed') else ''}".rstrip()
 
 
 def judged(report: Report, pair: Pair) -> Table:
@@ -128,12 +126,6 @@ def failures(pair: Pair) -> Table | None:
     """Why rows have no verdict; None where all have one."""
     rows = tuple((one.criterion, reason, f"{count:,}") for one in pair.judged for reason, count in one.reasons.items())
     return Table(("criterion", "why there is no verdict", "rows"), rows, frozenset({2})) if rows else None
-
-
-def side(difference: Difference) -> str:
-    """Which values of a metric are better."""
-    better = difference.higher_is_better
-    return "neither is better" if better is None else "higher is better" if better else "lower is better"
 
 
 def values(difference: Difference) -> tuple[str, str, str]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 METRICS = ("loss", "token_accuracy", "exact_match")
 COST = {
-    "seconds_likelihood": 2.0, "seconds_generation": 4.0, "tokens": 400, "generated_tokens": 100, "peak_memory": 3_000_000_000,
-    "parameters": 5_000_000, "bytes": 20_000_000,
+    "likelihood_seconds": 2.0, "generation_seconds": 4.0, "likelihood_tokens": 400, "generated_tokens": 100,
+    "peak_memory": 3_000_000_000, "parameters": 5_000_000, "bytes": 20_000_000,
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_numbers_are_those_of_the_evaluations(scratch: Scratch) -> None:
     report = compare(pair_of_models(), output="out", samples=500, seed=3)
     pair = report.pairs[0]
     assert [d.comparison.metric for d in pair.differences] == list(METRICS)
-    assert [d.word for d in pair.differences] == ["better", "no difference shown", "better"]
+    assert [d.comparison.word for d in pair.differences] == ["better", "no difference shown", "better"]
     loss, _, exact = pair.differences
     tables = [Evaluation.read(Path(name)).tables["loss"] for name in ("a", "b")]
     assert loss.comparison == paired_bootstrap(Loss, *tables, samples=500, seed=3)
@@ -189,6 +189,28 @@ def test_metrics_that_an_evaluation_lacks_come_from_its_rows(scratch: Scratch) -
     report = compare(names, output="out", metrics=["EXACT_MATCH"], fail_if_worse=["bits_per_byte:9"])
     assert [d.comparison.metric for d in report.pairs[0].differences] == ["exact_match", "bits_per_byte"]
     assert report.models[0].metrics["exact_match"] == 1.0
+
+
+def test_a_metric_without_a_better_side_is_told_and_not_judged(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_ft.registry import registry
+
+    monkeypatch.setattr(registry().metrics["exact_match"].cls, "higher_is_better", None)
+    names = pair_of_models()
+    report = compare(names, output="out", samples=200)
+    pair = report.pairs[0]
+    assert (pair.differences[2].comparison.word, pair.differences[2].improvement) == ("changed", None)
+    assert "changed in exact_match" in report.sentence
+    assert [w.of for w in pair.wins] == [pair.ranked_by] == ["likelihood"]
+    assert "neither is better" in Path("out/report.html").read_text()
+    with pytest.raises(UsageError, match="to name a metric with a better side; got 'exact_match', which has none"):
+        compare(names, output="out2", fail_if_worse=["exact_match"])
+
+
+def test_values_that_were_computed_differently_are_noted(scratch: Scratch) -> None:
+    names = pair_of_models()
+    path = Path(names[1], "results.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"signatures": {"loss": "loss 2"}}))
+    assert compare(names, output="out", samples=200).notes == ("loss was not computed in one way: (no signature) and loss 2.",)
 
 
 def test_tables_of_different_tokens_are_noted(scratch: Scratch) -> None:
