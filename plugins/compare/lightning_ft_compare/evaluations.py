@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -89,6 +90,7 @@ def gather(names: Sequence[str], request: Request, output: Path, seen: Callable[
         UsageError: evaluations of different rows.
     """
     from lightning_ft.api import evaluate
+    from lightning_ft.run.hardware import reset_peak_memory
     from lightning_ft.run.quiet import say
 
     sides: dict[str, Side] = {}
@@ -110,6 +112,8 @@ def gather(names: Sequence[str], request: Request, output: Path, seen: Callable[
             continue
         say(f"{letter}: evaluating {name}")
         folder = output / f"{letter.lower()}_{slug(name)}"
+        gc.collect()  # the model before, so that its memory is not counted as this one's
+        reset_peak_memory()
         evaluate(
             name, list(request.data), metrics=request.metrics, task=request.task, output=str(folder),
             max_rows=request.max_rows, **request.options,

@@ -88,6 +88,20 @@ def test_wins_ties_and_losses_by_hand(scratch: Scratch) -> None:
     assert (first.prompt, first.reference, first.answers, first.scores) == ("qqqqq", "yes", ("no", "yes"), (0.0, 1.0))
 
 
+def test_the_largest_changes_come_first_and_likelihoods_decide_between_equal_ones(scratch: Scratch) -> None:
+    """B is right in rows 1 to 8 and A in 9 to 12; likelihoods change by 0, 1, 2 ... nats towards the better."""
+    names = [
+        made("a", [20.0] * 12, ["no"] * 8 + ["yes"] * 4),
+        made("b", [20.0 - i for i in range(12)], ["yes"] * 8 + ["no"] * 4),
+    ]
+    pair = compare(names, output="out", samples=200).pairs[0]
+    assert [change.row for change in pair.better] == ["f:8", "f:7", "f:6", "f:5", "f:4"]
+    assert [change.row for change in pair.worse] == ["f:9", "f:10", "f:11", "f:12"]
+    by_likelihood = compare(names, output="out2", metrics=["loss"], samples=200).pairs[0]
+    assert [change.row for change in by_likelihood.better] == ["f:12", "f:11", "f:10", "f:9", "f:8"]
+    assert by_likelihood.better[0].scores == (-20.0, -9.0)
+
+
 def test_breakdowns_are_the_same_numbers_on_fewer_rows(scratch: Scratch) -> None:
     names = pair_of_models()
     pair = compare(names, output="out", samples=300).pairs[0]
