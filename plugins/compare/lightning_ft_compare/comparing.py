@@ -235,4 +235,5 @@ def _model(side: Side) -> Model:
         for key, value in (noted.items() if isinstance(noted, dict) else ())
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    return Model(side.letter, side.name, side.folder, dict(side.evaluation.metrics), cost, side.run)
+    name = str(side.evaluation.details.get("model") or side.name)
+    return Model(side.letter, name, side.folder, dict(side.evaluation.metrics), cost, side.run)

@@ -24,7 +24,7 @@ class Model:
     letter: str
     """`A` for the baseline, then `B`, `C` ..."""
     name: str
-    """What the user named: a model, or the folder of an evaluation."""
+    """What was evaluated, as the evaluation says it; else the folder that the user named."""
     evaluation: Path
     """Where its results.json and predictions.jsonl lie."""
     metrics: Mapping[str, float]

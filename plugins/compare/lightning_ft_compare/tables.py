@@ -50,13 +50,11 @@ def cost(report: Report) -> Table | None:
     if not shown:
         return None
     rows = tuple((model.letter, *(cells[i] for cells in shown.values())) for i, model in enumerate(report.models))
-    return Table(
-        ("model", *shown),
-        rows,
-        frozenset(range(1, 1 + len(shown))),
-        "As noted when each model was evaluated; models of one comparison run one after the other in one process, which warms up "
-        "with the first.",
+    caption = (
+        "As noted when each model was evaluated; models of one comparison run one after the other in one process, which warms "
+        "up with the first."
     )
+    return Table(("model", *shown), rows, frozenset(range(1, 1 + len(shown))), caption)
 
 
 def _of(model: Model, key: str, show: Callable[[float], str]) -> str:
