@@ -10,6 +10,9 @@ from lightning_ft.cli.evaluate import add_execution, permit_execution, split_nam
 from lightning_ft.cli.parser import CommandParser, choice_of, command
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import CheckFailedError, UsageError
+from lightning_ft_compare.gate import RULE
+from lightning_ft_compare.judge import CRITERIA, FAILURES
+from lightning_ft_compare.results import LEVEL, SAMPLES
 
 if TYPE_CHECKING:
     import argparse
@@ -25,10 +28,6 @@ EXAMPLE = """example: lightning-ft compare --models embedded runs/support_1 --da
 
 def parser() -> CommandParser:
     """The command's flags."""
-    from lightning_ft_compare.comparing import LEVEL, SAMPLES
-    from lightning_ft_compare.gate import RULE
-    from lightning_ft_compare.judge import CRITERIA, FAILURES
-
     made = command("compare", PURPOSE, EXAMPLE)
     add = made.add_argument
     add(

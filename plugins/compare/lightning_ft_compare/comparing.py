@@ -12,7 +12,7 @@ from lightning_ft.evaluation import Evaluation, as_metrics, readable, statistics
 from lightning_ft.registry import registry
 from lightning_ft_compare import breakdown, gate
 from lightning_ft_compare.evaluations import Request, Side, check_models, gather, prompt_of
-from lightning_ft_compare.results import Difference, Group, Model, Pair, Report
+from lightning_ft_compare.results import BY, LEVEL, SAMPLES, Difference, Group, Model, Pair, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from lightning_ft.metric import Metric
     from lightning_ft_compare.judging import Judge
 
-BY = "task"
-"""The column of the breakdown, unless said otherwise."""
 READ = {"text": "answers", "tokens": "likelihoods", "candidates": "likelihoods of the answers that are allowed"}
 """What metrics read, in words."""
-SAMPLES = 2000
-LEVEL = 0.95
 
 
 def compare(

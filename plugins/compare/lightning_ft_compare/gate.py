@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_ft.bootstrap import MIN_ROWS
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,9 +72,11 @@ def refusals(limits: Sequence[Limit], pairs: Sequence[Pair], rows: int) -> tuple
 
 
 def _refusal(limit: Limit, letter: str, difference: Difference, rows: int) -> str | None:
+    from lightning_ft.bootstrap import MIN_ROWS
+
     c = difference.comparison
-    flag = f"--fail_if_worse {limit.shown}"
     low, _ = difference.worsening
+    flag = f"--fail_if_worse {limit.shown}"
     if not math.isfinite(low):
         return f"{flag}: {letter} cannot be compared in {c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})."
     if rows < MIN_ROWS:

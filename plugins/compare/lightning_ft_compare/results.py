@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 """Of comparison.json."""
+BY = "task"
+"""The column of the breakdown, unless said otherwise."""
+SAMPLES = 2000
+"""Draws of the bootstrap, unless said otherwise."""
+LEVEL = 0.95
+"""Coverage of intervals, unless said otherwise."""
 
 
 @dataclass(frozen=True)

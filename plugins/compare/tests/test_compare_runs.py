@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +163,13 @@ def test_a_file_without_rows(scratch: Scratch, place: Path) -> None:
     scratch.write("empty.jsonl", [])
     with pytest.raises(DataError):
         main(["--models", "embedded", str(place / "run_right"), "--data", "empty.jsonl", "--output", "out"])
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from lightning_ft_compare.command import parser; parser().format_help(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_gate_is_explained_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
