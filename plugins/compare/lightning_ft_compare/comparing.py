@@ -69,7 +69,7 @@ def compare(
         if by is not None and not breakdown.by_column(side.evaluation, by):
             raise UsageError(f"Expected --by to be a column that rows of '{side.name}' have; got '{by}'.")
 
-    request = Request(files, wanted, task, max_rows, {**options, "seed": seed})
+    request = Request(files, wanted, task, max_rows, {**options, "seed": seed, "by": by})
     sides = gather(names, request, folder, seen)
     report = _report(sides, wanted, by or BY, samples, level, seed, limits)
     if judge is not None:

@@ -40,7 +40,7 @@ class Request:
     task: Any
     max_rows: int | None
     options: Mapping[str, Any]
-    """Fields of `TrainingConfig` and of `Sampling`, as for `lightning_ft.evaluate`."""
+    """Further arguments of `lightning_ft.evaluate`."""
 
 
 def check_models(names: Sequence[str], data: Sequence[str]) -> None:

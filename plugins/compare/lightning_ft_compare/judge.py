@@ -69,13 +69,14 @@ class Ruling:
 
 
 def criteria_of(words: Sequence[str]) -> dict[str, str]:
-    """Criteria as users name them: those of `CRITERIA`, and texts of several words, which are `own_1`, `own_2` ...
+    """Criteria as users name them: those of `CRITERIA` (`a b` or `a,b`), and texts of several words: `own_1`, `own_2` ...
 
     Raises:
         UsageError: none, or a single word that is no known name.
     """
     found: dict[str, str] = {}
-    for word in words:
+    named = [part for word in words for part in (word.split(",") if set(word.split(",")) <= CRITERIA.keys() else [word])]
+    for word in named:
         name, text = word.strip().lower(), word.strip()
         if name in CRITERIA:
             found[name] = CRITERIA[name]
@@ -199,8 +200,14 @@ def wilson(successes: float, rows: int, level: float) -> tuple[float, float]:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def check_failures(judged: Sequence[Judged], most: float, cases: int) -> None:
+def check_failures(judged: Sequence[Judged], most: float, cases: int, *, where: str = "") -> None:
     """Refuse a judgement with too many failures.
+
+    Args:
+        judged: What was found, by criterion.
+        most: Share of the cases that may fail.
+        cases: How many there were.
+        where: The report in which everything else is.
 
     Raises:
         EndpointError: more than the given share of the cases failed by a criterion; the message has the most frequent reason.
@@ -210,5 +217,5 @@ def check_failures(judged: Sequence[Judged], most: float, cases: int) -> None:
             why = next(iter(one.reasons))
             raise EndpointError(
                 f"Expected the judge to fail in at most {most:.0%} of {cases} rows, but {one.failed} failed by "
-                f"'{one.criterion}' (most often: {why}); mend that, or allow more with --judge_failures."
+                f"'{one.criterion}' (most often: {why}); mend that, or allow more with --judge_failures{where}."
             )

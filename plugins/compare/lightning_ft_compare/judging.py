@@ -101,7 +101,8 @@ class Judge:
             EndpointError: there are.
         """
         for pair in report.pairs:
-            judging.check_failures(pair.judged, self.most_failures, pair.judged_rows)
+            where = "" if report.folder is None else f". All that was found is in {report.folder}"
+            judging.check_failures(pair.judged, self.most_failures, pair.judged_rows, where=where)
 
 
 def cases_of(base: Side, other: Side) -> list[Case]:
