@@ -223,7 +223,8 @@ def test_a_metric_without_a_better_side_is_told_and_not_judged(scratch: Scratch,
 def test_values_that_were_computed_differently_are_noted(scratch: Scratch) -> None:
     names = pair_of_models()
     path = Path(names[1], "results.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"signatures": {"loss": "loss 2"}}))
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"signatures": results["signatures"] | {"loss": "loss 2"}}))
     assert compare(names, output="out", samples=200).notes == ("loss was not computed in one way: (no signature) and loss 2.",)
 
 

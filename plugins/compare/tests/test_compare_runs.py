@@ -74,7 +74,7 @@ def report(place: Path) -> Path:
         )
         found = compare(
             ["embedded", str(place / "run_right"), str(place / "run_wrong")], place / "held_out.jsonl", output=place / "report",
-            max_new_tokens=6, samples=300, judge=judge, fail_if_worse=["exact_match"],
+            max_new_tokens=6, samples=300, judge=judge, fail_if_worse=["loss"],
         )  # fmt: skip
     assert found.folder is not None
     return found.folder
