@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 320, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 24, 38
 MOST_POINTS = 400
 """Points per line that are drawn; more are thinned to the extremes of equal stretches."""
+LINES = 4
+"""Lines of a chart that can be told apart."""
 DOTTED = 30
 """Up to so many points each is marked by a dot."""
 LETTER = 6.0
@@ -30,11 +32,12 @@ svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 svg .c0 { stroke: var(--c0); } svg .c1 { stroke: var(--c1); stroke-dasharray: 6 3; }
-svg .d0 { fill: var(--c0); } svg .d1 { fill: var(--c1); }
+svg .c2 { stroke: var(--c2); stroke-dasharray: 2 3; } svg .c3 { stroke: var(--c3); stroke-dasharray: 8 3 2 3; }
+svg .d0 { fill: var(--c0); } svg .d1 { fill: var(--c1); } svg .d2 { fill: var(--c2); } svg .d3 { fill: var(--c3); }
 svg .better { fill: var(--better); } svg .worse { fill: var(--worse); } svg .none { fill: var(--soft); }
 svg .whisker { stroke: var(--text); stroke-width: 1.5; }
 """
-"""CSS for the page that holds the charts; it defines text, soft, line, c0, c1, better and worse as variables."""
+"""CSS for the page that holds the charts; it defines text, soft, line, c0 to c3, better and worse as variables."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Bar:
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> str:
-    """At most two lines over a common axis; the second one is dashed."""
+    """At most `LINES` lines over a common axis; all but the first one are dashed, each in its way."""
     points = [p for one in series for p in one.points if _finite(p)]
     if not points:
         return ""
@@ -72,7 +75,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
     y0, y1 = min(y0, y_ticks[0]), max(y1, y_ticks[-1])
     frame = _Frame(x0, x1, y0, y1)
     parts = [_axes(frame, x_ticks, y_ticks, x_label, y_label)]
-    for i, one in enumerate(series[:2]):
+    for i, one in enumerate(series[:LINES]):
         parts += [
             f'<polyline class="line c{i}" points="{" ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in run)}" />'
             for run in _runs(thin(one.points))
@@ -82,7 +85,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
         if len(good) <= DOTTED:
             parts += [f'<circle class="d{i}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.5" />' for x, y in good]
     if len(series) > 1:
-        parts.append(_legend([one.name for one in series[:2]]))
+        parts.append(_legend([one.name for one in series[:LINES]]))
     last = "; ".join(f"{one.name} ends at {one.points[-1][1]:.4g}" for one in series if one.points)
     return _svg(HEIGHT, f"{title}: {last}", parts)
 

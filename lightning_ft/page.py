@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
 
 NOT_PRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 """Characters that no HTML or XML page may hold."""
+HEATS = 5
+"""Shades of a table of counts."""
 PAGE_STYLE = """
 :root { color-scheme: light dark; --page: #f3f4f6; --card: #ffffff; --text: #1b1f24; --soft: #545b64; --line: #dde1e6;
-  --c0: #1d5fb4; --c1: #a8440a; --better: #14703a; --worse: #b3261e; }
+  --c0: #1d5fb4; --c1: #a8440a; --c2: #7a3db8; --c3: #0f6b62; --better: #14703a; --worse: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --page: #101317; --card: #1a1e24; --text: #e8eaed; --soft: #aab2bb;
-  --line: #343b44; --c0: #7ab4ff; --c1: #ffb077; --better: #6fd08c; --worse: #ff8a80; } }
+  --line: #343b44; --c0: #7ab4ff; --c1: #ffb077; --c2: #cda7ff; --c3: #62d2c4; --better: #6fd08c; --worse: #ff8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 84rem; padding: .6rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -38,7 +41,11 @@ td.value { overflow-wrap: anywhere; min-width: 6.5rem; }
 pre { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .3rem; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto; font: .85rem/1.4 ui-monospace, monospace; }
 summary { cursor: pointer; font-weight: 600; } article { border-top: 1px solid var(--line); padding: .8rem 0; }
+.heat td, .heat th { padding: .3rem .5rem; }
 """
+PAGE_STYLE += "".join(
+    f".heat{i} {{ background: color-mix(in srgb, var(--c0) {8 * i}%, var(--card)); }}\n" for i in range(1, HEATS + 1)
+)
 
 
 def page(title: str, lead: str, sections: Iterable[str]) -> str:
@@ -80,6 +87,11 @@ def figure(title: str, note: str, svg: str) -> str:
     return f"<figure><figcaption>{safe(title)} <small>{safe(note) if svg else ''}</small></figcaption>{body}</figure>"
 
 
+def quote(title: str, text: object) -> str:
+    """A text of somebody else's under its title, as it is."""
+    return f'<p class="soft">{safe(title)}</p><pre dir="auto" tabindex="0">{safe(text) or "(empty)"}</pre>'
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), caption: str = "") -> str:
     """A table that scrolls sideways by itself where it is wider than the page."""
     kinds = ["number" if i in numbers else "value" for i in range(len(head))]
@@ -88,6 +100,29 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequen
     words = f'<p class="soft">{safe(caption)}</p>' if caption else ""
     inner = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     return f'{words}<div class="scroll" tabindex="0" role="region" aria-label="{safe(caption or " ".join(head))}">{inner}</div>'
+
+
+def heat_table(names: Sequence[str], counts: Sequence[Sequence[int]], *, corner: str, caption: str) -> str:
+    """Counts by row and column, which have the same names, the darker the larger their share of the row.
+
+    Args:
+        names: of rows and columns; a column's head is its number, which stands before the row's name.
+        counts: a row of counts for each name.
+        corner: what rows and columns are.
+        caption: what is counted.
+    """
+    top = "".join(f'<th scope="col" class="number">{i}</th>' for i in range(1, len(names) + 1))
+    body = ""
+    for i, (name, row) in enumerate(zip(names, counts, strict=True), start=1):
+        levels = [math.ceil(HEATS * count / sum(row)) if count else 0 for count in row]
+        cells = "".join(f'<td class="number heat{level}">{count:,}</td>' for level, count in zip(levels, row, strict=True))
+        body += f'<tr><th scope="row" class="value">{i} {safe(name)}</th>{cells}</tr>'
+    head = f'<thead><tr><th scope="col" class="value">{safe(corner)}</th>{top}</tr></thead>'
+    inner = f'<table class="heat">{head}<tbody>{body}</tbody></table>'
+    return (
+        f'<p class="soft">{safe(caption)}</p><div class="scroll" tabindex="0" role="region" aria-label="{safe(caption)}">'
+        f"{inner}</div>"
+    )
 
 
 def _cell(kind: str, cell: str) -> str:

@@ -6,8 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.charts import Bar, Series, histogram, interval_chart, line_chart
+from lightning_ft.curves import AXES, CURVES, points, read_log
 from lightning_ft.errors import UsageError
-from lightning_ft.page import figure, missing, page, safe, section, table
+from lightning_ft.page import figure, missing, page, quote, safe, section, table
 from lightning_ft.signs import RULES, lines_of, signs
 
 if TYPE_CHECKING:
@@ -16,18 +17,6 @@ if TYPE_CHECKING:
 
     from lightning_ft.bootstrap import Verdict
 
-CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], str, float], ...] = (
-    ("Loss", (("loss", "training"), ("val_loss", "validation")), "nats per token", 1),
-    ("Token accuracy", (("token_accuracy", "training"), ("val_token_accuracy", "validation")), "per cent of tokens", 100),
-    ("Learning rate", (("learning_rate", "learning rate"),), "peak group", 1),
-    ("Gradient norm before clipping", (("grad_norm", "norm"),), "2-norm", 1),
-    ("Throughput", (("tokens_per_second", "all"), ("supervised_tokens_per_second", "supervised")), "tokens per second", 1),
-    ("Padding", (("padding_share", "padding"),), "per cent of tokens", 100),
-    ("Peak memory", (("peak_memory", "memory"),), "GiB", 2.0**-30),
-    ("Device use", (("device_use", "busy"), ("mfu", "needed products")), "per cent of the time", 100),
-)
-"""Title, (key, name) of each line, unit, and factor from what is logged to the unit."""
-AXES = frozenset({"step", "epoch", "seconds"})
 MIXED = ("rows", "rows_per_epoch", "share")
 """What is told of each source of a mixture."""
 
@@ -146,31 +135,19 @@ def _samples_part(verdict: Verdict | str) -> str:
         given = "(none)" if reference is None else reference
         parts.append(
             f"<article><h3>{safe(sample.get('row', ''))}</h3>"
-            f'<div class="grid"><div>{_quote("Prompt", sample.get("prompt"))}</div>'
-            f"<div>{_quote('Reference', given)}</div></div>"
-            f'<div class="grid"><div>{_quote("Before (base)", sample.get("before"))}</div>'
-            f"<div>{_quote('After (tuned)', sample.get('after'))}</div></div></article>"
+            f'<div class="grid"><div>{quote("Prompt", sample.get("prompt"))}</div>'
+            f"<div>{quote('Reference', given)}</div></div>"
+            f'<div class="grid"><div>{quote("Before (base)", sample.get("before"))}</div>'
+            f"<div>{quote('After (tuned)', sample.get('after'))}</div></div></article>"
         )
     return "".join(parts)
 
 
-def _quote(title: str, text: object) -> str:
-    return f'<p class="soft">{safe(title)}</p><pre dir="auto" tabindex="0">{safe(text) or "(empty)"}</pre>'
-
-
 def _curves_part(folder: Path) -> str:
     try:
-        raw = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+        lines, broken = read_log(folder)
     except OSError:
         return missing("Missing: the run left no metrics.jsonl.")
-    lines, broken = [], 0
-    for text in raw:
-        if text.strip():
-            try:
-                value = json.loads(text)
-                lines.append({k: float(v) for k, v in value.items() if isinstance(v, (int, float)) and not isinstance(v, bool)})
-            except (ValueError, AttributeError):
-                broken += 1
     figures = [_curve(lines, *curve) for curve in CURVES]
     known = {key for _, keys, _, _ in CURVES for key, _ in keys} | AXES
     further = sorted({key for line in lines for key in line} - known)
@@ -182,9 +159,8 @@ def _curves_part(folder: Path) -> str:
 def _curve(lines: Sequence[Mapping[str, float]], title: str, keys: Sequence[tuple[str, str]], unit: str, factor: float) -> str:
     series = []
     for key, name in keys:
-        points = [(line["step"], line[key] * factor) for line in lines if key in line and "step" in line]
-        if points:
-            series.append(Series(name, points))
+        if found := points(lines, key, factor):
+            series.append(Series(name, found))
     only = f"{series[0].name} only" if len(series) == 1 < len(keys) else ""
     return figure(title, only, line_chart(series, title=title, x_label="optimiser step", y_label=unit))
 

@@ -28,9 +28,9 @@ LAYERS = (
     ("options", "config monitor quantization"),
     ("rows to batches", "data"),
     ("the hot path", "engine"),
-    ("models and their answers", "backbone loading decoding generation"),
+    ("models and their answers", "backbone loading decoding generation endpoint"),
     ("the core's own plugin", "defaults builtin likelihood"),
-    ("evidence", "evaluation candidates scoring signs bootstrap charts page report"),
+    ("evidence", "evaluation candidates scoring signs bootstrap charts curves page report"),
     ("one optimiser step", "optim doubt master shortage module"),
     ("the kit for plugins", "testing"),
     ("what surrounds training", "run"),
@@ -53,8 +53,9 @@ BROUGHT = {
     "tokenizers": "transformers",
 }  # fmt: skip
 """Libraries that the core imports because a dependency brings them."""
-PERHAPS = {("triton_kernels.py", "triton")}
-"""Imports of what only some machines have (builds of PyTorch for GPUs bring Triton), in a file that is imported only there."""
+PERHAPS = {("triton_kernels.py", "triton"), ("browser.py", "selenium")}
+"""Imports of what only some machines have (builds of PyTorch for GPUs bring Triton; who tests pages has a browser), in a file that
+is imported only there."""
 NAMED = {"yaml": "pyyaml"}
 """Modules that are not called as their distribution is."""
 ORDINARY = {

@@ -12,7 +12,7 @@ from lightning_ft.bootstrap import Comparison, Verdict, compare, paired_bootstra
 from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation
 from lightning_ft.likelihood import Loss, Perplexity, TokenAccuracy
-from lightning_ft.metric import RowMetric
+from lightning_ft.metric import Metric, RowMetric
 from lightning_ft.types import Conversation, Message, ScoredRow
 
 
@@ -88,6 +88,35 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
         got = paired_bootstrap(Perplexity, means(base), means(tuned), samples=400, seed=trial)
         hits += got.low <= truth <= got.high
     assert 0.90 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize("kind", ["mean", "ratio"])
+def test_intervals_of_a_hundred_rows_cover_at_least_93_per_cent(kind: str) -> None:
+    """1,000 experiments of correlated pairs, nominal 95 %; the standard error of the share is 0.7 %.
+
+    Mean: a skewed score, of which the tuned model's is 0.8 times the base's (mean 1) and a rest of mean 0.3: the true
+    difference is 0.1. Ratio: nll over tokens of rows of 5 to 60 tokens, 2.0 and 1.9 nats per token with common noise.
+    """
+    generator = torch.Generator().manual_seed(5)
+    experiments, n, hits = 1000, 100, 0
+
+    def normal() -> torch.Tensor:
+        return torch.randn(experiments, n, generator=generator, dtype=torch.float64)
+
+    if kind == "mean":
+        metric: type[Metric] = Length
+        base, truth = (normal() ** 2 + normal() ** 2) / 2, 0.1
+        tuned, count = 0.8 * base + 0.3 * normal() ** 2, torch.ones(experiments, n, dtype=torch.float64)
+    else:
+        metric, truth = Loss, -0.1
+        count = torch.randint(5, 60, (experiments, n), generator=generator).double()
+        common = 2 + 0.4 * normal()
+        base, tuned = count * common, count * (common - 0.1 + 0.2 * normal())
+    for trial in range(experiments):
+        tables = (torch.stack([values[trial], count[trial]], 1) for values in (base, tuned))
+        got = paired_bootstrap(metric, *tables, samples=400, seed=trial)
+        hits += got.low <= truth <= got.high
+    assert hits / experiments >= 0.93
 
 
 def test_no_change_is_rarely_called_one() -> None:

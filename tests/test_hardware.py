@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from lightning_ft.errors import UsageError
 from lightning_ft.run import hardware
-from lightning_ft.run.hardware import device_name, device_use, formats, peak_memory
+from lightning_ft.run.hardware import device_name, device_use, formats, peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
     from lightning_ft.config import Precision
@@ -105,6 +107,18 @@ def test_device_use_of_a_gpu_is_the_drivers_or_nobodys(gpu: None, monkeypatch: p
     assert device_use(1.0, 1.0) == 0.87
     monkeypatch.setattr(torch.cuda, "utilization", missing)
     assert device_use(1.0, 1.0) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget a peak")
+def test_a_peak_can_be_forgotten(cpu: None) -> None:
+    """Of pages that go back to the system at once, as those of a tensor need not."""
+    reset_peak_memory()
+    size = 200_000_000
+    with mmap.mmap(-1, size) as held:
+        held[:] = bytes(1) * size
+        with_it = peak_memory()
+    reset_peak_memory()
+    assert peak_memory() < with_it - size // 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lightning_ft.bootstrap import Comparison, Verdict
 from lightning_ft.charts import Bar, Series, histogram, interval_chart, line_chart, thin, tick_label, ticks
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.errors import UsageError
-from lightning_ft.page import PAGE_STYLE, safe
+from lightning_ft.page import PAGE_STYLE, heat_table, safe
 from lightning_ft.report import render, write_report
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def luminance(colour: str) -> float:
 def test_contrast_is_at_least_4_5_in_both_schemes(dark: bool) -> None:
     light_part, _, dark_part = PAGE_STYLE.partition("@media")
     colours = dict(re.findall(r"--(\w+): (#\w{6})", dark_part if dark else light_part))
-    for name in ("text", "soft", "c0", "c1", "better", "worse"):
+    for name in ("text", "soft", "c0", "c1", "c2", "c3", "better", "worse"):
         for ground in ("page", "card"):
             a, b = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
             assert (a + 0.05) / (b + 0.05) >= 4.5, (name, ground)
@@ -258,6 +258,29 @@ def test_histogram_counts_everything_once() -> None:
     assert heights[0] / heights[1] == pytest.approx(8, rel=0.01)
     assert "9 values from 1 to 100" in svg
     assert histogram({}, title="T", x_label="x", y_label="y") == ""
+
+
+def test_four_lines_can_be_told_apart_and_named() -> None:
+    svg = line_chart(
+        [Series(name, [(0, i), (1, i + 1)]) for i, name in enumerate("ABCDE")], title="T", x_label="x", y_label="y"
+    )
+    root = ET.fromstring(svg)
+    assert [e.attrib["class"] for e in root.iter("polyline")] == ["line c0", "line c1", "line c2", "line c3"]
+    legend = [e.text for e in root.iter("text") if e.text in set("ABCDE")]
+    assert sorted(name or "" for name in legend) == ["A", "B", "C", "D"]
+
+
+def test_counts_are_shaded_by_their_share_of_the_row() -> None:
+    """Of 10 in five shades: 1 is a tenth, the first shade; 3 the second; 6 the third; and no count has none."""
+    table = ET.fromstring(
+        f"<x>{heat_table(['a<b', 'c', 'd'], [[1, 3, 6], [0, 0, 0], [0, 2, 0]], corner='right', caption='C')}</x>"
+    )
+    cells = [(cell.text, cell.attrib["class"].split()[1]) for cell in table.iter("td")]
+    assert cells == [
+        ("1", "heat1"), ("3", "heat2"), ("6", "heat3"), ("0", "heat0"), ("0", "heat0"), ("0", "heat0"),
+        ("0", "heat0"), ("2", "heat5"), ("0", "heat0"),
+    ]  # fmt: skip
+    assert [cell.text for cell in table.iter("th")] == ["right", "1", "2", "3", "1 a<b", "2 c", "3 d"]
 
 
 def test_safe_replaces_what_no_page_may_hold() -> None:

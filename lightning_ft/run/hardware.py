@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from dataclasses import dataclass, replace
@@ -140,6 +141,14 @@ def device_use(cpu_seconds: float, seconds: float) -> float | None:
         return torch.cuda.utilization() / 100
     except (ModuleNotFoundError, RuntimeError):
         return None
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` begin anew; where the system does not allow it, the peak stays that of everything so far."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the peak becomes what is resident now
 
 
 def peak_memory() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,6 +89,7 @@ def ways_of(
 def _rephrasers(
     names: Sequence[str], model: str | None, seed: int, max_new_tokens: int | None, temperature: float | None
 ) -> list[Way]:
+    from lightning_ft.endpoint import ChatEndpoint, key_of_environment
     from lightning_ft_datatools.endpoint import Endpoint
     from lightning_ft_datatools.rephrasing import Local
     from lightning_ft_datatools.wording import Templates
@@ -121,5 +121,6 @@ def _rephrasers(
         elif name == "local":
             ways.append(Local(str(model), heat, max_new_tokens or 256, seed))
         else:
-            ways.append(Endpoint(name, str(model), heat, max_new_tokens, os.environ.get("OPENAI_API_KEY", "").strip()))
+            chat = ChatEndpoint(name, str(model), key_of_environment(), flag="--rephrase")
+            ways.append(Endpoint(chat, heat, max_new_tokens))
     return ways

@@ -4,15 +4,16 @@ import json
 import re
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from lightning_ft_datatools import augment, endpoint
+from lightning_ft_datatools import augment
 from lightning_ft_datatools.command import main
 
+from lightning_ft import endpoint
 from lightning_ft.errors import UsageError
+from lightning_ft.testing.chat_server import ChatServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,31 +31,26 @@ def run(*words: str) -> list[dict[str, Any]]:
     return [row for row in found if "augmented" in row]
 
 
-class Server:
-    """The server of test_datatools_chat_server.py in a process of its own."""
-
-    def __init__(self, port: int) -> None:
-        self.root = f"http://127.0.0.1:{port}"
-
-    def seen(self, how: str) -> list[dict[str, Any]]:
-        """The requests of a behaviour."""
-        with urllib.request.urlopen(f"{self.root}/{how}") as answer:
-            found: list[dict[str, Any]] = json.loads(answer.read())
-        return found
+def answer(how: str, body: dict[str, Any]) -> str:
+    """What the server says to a request for another wording."""
+    text = body["messages"][-1]["content"].partition("Text:\n")[2]
+    if how == "wordy":
+        return str(text + " indeed" * 200)
+    if how == "forgetful":
+        return "Something without any figures"
+    if how == "parrot":
+        return str(text.upper())
+    return f'<think>Hm.</think>\n"Number {body["seed"]} in other words, {text}"'
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    command = [sys.executable, str(Path(__file__).with_name("test_datatools_chat_server.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield Server(int(process.stdout.readline()))
-        process.communicate()  # closing its input ends it
-    assert process.returncode == 0
+def server() -> Iterator[ChatServer]:
+    with ChatServer(answer) as running:
+        yield running
 
 
 @pytest.fixture
-def asked(scratch: Scratch, server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+def asked(scratch: Scratch, server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> ChatServer:
     """The server with a file of rows, a key, and no time to lose."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")
     monkeypatch.setenv("no_proxy", "*")
@@ -63,7 +59,7 @@ def asked(scratch: Scratch, server: Server, monkeypatch: pytest.MonkeyPatch) -> 
     return server
 
 
-def test_an_endpoint_rephrases(asked: Server) -> None:
+def test_an_endpoint_rephrases(asked: ChatServer) -> None:
     found = run("rows.jsonl", "--rephrase", f"{asked.root}/good", "--rephrase_model", "m-1", "--copies", "2")
     assert len(found) == 12
     assert found[0]["augmented"] == {
@@ -79,7 +75,7 @@ def test_an_endpoint_rephrases(asked: Server) -> None:
 
 
 @pytest.mark.parametrize("how", ["busy", "hangup"])
-def test_an_endpoint_is_asked_again(asked: Server, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_an_endpoint_is_asked_again(asked: ChatServer, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     url = f"{asked.root}/{how}/v1/chat/completions"
     found = augment("rows.jsonl", rephrase=url, rephrase_model="m", share=1.0, max_new_tokens=99)
@@ -100,10 +96,10 @@ def test_an_endpoint_is_asked_again(asked: Server, monkeypatch: pytest.MonkeyPat
         ("moved", 2, "got 302 Found"),
     ],
 )
-def test_an_endpoint_that_fails(asked: Server, how: str, code: int, said: str) -> None:
+def test_an_endpoint_that_fails(asked: ChatServer, how: str, code: int, said: str) -> None:
     """In a process, as users see it: one sentence, the exit code, no key, and no file."""
     code_of_main = "from lightning_ft.__main__ import main; sys.exit(main())"
-    patched = f"import sys; from lightning_ft_datatools import endpoint; endpoint.PAUSES = (0, 0); {code_of_main}"
+    patched = f"import sys; from lightning_ft import endpoint; endpoint.PAUSES = (0, 0); {code_of_main}"
     words = ["data", "augment", "rows.jsonl", "--rephrase", f"{asked.root}/{how}/v1", "--rephrase_model", "m"]
     words += ["--output", "out.jsonl"]
     done = subprocess.run([sys.executable, "-c", patched, *words], capture_output=True, text=True, check=False)
@@ -114,7 +110,7 @@ def test_an_endpoint_that_fails(asked: Server, how: str, code: int, said: str) -
     assert sorted(path.name for path in Path().iterdir()) == ["rows.jsonl"]
 
 
-def test_an_endpoint_that_is_not_there(asked: Server) -> None:
+def test_an_endpoint_that_is_not_there(asked: ChatServer) -> None:
     with pytest.raises(endpoint.EndpointError, match=r"could not be reached \(Connection refused\)") as caught:
         run("rows.jsonl", "--rephrase", "http://127.0.0.1:9/v1", "--rephrase_model", "m")
     assert caught.value.exit_code == 1
@@ -122,19 +118,19 @@ def test_an_endpoint_that_is_not_there(asked: Server) -> None:
         run("rows.jsonl", "--rephrase", "http://", "--rephrase_model", "m")
 
 
-def test_a_key_of_strange_signs_is_not_repeated(asked: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_strange_signs_is_not_repeated(asked: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u00fcbel\nX: y")
     with pytest.raises(UsageError, match="other characters in it") as caught:
         run("rows.jsonl", "--rephrase", f"{asked.root}/good", "--rephrase_model", "m")
     assert "bel" not in str(caught.value)
-    assert KEY not in repr(endpoint.Endpoint("http://a", "m", 0.7, key=KEY))
+    assert KEY not in repr(endpoint.ChatEndpoint("http://a", "m", KEY))
 
 
 @pytest.mark.parametrize(
     ("how", "why"),
     [("silent", "empty"), ("wordy", "far too long"), ("parrot", "the same as the original"), ("forgetful", "lost a number")],
 )
-def test_rephrasings_that_are_refused(asked: Server, scratch: Scratch, how: str, why: str) -> None:
+def test_rephrasings_that_are_refused(asked: ChatServer, scratch: Scratch, how: str, why: str) -> None:
     scratch.write("rows.jsonl", [{"question": f"How far are {n} miles?", "answer": str(n)} for n in range(4)])
     found = augment("rows.jsonl", rephrase=f"{asked.root}/{how}", rephrase_model="m", share=1.0)
     account = found.accounts["endpoint"]

@@ -1,0 +1,46 @@
+"""What a run logged step by step, read for charts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], str, float], ...] = (
+    ("Loss", (("loss", "training"), ("val_loss", "validation")), "nats per token", 1),
+    ("Token accuracy", (("token_accuracy", "training"), ("val_token_accuracy", "validation")), "per cent of tokens", 100),
+    ("Learning rate", (("learning_rate", "learning rate"),), "peak group", 1),
+    ("Gradient norm before clipping", (("grad_norm", "norm"),), "2-norm", 1),
+    ("Throughput", (("tokens_per_second", "all"), ("supervised_tokens_per_second", "supervised")), "tokens per second", 1),
+    ("Padding", (("padding_share", "padding"),), "per cent of tokens", 100),
+    ("Peak memory", (("peak_memory", "memory"),), "GiB", 2.0**-30),
+    ("Device use", (("device_use", "busy"), ("mfu", "needed products")), "per cent of the time", 100),
+)
+"""Title, (key, name) of each line, unit, and factor from what is logged to the unit."""
+AXES = frozenset({"step", "epoch", "seconds"})
+LOG = "metrics.jsonl"
+
+
+def read_log(run: Path) -> tuple[list[dict[str, float]], int]:
+    """The numbers of each line of a run's metrics.jsonl, and how many lines cannot be read.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    lines, broken = [], 0
+    for text in (run / LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
+        if text.strip():
+            try:
+                value = json.loads(text)
+                lines.append({k: float(v) for k, v in value.items() if isinstance(v, (int, float)) and not isinstance(v, bool)})
+            except (ValueError, AttributeError):
+                broken += 1
+    return lines, broken
+
+
+def points(lines: Sequence[Mapping[str, float]], key: str, factor: float) -> list[tuple[float, float]]:
+    """(step, value in the unit) of the lines that have both."""
+    return [(line["step"], line[key] * factor) for line in lines if key in line and "step" in line]

@@ -1,0 +1,168 @@
+"""The evaluations that are compared: read where they exist, made where they do not, and of the same rows."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.errors import DataError, UsageError
+from lightning_ft.evaluation import RESULTS, Evaluation
+from lightning_ft.scoring import as_given
+from lightning_ft.types import Conversation, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model with its evaluation."""
+
+    letter: str
+    name: str
+    evaluation: Evaluation
+    folder: Path
+    run: Path | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """How models are evaluated that have no evaluation yet."""
+
+    data: Sequence[str]
+    metrics: Sequence[str] | None
+    task: Any
+    max_rows: int | None
+    options: Mapping[str, Any]
+    """Further arguments of `lightning_ft.evaluate`."""
+
+
+def check_models(names: Sequence[str], data: Sequence[str]) -> None:
+    """Refuse what can be refused before anything runs.
+
+    Raises:
+        UsageError: fewer than two models, one of them twice, one that is none, or no data for one that has to be evaluated.
+    """
+    from lightning_ft.loading import locate
+
+    if len(names) < 2:
+        got = f"'{names[0]}' alone" if names else "none"
+        raise UsageError(f"Expected --models to name at least two models, the baseline first; got {got}.")
+    if len(names) > len(LETTERS):
+        raise UsageError(f"Expected --models to name at most {len(LETTERS)} models, got {len(names)}; compare them in parts.")
+    seen: dict[str, str] = {}
+    for name in names:
+        place = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+        if place in seen:
+            raise UsageError(f"Expected --models to name different models, got '{seen[place]}' and '{name}', which are one.")
+        seen[place] = name
+    missing = [name for name in names if not is_evaluation(name)]
+    for name in missing:
+        try:
+            locate(name)
+        except UsageError as error:
+            raise UsageError(str(error).replace("--model ", "--models ")) from error
+    if missing and not data:
+        raise UsageError(f"Expected --data FILE for '{missing[0]}', which is no folder that `evaluate` wrote; got nothing.")
+
+
+def is_evaluation(name: str) -> bool:
+    """Whether a name is that of a folder that `evaluate` wrote."""
+    return (Path(name).expanduser() / RESULTS).is_file()
+
+
+def gather(names: Sequence[str], request: Request, output: Path, seen: Callable[[Side], None]) -> list[Side]:
+    """A side per name, in order; the evaluations that exist are read first, so that what is wrong with them is known early.
+
+    Args:
+        names: Models, or folders of evaluations.
+        request: How the models are evaluated.
+        output: Where their evaluations are written, a folder for each.
+        seen: Looks at each evaluation as soon as it is there, and may refuse it.
+
+    Raises:
+        UsageError: evaluations of different rows.
+    """
+    from lightning_ft.api import evaluate
+    from lightning_ft.run.hardware import reset_peak_memory
+    from lightning_ft.run.quiet import say
+
+    sides: dict[str, Side] = {}
+
+    def add(letter: str, name: str, folder: Path, run: Path | None) -> None:
+        side = Side(letter, name, Evaluation.read(folder), folder, run)
+        if not side.evaluation.rows:
+            raise DataError(f"{folder}: expected at least one row in the evaluation, got none; evaluate the model again.")
+        for other in sides.values():
+            check_same_rows(other, side)
+        seen(side)
+        sides[letter] = side
+
+    named = list(zip(LETTERS, names, strict=False))
+    for letter, name in sorted(named, key=lambda pair: not is_evaluation(pair[1])):
+        given = Path(name).expanduser()
+        if is_evaluation(name):
+            add(letter, name, given, next((place for place in (given, *given.parents[:1]) if is_run(place)), None))
+            continue
+        say(f"{letter}: evaluating {name}")
+        folder = output / f"{letter.lower()}_{slug(name)}"
+        gc.collect()  # the model before, so that its memory is not counted as this one's
+        reset_peak_memory()
+        evaluate(
+            name, list(request.data), metrics=request.metrics, task=request.task, output=str(folder),
+            max_rows=request.max_rows, **request.options,
+        )  # fmt: skip
+        add(letter, name, folder, given if is_run(given) else None)
+    return [sides[letter] for letter, _ in named]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run that logged its steps."""
+    return (folder / "run.json").is_file() and (folder / "metrics.jsonl").is_file()
+
+
+def slug(name: str) -> str:
+    """A model's name as a part of a folder's."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-.")[:40] or "model"
+
+
+def check_same_rows(one: Side, other: Side) -> None:
+    """Refuse evaluations of different rows; the same rows under another file name are the same.
+
+    Raises:
+        UsageError: they differ; the message names the first rows that do.
+    """
+    ours, theirs = one.evaluation.rows, other.evaluation.rows
+    advice = "evaluate all models on one file with one --max_rows and --seed."
+    pair = f"{one.letter} ('{one.name}') and {other.letter} ('{other.name}')"
+    if len(ours) != len(theirs):
+        raise UsageError(f"Expected {pair} to be evaluated on the same rows, got {len(ours)} and {len(theirs)} rows; {advice}")
+    for a, b in zip(ours, theirs, strict=True):
+        if a.row != b.row or a.references != b.references or content(a.example) != content(b.example):
+            if content(a.example) == content(b.example) and a.references == b.references:
+                continue
+            names = f"'{a.row}' and '{b.row}'" if a.row != b.row else f"two versions of '{a.row}'"
+            raise UsageError(f"Expected {pair} to be evaluated on the same rows in the same order, got {names}; {advice}")
+
+
+def content(example: Any) -> str:
+    """What a row says, without what is only noted about it."""
+    return json.dumps({key: value for key, value in asdict(example).items() if key != "meta"}, sort_keys=True, default=str)
+
+
+def prompt_of(example: Any) -> str:
+    """What a model is asked, as the row has it and no template has changed it: the same for every model."""
+    given: Conversation | Text = as_given(example)
+    if isinstance(given, Text):
+        return given.text
+    turns = given.messages
+    last = next((i for i in reversed(range(len(turns))) if turns[i].role == "assistant"), len(turns))
+    if last == 1:
+        return turns[0].content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns[:last])
