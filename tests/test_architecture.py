@@ -54,7 +54,7 @@ BROUGHT = {
 }  # fmt: skip
 """Libraries that the core imports because a dependency brings them."""
 PERHAPS = {("triton_kernels.py", "triton"), ("browser.py", "selenium")}
-"""Imports of what only some machines have, in a file that is imported only there: builds of PyTorch for GPUs bring Triton, and who
+"""Imports of what only some machines have, in a file that is imported only there: builds of PyTorch for GPUs bring Triton, who
 tests pages has a browser."""
 NAMED = {"yaml": "pyyaml"}
 """Modules that are not called as their distribution is."""
