@@ -92,11 +92,15 @@ def _is_program(tree: ast.Module | None, entry: object) -> bool:
     """Whether a tree has statements, none of which belongs into a function, and defines the name."""
     if tree is None or not tree.body or any(isinstance(node, ast.Return) for node in tree.body):
         return False
-    return entry is None or entry in {name for node in tree.body for name in _names(node)}
+    return entry is None or entry in names_of(tree)
+
+
+def names_of(tree: ast.Module) -> set[str]:
+    """The names that the statements at top level define."""
+    return {name for node in tree.body for name in _names(node)}
 
 
 def _names(node: ast.stmt) -> list[str]:
-    """The names that a statement at top level defines."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return [node.name]
     if isinstance(node, (ast.Import, ast.ImportFrom)):

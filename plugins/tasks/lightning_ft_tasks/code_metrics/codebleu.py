@@ -1,0 +1,82 @@
+"""The parts of CodeBLEU that look at structure: syntax trees and data flow (Ren et al. 2020, arXiv:2009.10297)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from lightning_ft.metric import Metric
+from lightning_ft.types import Text
+from lightning_ft_tasks.code_metrics.answers import code_of, prediction_of, references_of
+from lightning_ft_tasks.code_metrics.dataflow import RULES, dataflow_match
+from lightning_ft_tasks.code_metrics.grammar import language_of, require, without_comments
+from lightning_ft_tasks.code_metrics.subtrees import subtree_match
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_ft.types import ScoredRow
+
+_LANGUAGES = tuple(RULES)
+
+
+class StructureMetric(Metric):
+    """The share of what the references have that the answers have, too, over all rows together, as the published code has it.
+
+    So long references count for more than short ones, and with several references of a row all of them count. Comments and
+    docstrings are left out. The code is the first fenced block, else all. Languages: python, java, javascript, go.
+    """
+
+    percent: ClassVar[bool] = True
+    per_row: ClassVar[bool] = True
+
+    @property
+    def signature(self) -> str:
+        """The versions of the parsers, as grammars differ in what their trees look like."""
+        from importlib.metadata import version
+
+        return "|".join(f"{name}:{version(f'tree-sitter-{name}')}" for name in _LANGUAGES)
+
+    def check(self, row: ScoredRow) -> None:
+        """See to it that there is a parser of the row's language.
+
+        Raises:
+            ValueError: the language is none of the four, or its parser is not installed.
+        """
+        if not isinstance(row.example, Text):  # which nobody answers
+            require(language_of(row, _LANGUAGES), row.row)
+
+    def statistics(self, row: ScoredRow) -> Sequence[float]:
+        """How much of the references the answer has, and how much they have."""
+        language = language_of(row, _LANGUAGES)
+        candidate = without_comments(code_of(prediction_of(row, self.name)), language)
+        references = [without_comments(code_of(text), language) for text in references_of(row, self.name)]
+        counts = [self.match(candidate, reference, language) for reference in references]
+        return (float(sum(found for found, _ in counts)), float(sum(wanted for _, wanted in counts)))
+
+    @abstractmethod
+    def match(self, candidate: str, reference: str, language: str) -> tuple[int, int]:
+        """What of the reference the candidate has, and what the reference has; both without comments."""
+
+
+class CodebleuSyntax(StructureMetric):
+    """Share of the references' subtrees that the answers' syntax trees have (section 3.2), names and literals set aside."""
+
+    name: ClassVar[str] = "codebleu_syntax"
+
+    def match(self, candidate: str, reference: str, language: str) -> tuple[int, int]:
+        """Counted subtrees."""
+        return subtree_match(candidate, reference, language)
+
+
+class CodebleuDataflow(StructureMetric):
+    """Share of the references' data-flow edges that the answers have (section 3.3), variables renamed by their order.
+
+    A reference without any, such as a constant, does not count; where no reference has one, the value is 0 and says nothing.
+    """
+
+    name: ClassVar[str] = "codebleu_dataflow"
+
+    def match(self, candidate: str, reference: str, language: str) -> tuple[int, int]:
+        """Counted edges."""
+        return dataflow_match(candidate, reference, language)
