@@ -70,8 +70,9 @@ def task_example(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
         require("example", f"task {task.name}", examples_of(task, row) == examples, "another example comes the second time")
         require("example", f"task {task.name}", dict(row) == before, "unfold or format changed the row")
         for example in examples:
-            made = f"format returned a {type(example).__name__}, but `makes` says {task.makes.__name__}"
-            require("example", f"task {task.name}", isinstance(example, task.makes), made)
+            kinds = " or ".join(kind.__name__ for kind in task.kinds())
+            made = f"format returned a {type(example).__name__}, but `makes` says {kinds}"
+            require("example", f"task {task.name}", isinstance(example, task.kinds()), made)
             if isinstance(example, Conversation):
                 typed = all(isinstance(m, Message) for m in example.messages)
                 require("example", f"task {task.name}", typed, "messages must be `Message` objects")
