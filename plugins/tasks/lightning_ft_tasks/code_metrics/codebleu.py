@@ -6,10 +6,9 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from lightning_ft.metric import Metric
-from lightning_ft.types import Text
-from lightning_ft_tasks.code_metrics.answers import code_of, prediction_of, references_of
 from lightning_ft_tasks.code_metrics.dataflow import RULES, dataflow_match
 from lightning_ft_tasks.code_metrics.grammar import language_of, require, without_comments
+from lightning_ft_tasks.code_metrics.programs import code_of, prediction_of, references_of
 from lightning_ft_tasks.code_metrics.subtrees import subtree_match
 
 if TYPE_CHECKING:
@@ -35,16 +34,16 @@ class StructureMetric(Metric):
         """The versions of the parsers, as grammars differ in what their trees look like."""
         from importlib.metadata import version
 
-        return "|".join(f"{name}:{version(f'tree-sitter-{name}')}" for name in _LANGUAGES)
+        return "code:first fence|" + "|".join(f"{name}:{version(f'tree-sitter-{name}')}" for name in _LANGUAGES)
 
     def check(self, row: ScoredRow) -> None:
-        """See to it that there is a parser of the row's language.
+        """See to it that there are a reference and a parser of the row's language.
 
         Raises:
-            ValueError: the language is none of the four, or its parser is not installed.
+            ValueError: a reference is missing, the language is none of the four, or its parser is not installed.
         """
-        if not isinstance(row.example, Text):  # which nobody answers
-            require(language_of(row, _LANGUAGES), row.row)
+        references_of(row, self.name)
+        require(language_of(row, _LANGUAGES), row.row)
 
     def statistics(self, row: ScoredRow) -> Sequence[float]:
         """How much of the references the answer has, and how much they have."""

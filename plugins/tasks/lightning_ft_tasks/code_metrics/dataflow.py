@@ -25,7 +25,7 @@ State = dict[str, tuple[int, ...]]
 """Places where each variable may have got its value."""
 _WHOLE = ("string_literal", "string", "character_literal")
 """Nodes that are one place, though the grammar has nodes below them."""
-_MOST_VISITS = 300_000
+_MOST_VISITS = 100_000
 """Nodes walked in one program: loops within loops double the walks, which is no longer code that anybody compares."""
 
 

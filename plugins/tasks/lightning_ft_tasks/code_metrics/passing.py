@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning_ft.errors import json_name
 from lightning_ft.metric import Metric
 from lightning_ft_tasks.code_metrics import sandbox
-from lightning_ft_tasks.code_metrics.answers import names_of, prediction_of, program_of, python_tree
 from lightning_ft_tasks.code_metrics.grammar import language_of
+from lightning_ft_tasks.code_metrics.programs import names_of, prediction_of, program_of, python_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

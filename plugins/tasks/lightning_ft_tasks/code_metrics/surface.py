@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, ClassVar
 
 from lightning_ft.metric import RowMetric
-from lightning_ft.types import Text
-from lightning_ft_tasks.code_metrics.answers import code_of, prediction_of, program_of, python_tree
 from lightning_ft_tasks.code_metrics.grammar import is_valid, language_of, require
+from lightning_ft_tasks.code_metrics.programs import code_of, prediction_of, program_of, python_tree
 from lightning_ft_tasks.metrics import TextMetric
 
 if TYPE_CHECKING:
     from lightning_ft.types import ScoredRow
+
+
+_SIGNATURE = "code:first fence|strip:line ends"
 
 
 class SyntaxValid(RowMetric):
@@ -25,16 +28,20 @@ class SyntaxValid(RowMetric):
     name: ClassVar[str] = "syntax_valid"
     percent: ClassVar[bool] = True
 
+    @property
+    def signature(self) -> str:
+        """Which part is parsed, and Python's version."""
+        return f"code:first fence|python:{sys.version_info.major}.{sys.version_info.minor}"
+
     def check(self, row: ScoredRow) -> None:
         """See to it that there is a parser of the row's language.
 
         Raises:
             ValueError: the language is unknown, or its parser is not installed.
         """
-        if not isinstance(row.example, Text):  # which nobody answers
-            language = language_of(row)
-            if language != "python":
-                require(language, row.row)
+        language = language_of(row)
+        if language != "python":
+            require(language, row.row)
 
     def score(self, row: ScoredRow) -> float:
         """1 where the answer parses, else 0."""
@@ -56,6 +63,11 @@ class CodeExactMatch(TextMetric):
 
     name: ClassVar[str] = "code_exact_match"
 
+    @property
+    def signature(self) -> str:
+        """Which part counts."""
+        return _SIGNATURE
+
     def compare(self, prediction: str, reference: str) -> float:
         """1 when equal, else 0."""
         return float(stripped(prediction) == stripped(reference))
@@ -69,6 +81,11 @@ class EditSimilarity(TextMetric):
     """
 
     name: ClassVar[str] = "edit_similarity"
+
+    @property
+    def signature(self) -> str:
+        """Which part counts, and by what its distance is divided."""
+        return f"{_SIGNATURE}|levenshtein:characters|by:longer"
 
     def compare(self, prediction: str, reference: str) -> float:
         """The similarity; 1 where both are empty."""
