@@ -85,7 +85,7 @@ def test_equal_numbers_are_equal_expressions() -> None:
 
 
 def test_flows_by_hand() -> None:
-    """In x = 1, y = x the words are places 0 to 5: x comes from the 1 of place 2, y from the x of place 5, and that from place 0."""
+    """The words of x = 1 and y = x are places 0 to 5: x is from the 1 of place 2, y from the x of 5, that from 0."""
     assert flows("x = 1\ny = x", "python") == [
         Flow(0, "x", "computedFrom", ["1"], [2]),
         Flow(2, "1", "comesFrom"),
@@ -102,7 +102,6 @@ def test_after_a_branch_either_way_was_taken() -> None:
     assert sources("x = 1\nif c:\n    x = 2\nelse:\n    x = 3\ny = x", "python") == [6, 11]
     # In the published code the word else is a way of its own, past both branches.
     assert sources("int x = 1; if (c) { x = 2; } else { x = 3; } f(x);", "java") == [1, 10, 17]
-    assert len(sources("var x = 1; if (c) { x = 2 } else { x = 3 } y += x", "javascript")) == 3
 
 
 def test_a_loop_leads_back_to_its_beginning() -> None:

@@ -59,7 +59,7 @@ class PassAt1(Metric):
             ValueError: they are missing, permission is, or there is no sandbox.
         """
         language_of(row, ("python",))
-        tests_of(row)
+        checks_of(row)
         said = sandbox.obstacle()
         if said:
             raise ValueError(f"{row.row}: {said}")
@@ -79,7 +79,7 @@ class PassAt1(Metric):
             if len(members) < self.k:
                 first = answered[members[0]].row
                 raise ValueError(f"{first}: expected {self.k} or more answers to the task for {self.name}, got {len(members)}")
-        passed = run_all([[program_of(row, prediction_of(row, self.name)), *tests_of(row)] for row in answered])
+        passed = run_all([[program_of(row, prediction_of(row, self.name)), *checks_of(row)] for row in answered])
         self.estimates = dict.fromkeys(row.row for row in answered)
         for members in tasks.values():
             estimate = pass_at_k(len(members), sum(passed[i] for i in members), self.k)
@@ -136,7 +136,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - missed
 
 
-def tests_of(row: ScoredRow) -> list[str]:
+def checks_of(row: ScoredRow) -> list[str]:
     """The code that tests a row's answer, to be run after it.
 
     Raises:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 PERMISSION = "LIGHTNING_FT_ALLOW_CODE_EXECUTION"
 """The environment variable that permits it where it is 1."""
+SEARCHED = "/usr/local/bin:/usr/bin:/bin"
+"""Where programs are looked for."""
 _NOBODY = "65534"
 _START = 30.0
 """Seconds within which a sandbox has begun, or never will."""
@@ -42,7 +44,15 @@ _permitted: ContextVar[bool] = ContextVar("permitted", default=False)
 
 
 class SandboxError(LightningFTError):
-    """The sandbox itself failed, so nothing is known about the code."""
+    """The sandbox itself failed, so nothing is known about the code.
+
+    Attributes:
+        said: What bubblewrap said.
+    """
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"Expected a sandbox to begin within {_START:g} s, got '{said}'.")
+        self.said = said
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def obstacle() -> str | None:
         return f"expected permission to run code that a model wrote; type --allow-code-execution (or set {PERMISSION}=1)"
     if sys.platform != "linux":
         return f"expected Linux and bubblewrap to run generated code in, got {sys.platform}; measure it on Linux"
-    program = shutil.which("bwrap")
+    program = shutil.which("bwrap", path=SEARCHED)
     if program is None:
         return "expected bubblewrap to run generated code in, got no program bwrap; type `apt install bubblewrap` or the like"
     return _trial(program)
@@ -112,15 +122,13 @@ def obstacle() -> str | None:
 def _trial(program: str) -> str | None:
     """Why a sandbox cannot be had of the program; None: an empty one was."""
     try:
-        outcome = run([""])
+        run([""])
     except SandboxError as error:
-        outcome = Outcome(False, str(error))
-    if outcome.passed:
-        return None
-    return (
-        f"expected {program} (0.8 or newer) to make a sandbox for generated code, got '{outcome.reason}';"
-        " permit user namespaces, or measure on a machine that has them"
-    )
+        return (
+            f"expected {program} (0.8 or newer) to make a sandbox for generated code, got '{error.said}';"
+            " permit user namespaces, or measure on a machine that has them"
+        )
+    return None
 
 
 def python_version() -> str:
@@ -147,7 +155,7 @@ def run(sources: Sequence[str], limits: Limits | None = None) -> Outcome:
         given.seek(0)
         process = subprocess.Popen(
             _command(limits, told), stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
-            env={"PATH": "/usr/bin:/bin"}, start_new_session=True, pass_fds=(told,),
+            env={"PATH": SEARCHED}, start_new_session=True, pass_fds=(told,),
         )  # fmt: skip
         teller.close()
         try:
@@ -155,7 +163,7 @@ def run(sources: Sequence[str], limits: Limits | None = None) -> Outcome:
         finally:
             _end(process, news)
     if not said.startswith(inside.STARTED):
-        raise SandboxError(f"Expected a sandbox to begin within {_START:g} s, got '{_last_line(printed) or limit}'.")
+        raise SandboxError(_last_line(printed) or limit or "nothing")
     if limit is None and said == inside.STARTED + token.encode():
         return Outcome(True)
     return Outcome(False, limit or _last_line(printed) or "ended before its last line")
@@ -216,7 +224,7 @@ def _command(limits: Limits, told: int) -> list[str]:
     """bubblewrap, the running Python in it, and in that the module `inside`; its process number is told on a descriptor."""
     python, running = Path(sys.base_prefix).resolve(), Path(sys.executable).resolve()
     if not running.is_relative_to(python):
-        raise SandboxError(f"Expected Python to be within {python}, got {running}; use a Python that is installed as a whole.")
+        raise SandboxError(f"{running} is not within Python's folder {python}")
     before, at = _without_rights(python) if os.geteuid() == 0 else ([], python)
     systems = [part for name in ("lib", "lib32", "lib64", "bin", "sbin") for part in _like_outside(Path("/", name))]
     return [
