@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lightning_ft_tasks.code import Code
 from lightning_ft_tasks.code_metrics import sandbox
-from lightning_ft_tasks.code_metrics.passing import PassAt1, PassAt5, PassAt10, PassAt100, pass_at_k, checks_of
+from lightning_ft_tasks.code_metrics.passing import PassAt1, PassAt5, PassAt10, PassAt100, checks_of, pass_at_k
 
 from lightning_ft.cli.score import read_predictions
 from lightning_ft.evaluation import Evaluation
