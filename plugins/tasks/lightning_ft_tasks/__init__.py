@@ -60,6 +60,6 @@ def register_metrics() -> Iterable[type[Metric]]:
         dialogue.Coherence, dialogue.CoherenceMargin, dialogue.Flow,
         safety_metrics.RefusalRate, safety_metrics.OverRefusal, safety_metrics.LeakedSecrets, safety_metrics.ToxicityWords,
         surface.SyntaxValid, surface.CodeExactMatch, surface.EditSimilarity,
-        codebleu.CodebleuSyntax, codebleu.CodebleuDataflow,
+        codebleu.Codebleu, codebleu.CodebleuSyntax, codebleu.CodebleuDataflow,
         passing.PassAt1, passing.PassAt5, passing.PassAt10, passing.PassAt100,
     ]  # fmt: skip

@@ -1,26 +1,29 @@
-"""CodeBLEU's structural parts: against the published evaluation code, by hand, and on answers that nobody should send.
+"""CodeBLEU: against the published evaluation code, by hand, and on answers that nobody should send.
 
-`codebleu.json` has programs with the two numbers that the package `codebleu` 0.7.0 gives for them, which is CodeXGLUE's
+`codebleu.json` has programs with the four numbers that the package `codebleu` 0.7.0 gives for them, which is CodeXGLUE's
 evaluation code with comments removed by the rule of each language, with tree-sitter 0.26.1 and the grammars python 0.25.0, java
 0.23.5, javascript 0.25.0 and go 0.25.0; they are the same under eight seeds of Python's hash. The first is the example of that
-package's README, the next two are those of CodeXGLUE's CodeBLEU.MD (example.png).
+package's README, the next two are those of CodeXGLUE's CodeBLEU.MD (example.png, which has the same BLEU for the first).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 pytest.importorskip("tree_sitter", reason="the extra lightning-ft-tasks[code] is not installed")
 
-from lightning_ft_tasks.code_metrics.codebleu import CodebleuDataflow, CodebleuSyntax
+from lightning_ft_tasks.code_metrics.codebleu import Codebleu, CodebleuDataflow, CodebleuSyntax
 from lightning_ft_tasks.code_metrics.dataflow import Flow, dataflow_match, flows
 from lightning_ft_tasks.code_metrics.grammar import nodes_of, parse, without_comments
+from lightning_ft_tasks.code_metrics.ngrams import bleu, bleu_counts, weighted_counts
 from lightning_ft_tasks.code_metrics.subtrees import subtree_match, subtrees
 
 from lightning_ft.testing import check_metric
@@ -54,9 +57,37 @@ def test_values_are_those_of_the_published_code(case: dict[str, Any]) -> None:
     one = row(case["candidate"], case["reference"], language=case["language"])
     assert value(CodebleuSyntax, one) == pytest.approx(case["syntax"], abs=1e-12)
     assert value(CodebleuDataflow, one) == pytest.approx(case["dataflow"], abs=1e-12)
+    counts = torch.tensor(Codebleu().statistics(one), dtype=torch.float64)
+    assert float(bleu(counts[:10])) == pytest.approx(case["bleu"], abs=1e-12)
+    assert float(bleu(counts[10:20])) == pytest.approx(case["weighted"], abs=1e-12)
+    parts = (case["bleu"], case["weighted"], case["syntax"], case["dataflow"])
+    assert value(Codebleu, one) == pytest.approx(sum(parts) / 4, abs=1e-12)
 
 
-@pytest.mark.parametrize("metric", [CodebleuSyntax, CodebleuDataflow])
+def test_values_of_many_rows_are_those_of_the_published_code_too() -> None:
+    """The same package on all Java programs of the file together; sums are divided once, so it is no mean of the rows."""
+    java = [case for case in PUBLISHED if case["language"] == "java"]
+    rows = [row(case["candidate"], case["reference"], number=i, language="java") for i, case in enumerate(java)]
+    assert value(Codebleu, *rows) == pytest.approx(0.6434014047357073, abs=1e-12)
+
+
+def test_bleu_by_hand() -> None:
+    """a b c d against a b x d: 3 of 4 words, 1 of 3 pairs, none of 2 and of 1, which count as 0.1; nothing is too short.
+
+    With weights (if is a keyword): of if b c, found are if and b: 1.2 of 1.4, 1 of 2 pairs, 0.1 of 1, and 0.1 of 1 for none.
+    """
+    got = bleu(torch.tensor(bleu_counts(list("abcd"), [list("abxd")]), dtype=torch.float64))
+    assert float(got) == pytest.approx((3 / 4 * 1 / 3 * 0.1 / 2 * 0.1 / 1) ** 0.25 * math.exp(1 - 4 / 4))
+    short = bleu(torch.tensor(bleu_counts(list("ab"), [list("abxd"), list("abc")]), dtype=torch.float64))
+    assert float(short) == pytest.approx((2 / 2 * 1 / 1 * 0.1 * 0.1) ** 0.25 * math.exp(1 - 3 / 2)), (
+        "the nearest reference's length"
+    )
+    weighted = bleu(torch.tensor(weighted_counts(["if", "b", "x"], [["if", "b", "c"]], "python"), dtype=torch.float64))
+    assert float(weighted) == pytest.approx((1.2 / 1.4 * 1 / 2 * 0.1 * 0.1) ** 0.25)
+    assert float(bleu(torch.tensor(bleu_counts([], [["a"]]), dtype=torch.float64))) == 0
+
+
+@pytest.mark.parametrize("metric", [Codebleu, CodebleuSyntax, CodebleuDataflow])
 def test_it_keeps_the_contract(metric: type[Metric]) -> None:
     right = [row(f"```python\n{LOOP}```", LOOP, number=i) for i in range(6)]
     wrong = [row(text, LOOP, number=i) for i, text in enumerate(["", "x", "(", "no code", "```\n```", "def f(: :"])]

@@ -1,4 +1,4 @@
-"""The parts of CodeBLEU that look at structure: syntax trees and data flow (Ren et al. 2020, arXiv:2009.10297)."""
+"""CodeBLEU and its parts that look at structure: syntax trees and data flow (Ren et al. 2020, arXiv:2009.10297)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from typing import TYPE_CHECKING, ClassVar
 from lightning_ft.metric import Metric
 from lightning_ft_tasks.code_metrics.dataflow import RULES, dataflow_match
 from lightning_ft_tasks.code_metrics.grammar import language_of, require, without_comments
+from lightning_ft_tasks.code_metrics.ngrams import bleu, bleu_counts, weighted_counts
 from lightning_ft_tasks.code_metrics.programs import code_of, prediction_of, references_of
 from lightning_ft_tasks.code_metrics.subtrees import subtree_match
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
     from lightning_ft.types import ScoredRow
 
 _LANGUAGES = tuple(RULES)
 
 
-class StructureMetric(Metric):
-    """The share of what the references have that the answers have, too, over all rows together, as the published code has it.
-
-    So long references count for more than short ones, and with several references of a row all of them count. Comments and
-    docstrings are left out. The code is the first fenced block, else all. Languages: python, java, javascript, go.
-    """
+class TreeMetric(Metric):
+    """A metric that parses code. The code is the first fenced block, else all. Languages: python, java, javascript, go."""
 
     percent: ClassVar[bool] = True
-    per_row: ClassVar[bool] = True
 
     @property
     def signature(self) -> str:
@@ -45,13 +43,27 @@ class StructureMetric(Metric):
         references_of(row, self.name)
         require(language_of(row, _LANGUAGES), row.row)
 
-    def statistics(self, row: ScoredRow) -> Sequence[float]:
-        """How much of the references the answer has, and how much they have."""
+    def counts(self, row: ScoredRow, match: Callable[[str, str, str], tuple[int, int]]) -> tuple[float, float]:
+        """What of all references the answer has, and what they have, by a function of two codes without comments."""
         language = language_of(row, _LANGUAGES)
         candidate = without_comments(code_of(prediction_of(row, self.name)), language)
-        references = [without_comments(code_of(text), language) for text in references_of(row, self.name)]
-        counts = [self.match(candidate, reference, language) for reference in references]
-        return (float(sum(found for found, _ in counts)), float(sum(wanted for _, wanted in counts)))
+        references = (without_comments(code_of(text), language) for text in references_of(row, self.name))
+        found = [match(candidate, reference, language) for reference in references]
+        return float(sum(has for has, _ in found)), float(sum(wanted for _, wanted in found))
+
+
+class StructureMetric(TreeMetric):
+    """The share of what the references have that the answers have, too, over all rows together, as the published code has it.
+
+    So long references count for more than short ones, and with several references of a row all of them count. Comments and
+    docstrings are left out.
+    """
+
+    per_row: ClassVar[bool] = True
+
+    def statistics(self, row: ScoredRow) -> Sequence[float]:
+        """How much of the references the answer has, and how much they have."""
+        return self.counts(row, self.match)
 
     @abstractmethod
     def match(self, candidate: str, reference: str, language: str) -> tuple[int, int]:
@@ -79,3 +91,31 @@ class CodebleuDataflow(StructureMetric):
     def match(self, candidate: str, reference: str, language: str) -> tuple[int, int]:
         """Counted edges."""
         return dataflow_match(candidate, reference, language)
+
+
+class Codebleu(TreeMetric):
+    """CodeBLEU: the mean of BLEU, BLEU with keywords weighted, `codebleu_syntax` and `codebleu_dataflow` (section 3).
+
+    In the parts of BLEU comments count, and words are what white space separates. Where no reference has a data flow, that part
+    is 0, as in CodeXGLUE's code; its package on PyPI takes 1.
+    """
+
+    name: ClassVar[str] = "codebleu"
+
+    @property
+    def signature(self) -> str:
+        """The versions of the parsers, what words are, and the weights of the parts."""
+        return f"{super().signature}|words:white space|weights:1/4"
+
+    def statistics(self, row: ScoredRow) -> Sequence[float]:
+        """Ten sums of BLEU, ten of the weighted one, two of syntax, two of data flow."""
+        candidate = code_of(prediction_of(row, self.name)).split()
+        references = [code_of(text).split() for text in references_of(row, self.name)]
+        words = bleu_counts(candidate, references)
+        weighted = weighted_counts(candidate, references, language_of(row, _LANGUAGES))
+        return [*words, *weighted, *self.counts(row, subtree_match), *self.counts(row, dataflow_match)]
+
+    def finish(self, totals: Tensor) -> Tensor:
+        """The mean of the four parts, (..., 24) -> (...)."""
+        syntax, dataflow = (totals[..., i] / totals[..., i + 1].clamp_min(1e-12) for i in (20, 22))
+        return (bleu(totals[..., :10]) + bleu(totals[..., 10:20]) + syntax + dataflow) / 4

@@ -76,7 +76,7 @@ def nodes_of(root: Node) -> list[Node]:
 
 
 def without_comments(code: str, language: str) -> str:
-    """A text without comments, docstrings of Python and blank lines.
+    """A text without comments, docstrings of Python, blank lines and white space at its end.
 
     A comment leaves a space, so that what stood on both sides of it does not become one word.
     """
@@ -86,7 +86,7 @@ def without_comments(code: str, language: str) -> str:
             kept = bytes(byte for byte in data[node.start_byte : node.end_byte] if byte == 0x0A)
             data[node.start_byte : node.end_byte] = kept.rjust(node.end_byte - node.start_byte)
     lines = data.decode("utf-8", "surrogatepass").split("\n")
-    return "\n".join(line for line in lines if line.strip())
+    return "\n".join(line for line in lines if line.strip()).rstrip()
 
 
 def _is_docstring(node: Node) -> bool:
