@@ -42,7 +42,7 @@ class Code(Task):
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"code": "def one():\n    return 1\n"},
         {"code": "print('two')\n", "language": "python"},
-        {"instruction": "Print three.", "input": "", "code": "print(3)\n"},
+        {"instruction": "Print the sum.", "input": "1 2", "code": "print(3)\n"},
         {
             "prompt": "def four():\n",
             "canonical_solution": "    return 4\n",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.metric import Metric
 from lightning_ft_tasks.code_metrics.dataflow import RULES, dataflow_match
@@ -13,7 +13,7 @@ from lightning_ft_tasks.code_metrics.programs import code_of, prediction_of, ref
 from lightning_ft_tasks.code_metrics.subtrees import subtree_match
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -26,6 +26,15 @@ class TreeMetric(Metric):
     """A metric that parses code. The code is the first fenced block, else all. Languages: python, java, javascript, go."""
 
     percent: ClassVar[bool] = True
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"right": "y = x + 1\nprint(y)", "wrong": "pass", "reference": "b = a + 2\nprint(b)"},
+        {
+            "right": "func f(a int) int { return a }",
+            "wrong": "",
+            "reference": "func f(b int) int { return b }",
+            "language": "go",
+        },
+    )
 
     @property
     def signature(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.metric import RowMetric
 from lightning_ft_tasks.code_metrics.grammar import is_valid, language_of, require
@@ -11,6 +11,8 @@ from lightning_ft_tasks.code_metrics.programs import code_of, prediction_of, pro
 from lightning_ft_tasks.metrics import TextMetric
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lightning_ft.types import ScoredRow
 
 
@@ -27,6 +29,10 @@ class SyntaxValid(RowMetric):
 
     name: ClassVar[str] = "syntax_valid"
     percent: ClassVar[bool] = True
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"right": "def one():\n    return 1\n", "wrong": "def one(:\n", "reference": "x = 1"},
+        {"right": "```python\nx = 1\n```", "wrong": "", "reference": "x = 1"},
+    )
 
     @property
     def signature(self) -> str:
