@@ -35,7 +35,7 @@ def register_tasks() -> Iterable[type[Task]]:
 
 @hookimpl
 def register_metrics() -> Iterable[type[Metric]]:
-    """Overlap with references, translation, classes, how long and how different answers are, what each task looks at, and code."""
+    """Overlap with references, translation, classes, length and variety of answers, what each task looks at, and code."""
     from lightning_ft_tasks import (
         adherence,
         classes,

@@ -6,10 +6,11 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.metric import Metric
+from lightning_ft_tasks.answers import accepted, answer_of
 from lightning_ft_tasks.code_metrics.dataflow import RULES, dataflow_match
 from lightning_ft_tasks.code_metrics.grammar import language_of, require, without_comments
 from lightning_ft_tasks.code_metrics.ngrams import bleu, bleu_counts, weighted_counts
-from lightning_ft_tasks.code_metrics.programs import code_of, prediction_of, references_of
+from lightning_ft_tasks.code_metrics.programs import code_of
 from lightning_ft_tasks.code_metrics.subtrees import subtree_match
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ class TreeMetric(Metric):
         Raises:
             ValueError: a reference is missing, the language is none of the four, or its parser is not installed.
         """
-        references_of(row, self.name)
+        accepted(row)
         require(language_of(row, _LANGUAGES), row.row)
 
     def counts(self, row: ScoredRow, match: Callable[[str, str, str], tuple[int, int]]) -> tuple[float, float]:
         """What of all references the answer has, and what they have, by a function of two codes without comments."""
         language = language_of(row, _LANGUAGES)
-        candidate = without_comments(code_of(prediction_of(row, self.name)), language)
-        references = (without_comments(code_of(text), language) for text in references_of(row, self.name))
+        candidate = without_comments(code_of(answer_of(row, self.name)), language)
+        references = (without_comments(code_of(text), language) for text in accepted(row))
         found = [match(candidate, reference, language) for reference in references]
         return float(sum(has for has, _ in found)), float(sum(wanted for _, wanted in found))
 
@@ -118,8 +119,8 @@ class Codebleu(TreeMetric):
 
     def statistics(self, row: ScoredRow) -> Sequence[float]:
         """Ten sums of BLEU, ten of the weighted one, two of syntax, two of data flow."""
-        candidate = code_of(prediction_of(row, self.name)).split()
-        references = [code_of(text).split() for text in references_of(row, self.name)]
+        candidate = code_of(answer_of(row, self.name)).split()
+        references = [code_of(text).split() for text in accepted(row)]
         words = bleu_counts(candidate, references)
         weighted = weighted_counts(candidate, references, language_of(row, _LANGUAGES))
         return [*words, *weighted, *self.counts(row, subtree_match), *self.counts(row, dataflow_match)]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.errors import json_name
 from lightning_ft.metric import Metric
+from lightning_ft_tasks.answers import answer_of
 from lightning_ft_tasks.code_metrics import sandbox
 from lightning_ft_tasks.code_metrics.grammar import language_of
-from lightning_ft_tasks.code_metrics.programs import names_of, prediction_of, program_of, python_tree
+from lightning_ft_tasks.code_metrics.programs import names_of, program_of, python_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ class PassAt1(Metric):
             if len(members) < self.k:
                 first = answered[members[0]].row
                 raise ValueError(f"{first}: expected {self.k} or more answers to the task for {self.name}, got {len(members)}")
-        passed = run_all([[program_of(row, prediction_of(row, self.name)), *checks_of(row)] for row in answered])
+        passed = run_all([[program_of(row, answer_of(row, self.name)), *checks_of(row)] for row in answered])
         self.estimates = dict.fromkeys(row.row for row in answered)
         for members in tasks.values():
             estimate = pass_at_k(len(members), sum(passed[i] for i in members), self.k)

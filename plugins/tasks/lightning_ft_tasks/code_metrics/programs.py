@@ -32,28 +32,6 @@ def code_of(text: str) -> str:
     return text
 
 
-def prediction_of(row: ScoredRow, metric: str) -> str:
-    """The generated answer.
-
-    Raises:
-        ValueError: the row has none. An empty answer is an answer.
-    """
-    if row.prediction is None:
-        raise ValueError(f"{row.row}: expected a generated answer for metric {metric}, got none")
-    return row.prediction
-
-
-def references_of(row: ScoredRow, metric: str) -> tuple[str, ...]:
-    """The accepted answers.
-
-    Raises:
-        ValueError: the row has none.
-    """
-    if not row.references:
-        raise ValueError(f"{row.row}: expected a reference for metric {metric}, got none")
-    return row.references
-
-
 def python_tree(code: str) -> ast.Module | None:
     """The syntax tree of Python code; None where it does not parse. Nothing is run."""
     with warnings.catch_warnings():

@@ -6,8 +6,9 @@ import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.metric import RowMetric
+from lightning_ft_tasks.answers import answer_of
 from lightning_ft_tasks.code_metrics.grammar import is_valid, language_of, require
-from lightning_ft_tasks.code_metrics.programs import code_of, prediction_of, program_of, python_tree
+from lightning_ft_tasks.code_metrics.programs import code_of, program_of, python_tree
 from lightning_ft_tasks.metrics import TextMetric
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class SyntaxValid(RowMetric):
 
     def score(self, row: ScoredRow) -> float:
         """1 where the answer parses, else 0."""
-        answer = prediction_of(row, self.name)
+        answer = answer_of(row, self.name)
         language = language_of(row)
         if language != "python":
             return float(is_valid(code_of(answer), language))
