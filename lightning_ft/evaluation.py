@@ -92,7 +92,7 @@ class Evaluation:
     spreads: dict[str, Spread] = field(default_factory=dict)
     """By name of each metric that is the mean of a score per row."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Rows that each metric read."""
+    """Rows that count for each metric: those that it can read and applies to."""
     signatures: dict[str, str] = field(default_factory=dict)
     """How metrics were computed, where their names do not say it."""
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Evaluation:
             name = metric.name
             made.tables[name] = table
             made.metrics[name] = float(metric.finish(table.sum(0)))
-            made.counts[name] = sum(readable(metric, row) for row in rows)
+            made.counts[name] = int(table.any(1).sum())
             if metric.signature:
                 made.signatures[name] = metric.signature
             if metric.per_row:

@@ -139,8 +139,8 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
     return batches
 
 
-def tracked(items: Sequence[T], label: str, *, shown: bool) -> Iterator[T]:
-    """The items, with a progress bar on a terminal and a line at each quarter elsewhere."""
+def tracked(items: Sequence[T], label: str, *, shown: bool, unit: str = "batches") -> Iterator[T]:
+    """The items, with a progress bar on a terminal and a line at each quarter elsewhere, where they are called `unit`."""
     if not shown:
         yield from items
         return
@@ -154,7 +154,7 @@ def tracked(items: Sequence[T], label: str, *, shown: bool) -> Iterator[T]:
     for done, item in enumerate(items, start=1):
         yield item
         if done * 4 // len(items) > (done - 1) * 4 // len(items):
-            console.print(f"{label}: {done} of {len(items)} batches")
+            console.print(f"{label}: {done} of {len(items)} {unit}")
 
 
 def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling) -> list[list[int]]:

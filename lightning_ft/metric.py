@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric as TorchMetric
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_ft.types import ScoredRow
 
@@ -33,6 +33,8 @@ class Metric(TorchMetric):
     """Whether the value is a share that tables show in per cent."""
     per_row: ClassVar[bool] = False
     """Whether the first statistic over the second is the row's own score: then spread, lowest and highest are told, too."""
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Rows for the test kit where its own do not fit: answers that are `right` and `wrong`, `reference`, other columns."""
     full_state_update: bool | None = False
 
     rows: list[Tensor]

@@ -31,12 +31,17 @@ class Task(ABC):
     """Names of the metrics that judge generated answers."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Everyday options (`epochs`, `max_length` ...) that this task sets where the user does not."""
-    makes: ClassVar[type[Example]] = Conversation
-    """What `format` returns: `--task auto` looks among the tasks whose examples the objective trains on."""
+    makes: ClassVar[type[Example] | tuple[type[Example], ...]] = Conversation
+    """What `format` returns, or may: `--task auto` looks among the tasks whose examples the objective trains on."""
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Two or three rows as users write them; the test kit formats them."""
     columns_help: ClassVar[str] = ""
     """The columns that the task reads, for messages: `instruction, input (optional), output`."""
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Example], ...]:
+        """The types in `makes`."""
+        return cls.makes if isinstance(cls.makes, tuple) else (cls.makes,)
 
     @classmethod
     @abstractmethod

@@ -63,7 +63,7 @@ def detect_task(rows: Sequence[Row], tasks: Table, kinds: tuple[type[Example], .
             f"{source}: expected raw text, got what task {lost[0].name} reads, in pieces that may be cut anywhere; put each"
             " into a row of a .jsonl file, or name the task with --task to train all of the text."
         )
-    matching = [entry for entry in matching if issubclass(entry.cls.makes, kinds)] or matching
+    matching = [entry for entry in matching if all(issubclass(made, kinds) for made in entry.cls.kinds())] or matching
     found = ", ".join(sorted(columns)) or "none"
     if not matching:
         reads = "; ".join(f"{entry.name}: {entry.cls.columns_help}" for entry in map(tasks.__getitem__, tasks))

@@ -71,8 +71,9 @@ def task_example(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
         require("example", f"task {task.name}", examples_of(task, row) == examples, "another example comes the second time")
         require("example", f"task {task.name}", dict(row) == before, "unfold or format changed the row")
         for example in examples:
-            made = f"format returned a {type(example).__name__}, but `makes` says {task.makes.__name__}"
-            require("example", f"task {task.name}", isinstance(example, task.makes), made)
+            kinds = " or ".join(kind.__name__ for kind in task.kinds())
+            made = f"format returned a {type(example).__name__}, but `makes` says {kinds}"
+            require("example", f"task {task.name}", isinstance(example, task.kinds()), made)
             if isinstance(example, Conversation):
                 typed = all(isinstance(m, Message) for m in example.messages)
                 require("example", f"task {task.name}", typed, "messages must be `Message` objects")
@@ -155,6 +156,20 @@ def scored_rows(*, right: bool) -> list[ScoredRow]:
             )
         )
     return rows
+
+
+def rows_for(metric: type[Metric], *, right: bool) -> list[ScoredRow]:
+    """Six rows with the answers in the metric's `samples`, all right or all wrong; of a metric without any, `scored_rows`."""
+    rows = []
+    for i in range(6 if metric.samples else 0):
+        meta = dict(metric.samples[i % len(metric.samples)])
+        answers, reference = {kind: meta.pop(kind) for kind in ("right", "wrong")}, meta.pop("reference")
+        example = Conversation((Message("user", f"question {i}"), Message("assistant", reference)), meta=meta)
+        prediction = answers["right" if right else "wrong"]
+        rows.append(
+            ScoredRow(f"rows.jsonl:{i + 1}", example, prompt=f"question {i}", prediction=prediction, references=(reference,))
+        )
+    return rows or scored_rows(right=right)
 
 
 def _prepared(metric: type[Metric], rows: Sequence[ScoredRow]) -> Metric:
@@ -245,14 +260,14 @@ def check_metric(
 
     Args:
         metric: the class, made without arguments.
-        right: rows (six or more) that deserve the best value; None: `scored_rows(right=True)`.
-        wrong: rows that deserve a bad one; None: `scored_rows(right=False)`.
+        right: rows (six or more) that deserve the best value; None: the right ones of `rows_for` the metric.
+        wrong: rows that deserve a bad one; None: the wrong ones.
 
     Raises:
         AssertionError: a clause is broken; the message names it.
     """
-    good = scored_rows(right=True) if right is None else right
-    bad = scored_rows(right=False) if wrong is None else wrong
+    good = rows_for(metric, right=True) if right is None else right
+    bad = rows_for(metric, right=False) if wrong is None else wrong
     require("direction", f"metric {metric.__name__}", len(good) > 0 and len(bad) > 0, "it needs right and wrong rows, got none")
     run_clauses(METRIC_CLAUSES, metric, good, bad)
 

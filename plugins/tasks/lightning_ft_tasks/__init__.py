@@ -35,7 +35,7 @@ def register_tasks() -> Iterable[type[Task]]:
 
 @hookimpl
 def register_metrics() -> Iterable[type[Metric]]:
-    """Overlap with references, translation, classes, how long and how different answers are, and what each task looks at."""
+    """Overlap with references, translation, classes, length and variety of answers, what each task looks at, and code."""
     from lightning_ft_tasks import (
         adherence,
         classes,
@@ -46,6 +46,7 @@ def register_metrics() -> Iterable[type[Metric]]:
         safety_metrics,
         translation,
     )
+    from lightning_ft_tasks.code_metrics import codebleu, passing, surface
 
     return [
         metrics.ExactMatch, metrics.TokenF1, metrics.WordOverlap, metrics.AnswerLength,
@@ -58,4 +59,7 @@ def register_metrics() -> Iterable[type[Metric]]:
         adherence.Adherence, adherence.Completion, final_answers.AnswerMatch, final_answers.FinalAnswer,
         dialogue.Coherence, dialogue.CoherenceMargin, dialogue.Flow,
         safety_metrics.RefusalRate, safety_metrics.OverRefusal, safety_metrics.LeakedSecrets, safety_metrics.ToxicityWords,
+        surface.SyntaxValid, surface.CodeExactMatch, surface.EditSimilarity,
+        codebleu.Codebleu, codebleu.CodebleuSyntax, codebleu.CodebleuDataflow,
+        passing.PassAt1, passing.PassAt5, passing.PassAt10, passing.PassAt100,
     ]  # fmt: skip

@@ -28,7 +28,8 @@ FORMATS = sorted(path for path in Path(__file__).with_name("formats").iterdir() 
 TASKS = {
     "alpaca": "instruct", "dolly": "instruct", "prompt_completion": "instruct", "question_answer": "instruct",
     "prompt_response": "instruct", "self_instruct": "self_instruct", "openai": "chat", "loss_weight": "chat",
-    "sharegpt": "chat", "tools": "chat", "tree": "tree", "reasoning": "reasoning", "code": "code", "text": "text",
+    "sharegpt": "chat", "tools": "chat", "tree": "tree", "reasoning": "reasoning", "code": "code",
+    "code_answers": "code", "text": "text",
     "preference_text": "preference", "preference_turns": "preference", "preference_lists": "preference",
     "unpaired": "unpaired", "classify": "classify", "templated": "templated", "layouts": "templated", "samples": "templated",
     "safety": "safety", "constrained": "constrained", "ifeval": "constrained",
