@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.metric import Metric
 from lightning_ft.types import Conversation
@@ -10,7 +10,7 @@ from lightning_ft_tasks.answers import answer_of
 from lightning_ft_tasks.constraints import constraints_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_ft.types import ScoredRow
 
@@ -23,6 +23,14 @@ class Adherence(Metric):
     """
 
     name: ClassVar[str] = "adherence"
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {
+            "right": "all small",
+            "wrong": "Not So, no",
+            "reference": "small",
+            "constraints": [{"type": "lower_case"}, {"type": "no_commas"}],
+        },
+    )
     percent: ClassVar[bool] = True
     per_row: ClassVar[bool] = True
 

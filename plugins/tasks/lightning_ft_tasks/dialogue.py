@@ -104,6 +104,7 @@ class Flow(RowMetric):
     """
 
     name: ClassVar[str] = "flow"
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"right": "At noon.", "wrong": "", "reference": "At noon."},)
     percent: ClassVar[bool] = True
 
     @property
