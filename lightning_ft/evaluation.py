@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_ft.metric import Metric
+    from lightning_ft.types import Example
 
 EXAMPLES = {cls.__name__: cls for cls in (Conversation, Text, Preference, Unpaired, Classified)}
 RESULTS, PREDICTIONS, STATISTICS = "results.json", "predictions.jsonl", "statistics.safetensors"
 FORMAT_VERSION = 2
+PREFIX = "prefix"
+"""Instead of a column: group rows by what their prompts begin with."""
+_PREFIX = re.compile(r"\s*(?:\[([^\]\n]{1,40})\]|<([^<>\n]{1,40})>|([^\W\d][\w -]{0,39}):(?=\s))")
+
+
+def prefix_of(example: Example) -> str | None:
+    """The name that a prompt begins with, before a colon or in brackets, at most 40 characters; None: it begins with none."""
+    if isinstance(example, (Text, Classified)):
+        said = example.text
+    else:
+        turns = example.messages if isinstance(example, Conversation) else example.prompt
+        said = next((turn.content for turn in turns if turn.role == "user"), "")
+    found = _PREFIX.match(said)
+    return next(name for name in found.groups() if name).strip() if found else None
 
 
 def as_metrics(metrics: Sequence[Metric | type[Metric] | str]) -> list[Metric]:
@@ -142,10 +158,13 @@ class Evaluation:
         return torch.where(table[:, 1] != 0, table[:, 0] / table[:, 1], math.nan)
 
     def places(self, key: str) -> dict[str, list[int]]:
-        """Numbers of the rows with each value of a key of `meta`, by that value as text; rows without it are in no group."""
+        """Numbers of the rows with each value of a key of `meta`, by that value as text; rows without it are in no group.
+
+        Where `key` is `prefix`: by what the first turn, or the text, begins with, as in `translate: ...` or `[translate] ...`.
+        """
         out: dict[str, list[int]] = {}
         for i, row in enumerate(self.rows):
-            value = row.example.meta.get(key)
+            value = prefix_of(row.example) if key == PREFIX else row.example.meta.get(key)
             if isinstance(value, (str, int, float)):
                 out.setdefault(str(value), []).append(i)
         return dict(sorted(out.items()))

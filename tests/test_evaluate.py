@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.errors import DataError
-from lightning_ft.evaluation import Evaluation, as_metrics, compute
+from lightning_ft.evaluation import Evaluation, as_metrics, compute, prefix_of
 from lightning_ft.generation import Sampling, generate_texts
 from lightning_ft.likelihood import BitsPerByte, Loss, Perplexity, TokenAccuracy
 from lightning_ft.metric import RowMetric
@@ -174,6 +174,18 @@ def test_spread_counts_and_groups_by_hand() -> None:
     assert "loss" not in found.spreads  # a token is its unit, not a row
     assert found.counts == {"exact": 3, "loss": 2}
     assert found.groups == {"2": {"exact": 0.0, "loss": 2.0}, "one": {"exact": 0.5}}
+
+
+def test_rows_are_grouped_by_what_their_prompts_begin_with() -> None:
+    examples: list[Example] = [
+        chat("translate: a cat", "x"), chat(" [sum up] Once", "x"), Text("<task two> text"), Classified("translate: b", "y"),
+        chat("No colon here", "x"), chat("at 12:30 sharp", "x"), chat("http://a.b", "x"),
+    ]  # fmt: skip
+    assert [prefix_of(one) for one in examples] == ["translate", "sum up", "task two", "translate", None, None, None]
+    rows = [ScoredRow(str(i), one, prediction="x", references=("x",)) for i, one in enumerate(examples)]
+    assert Evaluation.of([Exact], rows, by="prefix").groups == {
+        name: {"exact": 1.0} for name in ("sum up", "task two", "translate")
+    }
 
 
 class Seen(Exact):

@@ -39,3 +39,12 @@ def test_score_refuses_metrics_of_likelihoods(tmp_path: Path, capsys: pytest.Cap
     file.write_text('{"prediction": "a", "reference": "b"}\n')
     assert main(["score", str(file), "--metrics", "perplexity"]) == 2
     assert "Expected metrics that read text; got 'perplexity', which needs a model's likelihoods" in capsys.readouterr().err
+
+
+def test_hyphens_stand_for_underscores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prediction": "a", "reference": "b"}\n')
+    assert main(["score", "--predictions", str(file), "--metrics", "perplexity", "--allow-code-execution"]) == 2
+    assert "Expected metrics that read text" in capsys.readouterr().err
+    assert main(["score", "--predictions", str(file), "--metrics", "perplexity", "--allow-code"]) == 2
+    assert "got '--allow-code'" in capsys.readouterr().err

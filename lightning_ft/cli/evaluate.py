@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
     parser.add_argument(
-        "--by", metavar="COLUMN", help="values for each group of rows, too; default: task, where there are several"
+        "--by", metavar="COLUMN", help="values of each group, too, or by `prefix` as in `translate: ...`; default: task, if any"
     )
     parser.add_argument("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: the model's own")
     parser.add_argument("--max_length", type=int, metavar="N", help="longest row in tokens; default: the model's, at most 2048")
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 def add_execution(parser: CommandParser) -> None:
     """The flag without which no metric runs code that a model wrote."""
     parser.add_argument(
-        "--allow-code-execution",
+        "--allow_code_execution",
         action="store_true",
         help="let metrics run the code of answers, in a sandbox; read what it can do",
     )

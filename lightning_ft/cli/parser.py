@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_ft.errors import UsageError, did_you_mean
@@ -29,12 +30,22 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             UsageError: an unknown flag, a missing or a wrong value.
         """
-        out, extra = self.parse_known_args(args, namespace)
+        out, extra = self.parse_known_args(self._spelled(sys.argv[1:] if args is None else args), namespace)
         if extra:
             flag = extra[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
             hint = did_you_mean(flag, known) if flag.startswith("-") else ""
             raise UsageError(f"Expected an option of `{self.prog} --help`, got '{flag}'.{hint}")
+        return out
+
+    def _spelled(self, args: Sequence[str]) -> list[str]:
+        """The words with flags as this parser knows them, where hyphens stand for underscores."""
+        known = {option for action in self._actions for option in action.option_strings}
+        out = []
+        for word in args:
+            flag, equals, value = word.partition("=")
+            other = f"--{flag[2:].replace('-', '_')}"
+            out.append(f"{other}{equals}{value}" if flag.startswith("--") and flag not in known and other in known else word)
         return out
 
     def error(self, message: str) -> NoReturn:
