@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from lightning_ft.bootstrap import Verdict
     from lightning_ft.data.split import Split
     from lightning_ft.evaluation import Evaluation
+    from lightning_ft.types import Benchmarked
 
-__all__ = ["Run", "TrainingConfig", "evaluate", "fit", "fit_config", "generate", "load", "run_stage"]
+__all__ = ["Run", "TrainingConfig", "evaluate", "evaluate_tasks", "fit", "fit_config", "generate", "load", "run_stage"]
 
 
 @dataclass
@@ -142,6 +143,23 @@ def evaluate(
 
     files = [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
     return evaluate_files(model, files, metrics=metrics, task=task, output=output, max_rows=max_rows, by=by, **options)
+
+
+def evaluate_tasks(model: str, tasks: str | Sequence[str], **options: Any) -> tuple[Benchmarked, Path]:
+    """Run the tasks of a benchmark that brings its own prompts and metrics, by a plugin that can.
+
+    Args:
+        model: As for `evaluate`.
+        tasks: Names or files, as the plugin knows them.
+        **options: `num_fewshot`, `limit` (documents of each task, below 1 a share), `max_length`, `apply_chat_template`,
+            `precision`, `output`.
+
+    Returns:
+        The numbers and samples, and the folder that was written.
+    """
+    from lightning_ft.run.harness import evaluate_tasks
+
+    return evaluate_tasks(model, [tasks] if isinstance(tasks, str) else list(tasks), **options)
 
 
 def generate(model: str, prompts: str | Sequence[str], **sampling: Any) -> Any:

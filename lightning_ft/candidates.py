@@ -21,10 +21,16 @@ MOST_LOGITS = 1 << 25
 
 
 def candidate_likelihoods(model: Any, variants: Sequence[Encoded]) -> list[float]:
-    """Log-likelihood (nats) of the supervised tokens of each variant, which begin alike and end differently.
+    """As `candidate_scores`, the likelihoods alone."""
+    return [likelihood for likelihood, _ in candidate_scores(model, variants)]
 
-    What all of them begin with goes through the model once, if its cache is one of keys and values that can be repeated; other
-    models (recurrent ones, soft prompts) get every variant whole. In float32 both ways give the same to rounding.
+
+def candidate_scores(model: Any, variants: Sequence[Encoded]) -> list[tuple[float, bool]]:
+    """Log-likelihood (nats) of the supervised tokens of each variant, and whether each of them was the most likely one.
+
+    The variants begin alike and end differently. What all of them begin with goes through the model once, if its cache is
+    one of keys and values that can be repeated; other models (recurrent ones, soft prompts) get every variant whole. In
+    float32 both ways give the same to rounding.
 
     Args:
         model: A causal language model in evaluation mode.
@@ -60,18 +66,20 @@ def _begun(model: Any, ids: Sequence[int]) -> tuple[Any, Tensor] | None:
     return cache, out.logits[0, -1]
 
 
-def _continued(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor] | None) -> list[float]:
-    """Likelihoods of what the variants have after their first `shared` tokens."""
+def _continued(
+    model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor] | None
+) -> list[tuple[float, bool]]:
+    """Scores of what the variants have after their first `shared` tokens."""
     vocabulary = model.config.get_text_config().vocab_size
     longest = max(len(v.input_ids) for v in variants) - shared
     size = max(1, MOST_LOGITS // (longest * vocabulary))
-    out: list[float] = []
+    out: list[tuple[float, bool]] = []
     for start in range(0, len(variants), size):
         out += _batch(model, variants[start : start + size], shared, begun)
     return out
 
 
-def _batch(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor] | None) -> list[float]:
+def _batch(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor] | None) -> list[tuple[float, bool]]:
     import copy
 
     device = next(model.parameters()).device
@@ -95,5 +103,5 @@ def _batch(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[An
     else:
         labels = labels[:, 1:]
     nll = F.cross_entropy(before.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
-    found: list[float] = (-nll.double().view(len(variants), -1).sum(1)).tolist()
-    return found
+    greedy = ((before.argmax(-1) == labels) | (labels == IGNORE_INDEX)).all(1)
+    return list(zip((-nll.double().view(len(variants), -1).sum(1)).tolist(), greedy.tolist(), strict=True))

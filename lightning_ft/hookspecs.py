@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch.optim import Optimizer
 
     from lightning_ft.backbone import Backbone, BackboneSpec
+    from lightning_ft.loading import Loaded
     from lightning_ft.method import Method
     from lightning_ft.metric import Metric
     from lightning_ft.objective import Objective
     from lightning_ft.task import Task
+    from lightning_ft.types import Benchmarked
 
 hookspec = pluggy.HookspecMarker("lightning_ft")
 hookimpl = pluggy.HookimplMarker("lightning_ft")
@@ -62,3 +64,18 @@ def find_alike(prompts: Sequence[str]) -> Sequence[tuple[int, int]] | None:
 @hookspec(firstresult=True)
 def load_backbone(spec: BackboneSpec) -> Backbone | None:
     """Return the model and tokenizer that `spec` describes, or None to let the next plugin try."""
+
+
+@hookspec(firstresult=True)
+def run_harness(
+    loading: Callable[[], Loaded],
+    tasks: Sequence[str],
+    num_fewshot: int | None,
+    limit: float | None,
+    max_length: int | None,
+    apply_chat_template: bool,
+) -> Benchmarked | None:
+    """Return what the model does on `evaluate --harness TASKS`, or None to let the next plugin try.
+
+    Call `loading` after the tasks were checked. `limit` is a number of documents, or below 1 a share of them.
+    """

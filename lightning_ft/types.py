@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -306,3 +306,30 @@ class ScoredRow:
     candidates: Mapping[str, float] | None = None
     """Log-likelihood (nats, summed over the tokens of answer and end of turn) of each answer that the task allows; None: it
     allows any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One number of a benchmark that brings its own prompts and metrics."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+    """Standard error; None: the benchmark gives none."""
+    rows: int
+    """Documents behind the number."""
+    higher_is_better: bool | None = None
+    filter: str = ""
+    """What was taken out of the answer before it was judged, where there are several ways."""
+
+
+@dataclass(slots=True)
+class Benchmarked:
+    """What a model did on tasks that are written for a benchmark."""
+
+    measurements: Sequence[Measurement]
+    samples: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By task: one mapping per document with what was asked, answered and given for it."""
+    details: Mapping[str, Any]
+    """What else belongs to the result: versions, configurations of the tasks ..."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from typing import TYPE_CHECKING
 
 from lightning_ft.cli.parser import add_model, choice_of, command, given_once
-from lightning_ft.cli.sampling import add_sampling, given_sampling
+from lightning_ft.cli.sampling import NAMES, add_sampling, given_sampling
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 ALLOW_CODE = "LIGHTNING_FT_ALLOW_CODE_EXECUTION"
 """Set to 1, it is the user's word that metrics may run the code of answers."""
+HARNESS_ONLY = ("num_fewshot", "limit", "apply_chat_template")
+DATA_ONLY = ("data", "metrics", "task", "max_rows", "by", "template", "devices", "allow_code_execution", *NAMES)
+"""Flags that tasks with prompts and metrics of their own do not read."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,9 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--metrics", nargs="+", metavar="NAME", help="default: loss, perplexity, token accuracy and those of the task"
     )
-    parser.add_argument(
-        "--task", default="auto", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns"
-    )
+    parser.add_argument("--task", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns")
     parser.add_argument("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
     parser.add_argument(
         "--by", metavar="COLUMN", help="values of each group, too, or by `prefix` as in `translate: ...`; default: task, if any"
@@ -48,19 +50,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FOLDER", help="the folder to write; default: <run>/eval_<n>")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
     add_execution(parser)
+    add_harness(parser)
     add_sampling(parser)
     arguments = parser.parse_args(argv)
+    if arguments.harness is not None:
+        return run_tasks(arguments)
+    refuse(arguments, HARNESS_ONLY, "only with --harness")
     usage = "lightning-ft evaluate --model RUN --data FILE"
     model = given_once(arguments, "model", usage)
     if not arguments.data:
-        raise UsageError(f"Expected --data, got nothing; type `{usage}`.")
+        raise UsageError(f"Expected --data (or --harness), got nothing; type `{usage}`.")
     metrics = split_names(arguments.metrics)
 
     from lightning_ft.api import evaluate
     from lightning_ft.cli.tables import print_evaluation
     from lightning_ft.registry import registry
 
-    task = choice_of(arguments.task, "--task")
+    task = choice_of(arguments.task or "auto", "--task")
     for name in metrics or ():
         registry().metrics[name]
     permit_execution(arguments)
@@ -77,6 +83,46 @@ def main(argv: Sequence[str]) -> int:
     print_evaluation(result)
     print(f"Details: {result.folder}")
     return 0
+
+
+def add_harness(parser: CommandParser) -> None:
+    """The flags of tasks that bring their own prompts and metrics."""
+    group = parser.add_argument_group("tasks of a benchmark, instead of --data (run by a plugin)")
+    group.add_argument("--harness", nargs="+", metavar="TASK", help="names, files or folders of tasks")
+    group.add_argument("--num_fewshot", type=int, metavar="N", help="solved examples in each prompt; default: as the task says")
+    group.add_argument("--limit", type=float, metavar="N", help="first N documents of each task; below 1 a share of them")
+    group.add_argument("--apply_chat_template", action="store_true", help="ask in turns, by the tokenizer's own template")
+
+
+def run_tasks(arguments: argparse.Namespace) -> int:
+    """`evaluate --harness`: print a table of numbers with their standard errors, and write the details."""
+    refuse(arguments, DATA_ONLY, "without --harness")
+    model = given_once(arguments, "model", "lightning-ft evaluate --model RUN --harness TASK")
+
+    from lightning_ft.api import evaluate_tasks
+    from lightning_ft.cli.tables import print_measurements
+
+    options = {name: getattr(arguments, name) for name in ("num_fewshot", "limit", "max_length", "precision", "output")}
+    found, folder = evaluate_tasks(
+        model, split_names(arguments.harness) or [], apply_chat_template=arguments.apply_chat_template,
+        **{name: value for name, value in options.items() if value is not None},
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps({"folder": str(folder), "measurements": [dataclasses.asdict(one) for one in found.measurements]}))
+        return 0
+    print_measurements(found.measurements)
+    print(f"Details: {folder}")
+    return 0
+
+
+def refuse(arguments: argparse.Namespace, names: Sequence[str], where: str) -> None:
+    """Raise UsageError for a flag that would not be read."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value is not False:
+            raise UsageError(
+                f"Expected --{name.replace('allow_code_execution', 'allow-code-execution')} {where}; leave it out."
+            )
 
 
 def add_execution(parser: CommandParser) -> None:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lightning_ft.evaluation import Evaluation
+    from lightning_ft.types import Measurement
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: frozenset[int] = frozenset()) -> str:
@@ -64,3 +65,16 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print("\n" + table(("group", *evaluation.metrics), groups, numbers=frozenset(range(1, len(evaluation.metrics) + 1))))
     for name, signature in evaluation.signatures.items():
         print(f"{name}: {signature}")
+
+
+def print_measurements(measurements: Sequence[Measurement]) -> None:
+    """Each number of a benchmark with its standard error, and which way is better."""
+    arrows = {True: "up", False: "down", None: ""}
+    rows = [
+        (
+            one.task, f"{one.metric} ({one.filter})" if one.filter else one.metric, number(one.value),
+            "" if one.error is None else number(one.error), arrows[one.higher_is_better], str(one.rows),
+        )
+        for one in measurements
+    ]  # fmt: skip
+    print(table(("task", "metric", "value", "std error", "better", "rows"), rows, numbers=frozenset({2, 3, 5})))

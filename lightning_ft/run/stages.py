@@ -106,12 +106,7 @@ def _prepare(config: TrainingConfig) -> _Ready:
     """The model and the data as training would have encoded them, on every process."""
     team = Team.of(config)
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    if config.output is not None:
-        check_writable(Path(config.output))
-        if (Path(config.output) / RESULTS).exists():
-            raise UsageError(
-                f"Expected --output to be a new folder, got '{config.output}', which holds an evaluation; name another."
-            )
+    check_output(config.output, RESULTS)
     choices = choose(config, registry())
     loaded = load(config.model, dtype=DTYPES[config.precision], template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
@@ -168,7 +163,7 @@ def _score(
             f"Expected rows that metric {empty[0]} can read, got none among {len(scored)}: it reads "
             f"{KINDS[registry().metrics[empty[0]].cls.reads]}; leave it out, or name another --task."
         )
-    folder = _free_folder(config)
+    folder = free_folder(config.model, config.output)
     evaluation.write(folder)
     return evaluation
 
@@ -194,11 +189,24 @@ def _cost(config: TrainingConfig, loaded: Loaded, costs: Sequence[Costs]) -> dic
     }
 
 
-def _free_folder(config: TrainingConfig) -> Path:
+def check_output(output: str | None, results: str) -> None:
+    """Whether the folder that was named for an evaluation can be written and holds no file `results` of another one.
+
+    Raises:
+        UsageError: it cannot, or does.
+    """
+    if output is None:
+        return
+    check_writable(Path(output))
+    if (Path(output) / results).exists():
+        raise UsageError(f"Expected --output to be a new folder, got '{output}', which holds an evaluation; name another.")
+
+
+def free_folder(model: str, output: str | None) -> Path:
     """`--output`, else the first free `eval_<n>` in the run folder or under runs/."""
-    if config.output is not None:
-        return Path(config.output)
-    parent = Path(config.model) if (Path(config.model) / "run.json").is_file() else Path("runs")
+    if output is not None:
+        return Path(output)
+    parent = Path(model) if (Path(model) / "run.json").is_file() else Path("runs")
     n = 1
     while (parent / f"eval_{n}").exists():
         n += 1
