@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_ft.candidates import MOST_LOGITS, candidate_likelihoods
+from lightning_ft.candidates import MOST_LOGITS, candidate_likelihoods, candidate_scores
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.decoding import Sampling
@@ -14,7 +14,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft.metric import Metric, RowMetric
 from lightning_ft.scoring import Costs, score_examples
 from lightning_ft.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
-from lightning_ft.types import Classified, Conversation, Encoded, Message, ScoredRow, Text
+from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Encoded, Message, ScoredRow, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +52,19 @@ def plain(model: Any, variant: Encoded) -> float:
         logits = model(input_ids=torch.tensor([variant.input_ids])).logits[0, :-1]
     labels = torch.tensor(variant.labels[1:])
     return -float(F.cross_entropy(logits, labels, reduction="sum"))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_variant_of_the_most_likely_tokens_is_told(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if whole:
+        monkeypatch.setattr("lightning_ft.candidates._begun", lambda *_: None)
+    model, prompt = still(tiny_llama), [5, 6, 7, 8]
+    with torch.no_grad():
+        greedy = model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, eos_token_id=None)[0].tolist()
+    last = [*greedy[:-1], (greedy[-1] + 1) % 256]
+    first = [*prompt, (greedy[4] + 1) % 256, *greedy[5:]]
+    rows = [Encoded(ids, [IGNORE_INDEX] * 4 + ids[4:], "f:1") for ids in (greedy, last, greedy[:5], first)]
+    assert [right for _, right in candidate_scores(model, rows)] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])

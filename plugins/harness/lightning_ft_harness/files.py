@@ -34,27 +34,51 @@ def find(names: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"{KINDS}; there is no '{name}'.")
     folders = [name for name in names if Path(name).is_dir()]
     files = [name for name in names if Path(name).is_file()] + [file for folder in folders for file in _of_folder(folder)]
-    # A group names tasks, which lm-eval looks for in folders and among its own.
-    beside = sorted({str(Path(name).parent) for name in files if "group" in _read(name)})
-    manager = TaskManager(include_path=beside, include_defaults=bool(own or beside))
+    read = {name: _read(Path(name)) for name in files}
+    for name, values in read.items():
+        check_metrics(name, values.get("metric_list"))
+    # A group names tasks, which lm-eval looks for in folders and among its own; it loads a group by its name only.
+    beside = sorted({str(Path(name).parent) for name, values in read.items() if "group" in values})
+    manager = TaskManager(include_path=beside, include_defaults=bool(own))
+    if any(not set(_members(values)) <= set(manager.all_tasks) for values in read.values()):
+        manager = TaskManager(include_path=beside)
     for name in own:
         if name not in manager.all_tasks:
             hint = did_you_mean(name, manager.all_tasks) or " `lm-eval ls tasks` lists them."
             raise UsageError(f"{KINDS}; got '{name}'.{hint}")
     out: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in dict.fromkeys([*own, *files]):
-        for part, found in _loaded(manager, name).items():
+        for part, found in _loaded(manager, name, read.get(name, {}).get("group", name)).items():
             twice = out[part].keys() & found.keys()
             if twice:
                 raise UsageError(f"Expected each task once, got '{min(twice)}' again from '{name}'; name it once.")
             out[part].update(found)
+    for name, task in out["tasks"].items():
+        check_metrics(name, task.get_config("metric_list"))
     return out
 
 
-def _loaded(manager: Any, name: str) -> Mapping[str, Any]:
+def check_metrics(name: str, listed: Any) -> None:
+    """Whether the metrics of a task are on this machine, before anything is computed.
+
+    Raises:
+        UsageError: one is none of lm-eval's, and cannot be downloaded.
+    """
+    from lm_eval.api.registry import get_metric
+
+    for one in listed if isinstance(listed, list) else ():
+        metric = one.get("metric") if isinstance(one, dict) else None
+        if isinstance(metric, str) and get_metric(metric, bool(one.get("hf_evaluate"))) is None:
+            raise UsageError(
+                f"Expected metrics of lm-eval in the task '{name}', got '{metric}', which is none of them and cannot be "
+                "downloaded; name another in its metric_list."
+            )
+
+
+def _loaded(manager: Any, name: str, known_as: str) -> Mapping[str, Any]:
     """What lm-eval makes of one name or file: tasks with their data."""
     try:
-        found: Mapping[str, Any] = manager.load([name])
+        found: Mapping[str, Any] = manager.load([known_as])
     except Exception as error:  # YAML, data files, templates, functions and downloads fail in as many ways
         raise UsageError(
             f"Expected a task that lm-eval can load from '{name}', got {said(error)}; mend the task or put its data where it "
@@ -65,42 +89,53 @@ def _loaded(manager: Any, name: str) -> Mapping[str, Any]:
 
 def _of_folder(folder: str) -> list[str]:
     """Files of a folder that define a group, or a task that is in none of its groups; files to be included do neither."""
-    defined: dict[str, str] = {}
-    members: set[str] = set()
-    for path in sorted(Path(folder).glob(f"*{SUFFIX}")):
-        values = _read(str(path))
-        group = "group" in values
-        name = values.get("group" if group else "task")
-        if isinstance(name, str):
-            defined[str(path)] = name
-        for member in values.get("task") or () if group and isinstance(values.get("task"), list) else ():
-            members.add(str(member.get("task", member.get("group")) if isinstance(member, dict) else member))
-    chosen = [path for path, name in defined.items() if name not in members]
+    read = {str(path): _read(path) for path in sorted(Path(folder).glob(f"*{SUFFIX}"))}
+    members = {member for values in read.values() for member in _members(values)}
+    names = {path: values.get("group", values.get("task")) for path, values in read.items()}
+    chosen = [path for path, name in names.items() if isinstance(name, str) and name not in members]
     if not chosen:
         raise UsageError(f"Expected files of tasks (*{SUFFIX} with `task:` or `group:`) in '{folder}', got none.")
     return chosen
 
 
+def _members(values: Mapping[str, Any]) -> list[str]:
+    """Names of the tasks of a group, of which each is a name or a mapping."""
+    listed = values.get("task") if "group" in values else ()
+    found = [one.get("task", one.get("group")) if isinstance(one, dict) else one for one in listed or ()]
+    return [name for name in found if isinstance(name, str)]
+
+
 class _Reader(yaml.SafeLoader):
-    """YAML in which functions are names."""
+    """YAML in which a function is only noticed, not imported."""
 
 
-_Reader.add_constructor("!function", lambda loader, node: str(node.value))
+_Reader.add_constructor("!function", lambda loader, node: (node.value,))
 
 
-def _read(name: str) -> dict[str, Any]:
-    """What a task file says by itself.
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a task file says, with what it includes.
+
+    Args:
+        path: The file.
+        above: Files that include it.
 
     Raises:
-        UsageError: it is no mapping in YAML.
+        UsageError: it is no mapping in YAML, or includes itself.
     """
+    place = path.resolve()
+    if place in above:
+        raise UsageError(f"Expected files that include one another in one direction, got '{path}' by way of itself; mend it.")
     try:
-        values = yaml.load(Path(name).read_text(encoding="utf-8"), _Reader)
+        values = yaml.load(path.read_text(encoding="utf-8"), _Reader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"Expected '{name}' to be a task in YAML, got {said(error)}; mend it.") from error
+        raise UsageError(f"Expected '{path}' to be a task in YAML, got {said(error)}; mend it.") from error
     if not isinstance(values, dict):
-        raise UsageError(f"Expected '{name}' to be a task in YAML (`task:`, `dataset_path:` ...), got {type(values).__name__}.")
-    return values
+        raise UsageError(f"Expected '{path}' to be a task in YAML (`task:`, `dataset_path:` ...), got {type(values).__name__}.")
+    included = values.get("include") or []
+    merged: dict[str, Any] = {}
+    for name in included if isinstance(included, list) else [included]:
+        merged |= _read(path.parent / str(name), (*above, place))
+    return merged | values
 
 
 def said(error: BaseException) -> str:
