@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     usage = "lightning-ft evaluate --model RUN --data FILE"
     model = given_once(arguments, "model", usage)
     if not arguments.data:
-        raise UsageError(f"Expected --data (or --harness), got nothing; type `{usage}`.")
+        raise UsageError(f"Expected --data, got nothing; type `{usage}`.")
     metrics = split_names(arguments.metrics)
 
     from lightning_ft.api import evaluate

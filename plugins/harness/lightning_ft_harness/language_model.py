@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from lightning_ft.generation import batches_by_length, tracked
 from lightning_ft.types import IGNORE_INDEX, Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lightning_ft.loading import Loaded
 
@@ -37,15 +38,16 @@ class LanguageModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def __init__(self, loaded: Loaded, max_length: int | None = None) -> None:
         config = getattr(loaded.model, "active_peft_config", None)
         self.soft = bool(getattr(config, "is_prompt_learning", False))
-        super().__init__(
-            pretrained=loaded.model,
-            backend="causal",
-            tokenizer=loaded.tokenizer,
-            # Behind a soft prompt a row would depend on its padding, because peft drops the positions.
-            batch_size=1 if self.soft else GENERATED_AT_ONCE,
-            max_length=max_length,
-            softmax_dtype=torch.float32,
-        )
+        with _tied(loaded.model):
+            super().__init__(
+                pretrained=loaded.model,
+                backend="causal",
+                tokenizer=loaded.tokenizer,
+                # Behind a soft prompt a row would depend on its padding, because peft drops the positions.
+                batch_size=1 if self.soft else GENERATED_AT_ONCE,
+                max_length=max_length,
+                softmax_dtype=torch.float32,
+            )
         if self.soft and max_length is None:  # the virtual tokens take positions, too
             self._max_length = max(2, self.max_length - int(getattr(config, "num_virtual_tokens", 0)))
 
@@ -85,6 +87,16 @@ class LanguageModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: lm-eval would ask the hub about a name that a model in memory does not have."""
         return {}
+
+
+@contextlib.contextmanager
+def _tied(model: Any) -> Iterator[None]:
+    """Within it the model ties no weights: it was loaded so, and `HFLM` would do it over an adapter's own embedding or head."""
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
 
 
 def _encoded(request: Request) -> Encoded:

@@ -73,7 +73,7 @@ def run(
         {
             "lm_eval": version("lm-eval"),
             "task_versions": results["versions"],
-            "num_fewshot": results["n-shot"],
+            "shots": results["n-shot"],
             "documents": results["n-samples"],
         },
     )

@@ -56,7 +56,7 @@ def rows_of_choices() -> list[dict[str, Any]]:
 def write_task(folder: Path, name: str, task: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    source = {"task": name, "dataset_path": "json", "test_split": "test"}
+    source: dict[str, Any] = {"task": name, "dataset_path": "json", "test_split": "test"}
     source["dataset_kwargs"] = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(source | task), encoding="utf-8")
@@ -195,3 +195,28 @@ def test_likelihoods_in_bf16_are_summed_in_float32(shared_data: Path, tmp_path: 
     assert half != whole
     assert any(value != float(torch.tensor(value).bfloat16()) for value in half)
     assert half == pytest.approx(whole, rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")  # peft, of merging
+def test_a_head_that_an_adapter_brought_stays(tmp_path: Path) -> None:
+    """GPT-2 shares one matrix between embedding and head; `HFLM` by itself ties them again and fails."""
+    import torch
+    from lightning_ft_harness.language_model import LanguageModel
+    from peft import LoraConfig, get_peft_model
+
+    model, adapter = str(tmp_path / "model"), str(tmp_path / "adapter")
+    base = tiny_gpt2()
+    base.save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    base.name_or_path = model
+    adapted: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["lm_head"]))
+    adapted.peft_config["default"].base_model_name_or_path = model
+    with torch.no_grad():
+        adapted.base_model.model.lm_head.modules_to_save["default"].weight += 1
+    adapted.save_pretrained(adapter)
+    loaded, ids = load(adapter), torch.arange(20)[None]
+    with torch.no_grad():
+        before = loaded.model(ids).logits
+        after = LanguageModel(loaded).model(ids).logits
+    assert torch.equal(before, after)
+    assert "tie_weights" not in vars(loaded.model)
