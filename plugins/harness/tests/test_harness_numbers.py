@@ -209,7 +209,9 @@ def test_a_head_that_an_adapter_brought_stays(tmp_path: Path) -> None:
     base.save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
     base.name_or_path = model
-    adapted: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["lm_head"]))
+    adapted: Any = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["lm_head"])
+    )
     adapted.peft_config["default"].base_model_name_or_path = model
     with torch.no_grad():
         adapted.base_model.model.lm_head.modules_to_save["default"].weight += 1
