@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from lightning_ft.generation import batches_by_length
 from lightning_ft.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 MOST_LOGITS = 1 << 25
 """Logits that exist at a time (128 MB)."""
+MOST_TOKENS = 8192
+"""Tokens of a batch of whole variants, padding included."""
 
 
 def candidate_likelihoods(model: Any, variants: Sequence[Encoded]) -> list[float]:
@@ -39,9 +43,7 @@ def candidate_scores(model: Any, variants: Sequence[Encoded]) -> list[tuple[floa
     shared = _shared(variants)
     with torch.no_grad():
         begun = _begun(model, variants[0].input_ids[:shared]) if shared else None
-        if begun is None:
-            return _continued(model, variants, 0, None)
-        return _continued(model, variants, shared, begun)
+        return _whole(model, variants) if begun is None else _continued(model, variants, shared, begun)
 
 
 def _shared(variants: Sequence[Encoded]) -> int:
@@ -66,9 +68,21 @@ def _begun(model: Any, ids: Sequence[int]) -> tuple[Any, Tensor] | None:
     return cache, out.logits[0, -1]
 
 
-def _continued(
-    model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor] | None
-) -> list[tuple[float, bool]]:
+def _whole(model: Any, variants: Sequence[Encoded]) -> list[tuple[float, bool]]:
+    """Scores of variants that go through the model from their first token on, as rows of an evaluation do."""
+    from lightning_ft.data.collate import pad
+    from lightning_ft.engine.loss import score_rows
+
+    device = next(model.parameters()).device
+    out: list[tuple[float, bool]] = [(0.0, True)] * len(variants)
+    for members in batches_by_length([len(variant.input_ids) for variant in variants], MOST_TOKENS):
+        found = score_rows(model, pad([variants[i] for i in members], 0).to(device))
+        for i, (nll, tokens, right) in zip(members, found, strict=True):
+            out[i] = (-nll, right == tokens)
+    return out
+
+
+def _continued(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor]) -> list[tuple[float, bool]]:
     """Scores of what the variants have after their first `shared` tokens."""
     vocabulary = model.config.get_text_config().vocab_size
     longest = max(len(v.input_ids) for v in variants) - shared
@@ -79,9 +93,7 @@ def _continued(
     return out
 
 
-def _batch(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor] | None) -> list[tuple[float, bool]]:
-    import copy
-
+def _batch(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[Any, Tensor]) -> list[tuple[float, bool]]:
     device = next(model.parameters()).device
     rests = [v.input_ids[shared:] for v in variants]
     width = max(len(rest) for rest in rests)
@@ -91,17 +103,11 @@ def _batch(model: Any, variants: Sequence[Encoded], shared: int, begun: tuple[An
         device=device,
     )
     real = torch.tensor([[1] * (shared + len(rest)) + [0] * (width - len(rest)) for rest in rests], device=device)
-    options: dict[str, Any] = {}
-    if begun is not None:
-        cache = copy.deepcopy(begun[0])
-        cache.batch_repeat_interleave(len(variants))
-        options = {"past_key_values": cache, "use_cache": True}
-    logits = model(input_ids=ids, attention_mask=real, **options).logits
-    before = logits[:, :-1]
-    if begun is not None:  # the first token of a rest follows from the common beginning
-        before = torch.cat([begun[1].expand(len(variants), 1, -1), before], dim=1)
-    else:
-        labels = labels[:, 1:]
+    cache = copy.deepcopy(begun[0])
+    cache.batch_repeat_interleave(len(variants))
+    logits = model(input_ids=ids, attention_mask=real, past_key_values=cache, use_cache=True).logits
+    # The first token of a rest follows from the common beginning.
+    before = torch.cat([begun[1].expand(len(variants), 1, -1), logits[:, :-1]], dim=1)
     nll = F.cross_entropy(before.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     greedy = ((before.argmax(-1) == labels) | (labels == IGNORE_INDEX)).all(1)
     return list(zip((-nll.double().view(len(variants), -1).sum(1)).tolist(), greedy.tolist(), strict=True))

@@ -82,6 +82,20 @@ def test_equals_each_row_by_itself(make: Callable[[], Any], whole: bool, monkeyp
     assert MOST_LOGITS > 1
 
 
+def test_a_soft_prompt_stands_before_every_variant() -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(still(tiny_llama), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    variants = encoded(*LABELS)
+    expected = []
+    for variant in variants:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([variant.input_ids])).logits[0, 4:-1]
+        expected.append(-float(F.cross_entropy(logits, torch.tensor(variant.labels[1:]), reduction="sum")))
+    assert candidate_likelihoods(model, variants) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_beginning_is_computed_once() -> None:
     model, seen = still(tiny_llama), 0
 
