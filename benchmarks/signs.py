@@ -23,7 +23,7 @@ FULL = {"method": "full", "learning_rate": 3e-5, "epochs": 6.0}
 PLANTED: dict[str, dict[str, Any]] = {
     "healthy": {},
     "healthy_full": FULL,
-    "divergence": {**FULL, "learning_rate": 0.1, "max_grad_norm": 1e6, "warmup": 0.0},
+    "divergence": {**FULL, "learning_rate": 0.1, "lr_scheduler": "constant", "max_grad_norm": 1e6, "warmup": 0.0},
     "loss_not_falling": {"learning_rate": 1e-8},
     "slow_convergence": {"learning_rate": 3e-5, "lr_scheduler": "constant"},
     "underfitting": {"learning_rate": 1e-4, "lr_scheduler": "constant", "epochs": 2.0},
