@@ -1,0 +1,102 @@
+"""The texts of a field: raw ones and questions with answers, and whether the tokenizer knows the field's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning_ft.metric import Metric
+from lightning_ft.task import Task
+from lightning_ft.types import Conversation, Text
+from lightning_ft_tasks.instruct import ANSWERS, QUESTIONS, Instruct, first_of, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning_ft.types import Example, ScoredRow
+
+RAW = ("text", "content", "document", "body")
+"""Columns that may hold a raw text, first match wins."""
+LABELS = frozenset({"label", "category", "intent"})
+"""Columns that make a row with a text one of another task."""
+BESIDE = frozenset({
+    "author", "authors", "date", "file", "group", "id", "idx", "index", "journal", "lang", "language", "license", "meta",
+    "metadata", "name", "path", "source", "split", "subject", "task", "timestamp", "title", "topic", "uid", "url", "uuid",
+    "year",
+})  # fmt: skip
+"""What may stand beside `content`, `document` or `body`, words that files of any kind use, for `--task auto` to take it."""
+
+
+@dataclass(frozen=True)
+class Domain(Task):
+    """Raw text, of which every token is trained, or a question with an answer, of which the answer is.
+
+    A row with a question's or an answer's column is read as task `instruct` reads it, every other one is raw text. A file
+    should hold rows of one kind. Further columns are kept in `meta`.
+    """
+
+    name: ClassVar[str] = "domain"
+    precedence: ClassVar[int] = -20
+    makes: ClassVar[tuple[type[Example], ...]] = (Text, Conversation)
+    metrics: ClassVar[tuple[str, ...]] = ("bits_per_byte", "vocabulary_coverage", "rougeL")
+    columns_help: ClassVar[str] = "text, content, document or body; or question and answer, as instruct"
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"text": "Myocarditis is an inflammation of the heart muscle."},
+        {"document": "The appeal is dismissed.", "title": "Judgment", "id": 4},
+        {"question": "What is myocarditis?", "answer": "An inflammation of the heart muscle.", "source": "book"},
+    )
+    """Rows as the task reads them."""
+
+    text_column: str | None = None
+    """Column that holds the raw text; None: the first of text, content, document, body."""
+    question_column: str | None = None
+    """Column that holds the question; None: as `instruct` finds it."""
+    answer_column: str | None = None
+    """Column that holds the answer; None: the first of output, response, completion, answer."""
+
+    @classmethod
+    def matches(cls, columns: frozenset[str]) -> bool:
+        """Rows of raw text, or with a question and an answer, which all other tasks go before.
+
+        A column of a word that may mean anything (`content` ...) has to stand alone or beside what only describes the text: a
+        summary or an answer under a name of its own would be left out of training without a word.
+        """
+        if Instruct.matches(columns):
+            return True
+        if "text" in columns:
+            return not columns & LABELS
+        return bool(columns & {*RAW}) and columns - {*RAW} <= BESIDE
+
+    def format(self, row: Mapping[str, Any]) -> Example:
+        """The text of a row, or its question and answer."""
+        pair = {*QUESTIONS, *ANSWERS, self.question_column, self.answer_column} - {self.text_column}
+        if any(row.get(column) is not None for column in pair if column):
+            return Instruct(question_column=self.question_column, answer_column=self.answer_column).format(row)
+        column = self.text_column or first_of(RAW, row)
+        if column is None:
+            raise ValueError(
+                f"expected a column '{RAW[0]}' (or {', '.join(RAW[1:])}), or one with a question and one with an answer, got "
+                f"{', '.join(row) or 'none'}"
+            )
+        return Text(text_of(row, column), {key: value for key, value in row.items() if key != column})
+
+
+class VocabularyCoverage(Metric):
+    """Share of the words of the given texts that the tokenizer writes as at most 3 tokens: how well it knows the field.
+
+    The model has no part in it. A word is a run of letters, and of Han, kana and hangul each character (`lightning_ft.words`).
+    Written letter by letter, `the heart's myocarditis` has two such words, `the` and `s`, of four: 0.5.
+    """
+
+    name: ClassVar[str] = "vocabulary_coverage"
+    reads = "tokens"
+    percent: ClassVar[bool] = True
+
+    @property
+    def signature(self) -> str:
+        """What a word is, and how many tokens it may take."""
+        return "tok:letters|pieces:3"
+
+    def statistics(self, row: ScoredRow) -> Sequence[float]:
+        """Words of at most 3 tokens, and words."""
+        return (row.words - row.split_words, row.words)
