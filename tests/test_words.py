@@ -9,6 +9,8 @@ from lightning_ft.loading import embedded_folder
 from lightning_ft.testing.models import tiny_tokenizer
 from lightning_ft.words import pieces_of_words, word_pattern
 
+HINDI, ARABIC = "\u0939\u093f\u0928\u094d\u0926\u0940", "\u0642\u0644\u0652\u0628"
+
 
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -16,7 +18,7 @@ from lightning_ft.words import pieces_of_words, word_pattern
         ("The heart's beta-blocker, 12 mg", ["The", "heart", "s", "beta", "blocker", "mg"]),
         ("B12 covid19_x", ["B", "covid", "x"]),
         ("Kl\u00e4ger Kla\u0308ger", ["Kl\u00e4ger", "Kla\u0308ger"]),
-        ("\u0939\u093f\u0928\u094d\u0926\u0940, \u0642\u0644\u0652\u0628", ["\u0939\u093f\u0928\u094d\u0926\u0940", "\u0642\u0644\u0652\u0628"]),
+        (f"{HINDI}, {ARABIC}", [HINDI, ARABIC]),
         ("\u6771\u4eac\u3067", ["\u6771", "\u4eac", "\u3067"]),
         ("... 4 \U0001f600", []),
         ("", []),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_tasks() -> Iterable[type[Task]]:
-    """Instructions, conversations, trees, reasoning, code, fields, comparisons, classes, safety, templates of files and of the user."""
+    """Instructions, conversations, trees, reasoning, code, fields, pairs, classes, safety, and templates."""
     from lightning_ft_tasks.chat import Chat
     from lightning_ft_tasks.classify import Classify
     from lightning_ft_tasks.code import Code
@@ -40,9 +40,9 @@ def register_metrics() -> Iterable[type[Metric]]:
     from lightning_ft_tasks import (
         adherence,
         classes,
+        coverage,
         dialogue,
         diversity,
-        domain,
         final_answers,
         metrics,
         safety_metrics,
@@ -64,5 +64,5 @@ def register_metrics() -> Iterable[type[Metric]]:
         surface.SyntaxValid, surface.CodeExactMatch, surface.EditSimilarity,
         codebleu.Codebleu, codebleu.CodebleuSyntax, codebleu.CodebleuDataflow,
         passing.PassAt1, passing.PassAt5, passing.PassAt10, passing.PassAt100,
-        domain.VocabularyCoverage,
+        coverage.VocabularyCoverage,
     ]  # fmt: skip

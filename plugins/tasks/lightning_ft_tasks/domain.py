@@ -1,19 +1,22 @@
-"""The texts of a field: raw ones and questions with answers, and whether the tokenizer knows the field's words."""
+"""The texts of a field: raw ones, and questions with answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_ft.metric import Metric
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Text
 from lightning_ft_tasks.instruct import ANSWERS, QUESTIONS, Instruct, first_of, text_of
+from lightning_ft_tasks.new_words import asked_for, split_words, words_of_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_ft.types import Example, ScoredRow
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_ft.types import Example
 
 RAW = ("text", "content", "document", "body")
 """Columns that may hold a raw text, first match wins."""
@@ -54,6 +57,14 @@ class Domain(Task):
     answer_column: str | None = None
     """Column that holds the answer; None: the first of output, response, completion, answer."""
 
+    add_tokens: str | None = None
+    """Words that become tokens of their own, whose rows of the model train with it. `auto` or `auto:N`: the N (100) most
+    frequent words of the training rows that take more than 3 tokens and stand there 5 times or more, each with the space
+    before it where it has one. FILE: its words, one a line, each with a space before it. None: none."""
+
+    def __post_init__(self) -> None:
+        asked_for(self.add_tokens)
+
     @classmethod
     def matches(cls, columns: frozenset[str]) -> bool:
         """Rows of raw text, or with a question and an answer, which all other tasks go before.
@@ -67,6 +78,13 @@ class Domain(Task):
             return not columns & LABELS
         return bool(columns & {*RAW}) and columns - {*RAW} <= BESIDE
 
+    def new_tokens(self, examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
+        """The words that `add_tokens` asks for."""
+        if self.add_tokens is None:
+            return ()
+        number = asked_for(self.add_tokens)
+        return words_of_file(Path(self.add_tokens), tokenizer) if number is None else split_words(examples, tokenizer, number)
+
     def format(self, row: Mapping[str, Any]) -> Example:
         """The text of a row, or its question and answer."""
         pair = {*QUESTIONS, *ANSWERS, self.question_column, self.answer_column} - {self.text_column}
@@ -79,24 +97,3 @@ class Domain(Task):
                 f"{', '.join(row) or 'none'}"
             )
         return Text(text_of(row, column), {key: value for key, value in row.items() if key != column})
-
-
-class VocabularyCoverage(Metric):
-    """Share of the words of the given texts that the tokenizer writes as at most 3 tokens: how well it knows the field.
-
-    The model has no part in it. A word is a run of letters, and of Han, kana and hangul each character (`lightning_ft.words`).
-    Written letter by letter, `the heart's myocarditis` has two such words, `the` and `s`, of four: 0.5.
-    """
-
-    name: ClassVar[str] = "vocabulary_coverage"
-    reads = "tokens"
-    percent: ClassVar[bool] = True
-
-    @property
-    def signature(self) -> str:
-        """What a word is, and how many tokens it may take."""
-        return "tok:letters|pieces:3"
-
-    def statistics(self, row: ScoredRow) -> Sequence[float]:
-        """Words of at most 3 tokens, and words."""
-        return (row.words - row.split_words, row.words)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from lightning_ft_tasks.domain import Domain, VocabularyCoverage
+from lightning_ft_tasks.coverage import VocabularyCoverage
+from lightning_ft_tasks.domain import Domain
 from lightning_ft_tasks.instruct import Instruct
 
 from lightning_ft.builtin import RawText
@@ -17,7 +18,6 @@ from lightning_ft.evaluation import Evaluation
 from lightning_ft.registry import registry
 from lightning_ft.scoring import score_examples
 from lightning_ft.testing import check_metric, check_task
-from lightning_ft.testing.checks import scored_rows
 from lightning_ft.testing.models import tiny_llama, tiny_tokenizer
 from lightning_ft.types import Conversation, Message, Row, ScoredRow, Text
 
@@ -105,13 +105,14 @@ def counted(words: int, split: int) -> ScoredRow:
 
 
 def test_coverage_keeps_the_contract() -> None:
+    check_metric(VocabularyCoverage)
     check_metric(VocabularyCoverage, [counted(n, 0) for n in range(1, 7)], [counted(n, n) for n in range(1, 7)])
 
 
 def test_coverage_is_a_share_of_all_words_not_a_mean_over_rows() -> None:
-    """(4 - 1 + 1 - 0) / (4 + 1) = 0.8; rows without a word, as the kit's, change nothing."""
+    """(4 - 1 + 1 - 0) / (4 + 1) = 0.8; a row without a word changes nothing."""
     metric = VocabularyCoverage()
-    metric.update([counted(4, 1), counted(1, 0), *scored_rows(right=True)])
+    metric.update([counted(4, 1), counted(1, 0), counted(0, 0)])
     assert float(metric.compute()) == pytest.approx(0.8)
 
 
