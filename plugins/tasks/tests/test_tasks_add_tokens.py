@@ -39,7 +39,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Words of the held-out rows alone are no tokens, however frequent they are."""
     folder = tmp_path_factory.mktemp("rows")
     kept = [{"text": f"{TEXT} No {n}.", "split": "train"} for n in range(24)]
-    kept += [{"text": f"{TEXT} Number {n} thrombosis thrombosis thrombosis.", "split": "test"} for n in range(12)]
+    kept += [{"text": f"{TEXT} Number {n}:{' thrombosis' * 12}.", "split": "test"} for n in range(12)]
     kept += [{"text": f"{TEXT} Validation {n}.", "split": "validation"} for n in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     return folder / "rows.jsonl"
