@@ -14,6 +14,8 @@ from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Example, LossOutput, LossTerm, Message, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from lightning_ft.types import Batch
@@ -33,6 +35,10 @@ class Full(Method):
         """The model itself, everything trainable."""
         model.requires_grad_(True)
         return model
+
+    def training_tokens(self, tokens: Sequence[int]) -> Method:
+        """The method itself: every row trains."""
+        return self
 
     def merge(self, model: nn.Module) -> nn.Module:
         """The model itself: there is nothing beside the base weights."""

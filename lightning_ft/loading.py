@@ -13,6 +13,7 @@ from lightning_ft.atomic import MANIFEST
 from lightning_ft.backbone import AGAIN, BackboneSpec, load_tokenizer, quiet_peft, read_json
 from lightning_ft.errors import UsageError
 from lightning_ft.quantization import NOTE, Quantization, keep_types
+from lightning_ft.vocabulary import grow
 
 if TYPE_CHECKING:
     import torch
@@ -166,6 +167,8 @@ def with_adapter(model: Any, folder: Path) -> Any:
     """
     from peft import PeftModel
 
+    if (folder / "tokenizer_config.json").is_file():
+        _make_room(model, load_tokenizer(str(folder)))
     with quiet_peft():
         try:
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
@@ -178,6 +181,13 @@ def with_adapter(model: Any, folder: Path) -> Any:
                 "name a whole one with --model."
             ) from error
     return adapted
+
+
+def _make_room(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rows for the tokens that an adapter's tokenizer has more than its base has rows."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        revision = getattr(model.config, "_commit_hash", None)
+        grow(model, load_tokenizer(model.name_or_path, revision=revision), tokenizer)
 
 
 def untie_adapted(model: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning_ft.errors import NotMergeableError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -50,6 +50,14 @@ class Method(ABC):
     @abstractmethod
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """Add the method's parameters to `model`, freeze the rest, and return the model to train."""
+
+    def training_tokens(self, tokens: Sequence[int]) -> Method | None:
+        """This method, so that the rows of these tokens train too, in the embedding and in a head of its own; None: it cannot.
+
+        Args:
+            tokens: Ids that the tokenizer got for this run. Their rows are new, and nothing else makes them of any use.
+        """
+        return None
 
     def trainable_state(self, model: nn.Module) -> dict[str, Tensor]:
         """What a checkpoint must hold of the model, by name. Default: every parameter that requires a gradient."""

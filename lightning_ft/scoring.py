@@ -14,6 +14,7 @@ from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import as_metrics
 from lightning_ft.generation import batches_by_length, evaluating, generate_texts, tracked
 from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
+from lightning_ft.words import MOST_PIECES, pieces_of_words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -87,9 +88,10 @@ def score_examples(
     encoded = encoder.encode(given, rows)
     assert len(encoded) == len(examples) == len(rows), "the encoder must return one result per example"
     scored = [
-        ScoredRow(row, example, utf8_bytes=_supervised_bytes(tokenizer, item), references=references_of(one))
-        for row, example, one, item in zip(rows, examples, given, encoded, strict=True)
+        ScoredRow(row, example, references=references_of(one)) for row, example, one in zip(rows, examples, given, strict=True)
     ]
+    for found, item in zip(scored, encoded, strict=True):
+        _add_text(tokenizer, item, found)
     reading = {metric.reads for metric in made if generate or metric.reads != "text"}
     prompts = [_prompt(one, template) for one in given]
     check_rows(made, unanswered(examples, rows), reading)
@@ -215,8 +217,8 @@ def _add_candidates(
         row.candidates = dict(zip(candidates, candidate_likelihoods(model, encoded), strict=True)) if whole else {}
 
 
-def _supervised_bytes(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> int:
-    """UTF-8 bytes of the text that the supervised tokens stand for, special tokens not counted."""
+def _add_text(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, scored: ScoredRow) -> None:
+    """Fill in bytes and words of the text that the supervised tokens stand for, special tokens not counted."""
     spans: list[list[int]] = []
     inside = False
     for token, label in zip(encoded.input_ids[1:], encoded.labels[1:], strict=True):
@@ -227,7 +229,10 @@ def _supervised_bytes(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> i
             spans.append([])
         spans[-1].append(token)
         inside = True
-    return sum(len(decode(tokenizer, span).encode()) for span in spans)
+    texts = [decode(tokenizer, span) for span in spans]
+    pieces = [number for words in pieces_of_words(tokenizer, texts) for _, _, number in words]
+    scored.utf8_bytes = sum(len(text.encode()) for text in texts)
+    scored.words, scored.split_words = len(pieces), sum(number > MOST_PIECES for number in pieces)
 
 
 def _last_answer(example: Conversation) -> int | None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning_ft.types import Conversation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
 
     from lightning_ft.types import Example
 
@@ -72,6 +74,18 @@ class Task(ABC):
 
         Args:
             examples: Held-out rows, from which the classes may be read off.
+        """
+        return ()
+
+    def new_tokens(self, examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
+        """Texts that become tokens of their own before anything is encoded, in the order of their ids; none: no new ones.
+
+        Args:
+            examples: Of the training rows. They are read from the files, formatted and split when the first is asked for.
+            tokenizer: As it is; it is left so.
+
+        Raises:
+            UsageError: the task's options ask for tokens that there are not, or that are there already.
         """
         return ()
 

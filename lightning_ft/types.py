@@ -297,6 +297,10 @@ class ScoredRow:
     """Supervised tokens whose most likely prediction was right."""
     utf8_bytes: int = 0
     """Length of the supervised text in UTF-8 bytes (for bits per byte)."""
+    words: int = 0
+    """Words of the supervised text."""
+    split_words: int = 0
+    """Those of them that the tokenizer writes as more than `lightning_ft.words.MOST_PIECES` tokens."""
     prompt: str | None = None
     """The rendered prompt, where text was generated."""
     prediction: str | None = None

@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "lightning_ft"
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 LAYERS = (
-    ("words that everybody uses", "errors types"),
+    ("words that everybody uses", "errors types words"),
     ("contracts", "method objective task metric"),
     ("files that are whole or not there", "atomic checkpoint"),
     ("the plugin API", "hookspecs plugins registry classpaths"),
     ("options", "config monitor quantization"),
     ("rows to batches", "data"),
     ("the hot path", "engine"),
-    ("models and their answers", "backbone loading decoding generation endpoint"),
+    ("models and their answers", "backbone vocabulary loading decoding generation endpoint"),
     ("the core's own plugin", "defaults builtin likelihood"),
     ("evidence", "evaluation candidates scoring signs bootstrap charts curves page report"),
     ("one optimiser step", "optim doubt master shortage module"),

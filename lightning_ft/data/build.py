@@ -115,8 +115,7 @@ class Build:
         bad = BadRows(self.config.on_error, folder / "quarantine.jsonl")
         self._survey(bad)
         bad.finish(self._judged_by())
-        free = iter(self._splitter.splits(self._shares(), self.config.seed, alike=self._alike()))
-        splits = [next(free) if split is None else split for split in self._fixed]
+        splits = self._splits()
         if self._shots is not None:
             self._shots.settle(splits)
         pieces = Pieces(work, self.ledger, bad)
@@ -139,6 +138,20 @@ class Build:
         if self.window is not None:
             facts |= {"end": astuple(self.window.end), "held_out": self._held_out_keys(splits)}
         write_json(folder / "facts.json", facts)
+
+    def training_examples(self) -> Iterator[Example]:
+        """The examples of the rows that train, as `run` will format and split them; nothing is encoded or written."""
+        bad = BadRows(self.config.on_error)
+        self._survey(bad)
+        bad.finish(self._judged_by())
+        for (_, parts), split in zip(self._good(), self._splits(), strict=False):  # of another number only in a changed file
+            if split == "train":
+                yield from (example for _, example in parts)
+
+    def _splits(self) -> list[Split]:
+        """The split of each row that the first pass found good."""
+        free = iter(self._splitter.splits(self._shares(), self.config.seed, alike=self._alike()))
+        return [next(free) if split is None else split for split in self._fixed]
 
     def _judged_by(self) -> int:
         """The number of rows of which few may be unreadable; the last shard of a pass is judged as if it were full."""

@@ -28,7 +28,7 @@ from lightning_ft.data.window import Position, Window
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from threading import Event
 
     from lightning_ft.config import TrainingConfig
@@ -118,6 +118,22 @@ class Pipeline:
             window=window, stop=stop,
         )  # fmt: skip
         build.run(folder, folder.with_name(f"{folder.name}-unfinished"))
+
+    def training_examples(self) -> Iterator[Example]:
+        """The examples of the rows that train, before anything is encoded.
+
+        Raises:
+            UsageError: the rows come as a stream, of which nobody has all.
+        """
+        if self.config.stream is not None:
+            raise UsageError(
+                "Expected no --stream where the tokenizer gets words of the training rows, as no shard has them all; leave "
+                "--stream out, or name the words in a file."
+            )
+        build = Build(
+            self.config, self._places, self.registry, self.encoder, self.task, self.kinds, self.config.split, lambda _: None
+        )
+        yield from build.training_examples()
 
     @cached_property
     def _places(self) -> list[Place]:

@@ -28,9 +28,11 @@ from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
 from lightning_ft.run.verdict import held_out
+from lightning_ft.run.vocabulary import extend
 from lightning_ft.run.ways import check_ways, take_ways
 from lightning_ft.run.world import World, world
 from lightning_ft.signs import lines_of, signs
+from lightning_ft.vocabulary import grow
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -118,6 +120,7 @@ class Session:
         from lightning_ft.data.encode import Encoder
         from lightning_ft.data.render import Template
 
+        self.new_tokens = extend(self)
         self.template = Template.resolve(self.config.template, self.tokenizer)
         self.encoder = Encoder(self.tokenizer, self.template, self._max_length())
         self.pipeline = Pipeline(
@@ -205,7 +208,7 @@ class Session:
                 data={"identity": self.prepared.identity, "files": dict(self.prepared.hashes)}, template=self.template.name,
                 precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=planner.planned,
                 processes=self.world.size, strategy=self.config.strategy, seed=self.config.seed, total_steps=total,
-                packed=packed, parameters=self.module.parameter_line(),
+                packed=packed, parameters=self.module.parameter_line(), new_tokens=list(self.new_tokens.values()),
             )  # fmt: skip
         self.trainer = make_trainer(self, chosen.lightning)
 
@@ -223,7 +226,9 @@ class Session:
 
     def _load(self) -> nn.Module:
         """The backbone's model, with the dropouts of the run."""
-        model: nn.Module = self.registry.manager.hook.load_backbone(spec=self.spec).model
+        backbone = self.registry.manager.hook.load_backbone(spec=self.spec)
+        model: nn.Module = backbone.model
+        grow(model, backbone.tokenizer, self.tokenizer, self.new_tokens)
         if self.config.dropout is not None:
             set_dropout(model, self.config.dropout)
         return model

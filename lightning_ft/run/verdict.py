@@ -20,6 +20,7 @@ from lightning_ft.evaluation import Evaluation, as_metrics
 from lightning_ft.run.quiet import silent
 from lightning_ft.scoring import check_rows, score_examples, unanswered
 from lightning_ft.signs import lines_of, signs
+from lightning_ft.vocabulary import grow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -153,5 +154,8 @@ def _base(session: Session) -> Iterator[Any]:
         if model is None:
             from lightning_ft.loading import load
 
-            model = load(session.config.model, dtype=session.spec.dtype, device=str(session.world.device)).model
+            loaded = load(session.config.model, dtype=session.spec.dtype, device=str(session.world.device))
+            model = loaded.model
+            if session.new_tokens:
+                grow(model, loaded.tokenizer, session.tokenizer, session.new_tokens)
         yield model

@@ -149,6 +149,8 @@ def scored_rows(*, right: bool) -> list[ScoredRow]:
                 tokens=5 + i,
                 correct=5 + i if right else 0,
                 utf8_bytes=len(answer),
+                words=5,
+                split_words=0 if right else 5,
                 prompt=f"question {i}",
                 prediction=answer if right else "zzz qqq",
                 references=(answer,),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = embedded_folder().parent / "data" / "support.jsonl"
-OF_TASKS = ("chat", "classify", "code", "constrained", "instruct", "reasoning", "safety", "text")
+OF_TASKS = ("chat", "classify", "code", "constrained", "domain", "instruct", "reasoning", "safety", "text")
 """Tasks that have a preset of their name."""
 BY_CONTENT = {"custom", "messages", "self_instruct", "templated", "tree"}
 """Tasks whose files, or whose user, say what they are."""

@@ -11,7 +11,7 @@ from lightning_ft_methods.adapter import check_whole
 from lightning_ft_methods.freeze import decoder_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -40,6 +40,10 @@ class LISA(Method):
         check_whole("active_layers", self.active_layers)
         check_whole("interval", self.interval)
         check_whole("layer_seed", self.layer_seed, 0)
+
+    def training_tokens(self, tokens: Sequence[int]) -> Method:
+        """The method itself: embedding and head train at every step."""
+        return self
 
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """The model itself; every parameter may train, `before_step` says which do.

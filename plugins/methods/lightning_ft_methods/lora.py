@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from lightning_ft.errors import UsageError
@@ -21,7 +21,7 @@ from lightning_ft_methods.adapter import (
 from lightning_ft_methods.tokens import token_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from peft import LoraConfig
     from torch import nn
@@ -104,6 +104,11 @@ class LoRA(Adapter):
     def changes_base(self) -> bool:
         """Whether base weights differ from the pretrained ones once the adapter is there."""
         return self.init in ("pissa", "olora", "loftq") or self.bias != "none" or self.beneath is not None
+
+    def training_tokens(self, tokens: Sequence[int]) -> LoRA:
+        """The same with these among `trainable_tokens`."""
+        named = self.trainable_tokens or []
+        return replace(self, trainable_tokens=[*named, *(token for token in tokens if token not in named)])
 
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """The model as a `PeftModel` with A and B in float32 beside every target, everything else frozen.

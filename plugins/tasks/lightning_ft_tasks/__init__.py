@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_tasks() -> Iterable[type[Task]]:
-    """Instructions, conversations, trees, reasoning, code, comparisons, classes, safety, templates of files and of the user."""
+    """Instructions, conversations, trees, reasoning, code, fields, pairs, classes, safety, and templates."""
     from lightning_ft_tasks.chat import Chat
     from lightning_ft_tasks.classify import Classify
     from lightning_ft_tasks.code import Code
     from lightning_ft_tasks.constrained import Constrained
     from lightning_ft_tasks.custom import Custom
+    from lightning_ft_tasks.domain import Domain
     from lightning_ft_tasks.instruct import Instruct
     from lightning_ft_tasks.preference import PreferencePairs, UnpairedAnswers
     from lightning_ft_tasks.reasoning import Reasoning
@@ -30,7 +31,7 @@ def register_tasks() -> Iterable[type[Task]]:
     from lightning_ft_tasks.tree import Tree
 
     of_turns: list[type[Task]] = [Instruct, SelfInstruct, Constrained, Reasoning, Safety, Custom, Chat, Tree, Templated]
-    return [*of_turns, Code, PreferencePairs, UnpairedAnswers, Classify]
+    return [*of_turns, Code, Domain, PreferencePairs, UnpairedAnswers, Classify]
 
 
 @hookimpl
@@ -39,6 +40,7 @@ def register_metrics() -> Iterable[type[Metric]]:
     from lightning_ft_tasks import (
         adherence,
         classes,
+        coverage,
         dialogue,
         diversity,
         final_answers,
@@ -62,4 +64,5 @@ def register_metrics() -> Iterable[type[Metric]]:
         surface.SyntaxValid, surface.CodeExactMatch, surface.EditSimilarity,
         codebleu.Codebleu, codebleu.CodebleuSyntax, codebleu.CodebleuDataflow,
         passing.PassAt1, passing.PassAt5, passing.PassAt10, passing.PassAt100,
+        coverage.VocabularyCoverage,
     ]  # fmt: skip

@@ -6,10 +6,11 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, ClassVar
 
+from lightning_ft.words import CHARACTERS
 from lightning_ft_tasks.answer_checks import sentences_of
 from lightning_ft_tasks.metrics import TextMetric
 from lightning_ft_tasks.reasoning import PREFIX, PREFIX_KEY
-from lightning_ft_tasks.words import CHARACTERS, squad_words
+from lightning_ft_tasks.words import squad_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

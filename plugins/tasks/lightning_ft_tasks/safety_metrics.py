@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.errors import json_name_of
 from lightning_ft.metric import Metric, RowMetric
+from lightning_ft.words import CHARACTERS
 from lightning_ft_tasks.answers import answer_of
 from lightning_ft_tasks.dialogue import before_answer
 from lightning_ft_tasks.refusals import openings, refuses
 from lightning_ft_tasks.safety import HARMFUL
 from lightning_ft_tasks.secrets_in import PATTERNS, secrets_in
 from lightning_ft_tasks.wordlists import from_file, packaged
-from lightning_ft_tasks.words import CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

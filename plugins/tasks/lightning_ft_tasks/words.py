@@ -7,11 +7,11 @@ import re
 import string
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.words import CHARACTERS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CHARACTERS = "\\u3040-\\u30ff\\u3400-\\u9fff\\uac00-\\ud7af"
-"""Kana, Han and hangul, of which each character is a word."""
 WORDS = "tok:words|case:lower"
 """What `words` does, for the signatures of metrics."""
 

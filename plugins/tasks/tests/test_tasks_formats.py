@@ -32,7 +32,7 @@ TASKS = {
     "code_answers": "code", "text": "text",
     "preference_text": "preference", "preference_turns": "preference", "preference_lists": "preference",
     "unpaired": "unpaired", "classify": "classify", "templated": "templated", "layouts": "templated", "samples": "templated",
-    "safety": "safety", "constrained": "constrained", "ifeval": "constrained",
+    "safety": "safety", "constrained": "constrained", "ifeval": "constrained", "domain": "domain",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_ft.task import Task
 
 TASKS = {cls.name: cls for cls in register_tasks()}
-OWN = ("chat", "classify", "code", "constrained", "instruct", "reasoning", "safety")
+OWN = ("chat", "classify", "code", "constrained", "domain", "instruct", "reasoning", "safety")
 """Tasks that a user names; files of the others say what they are, or need options of their own."""
 
 
