@@ -7,13 +7,14 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
 from lightning_ft.atomic import write_bytes, write_json, write_text
-from lightning_ft.errors import DataError
+from lightning_ft.errors import DataError, UsageError, did_you_mean
 from lightning_ft.types import Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
 
 if TYPE_CHECKING:
@@ -73,6 +74,26 @@ def readable(metric: Metric, row: ScoredRow) -> bool:
     """Whether a row has what the metric reads."""
     kinds = {"text": row.prediction is not None, "candidates": row.candidates is not None, "tokens": row.tokens > 0}
     return kinds[metric.reads]
+
+
+def check_group(by: str, metas: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to part rows into groups by a key that none of them has.
+
+    Args:
+        by: The key.
+        metas: What each row keeps beside what is read.
+
+    Raises:
+        UsageError: no row has a text or number under it.
+    """
+    if any(isinstance(meta.get(by), (str, int, float)) for meta in metas):
+        return
+    known = list(dict.fromkeys(key for meta in metas for key, value in meta.items() if isinstance(value, (str, int, float))))
+    have = f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}" if known else "none"
+    raise UsageError(
+        f"Expected --by to be a column of texts or numbers that rows keep beside what is trained or scored ({have}), got "
+        f"'{by}'.{did_you_mean(by, known)}"
+    )
 
 
 def compute(metrics: Sequence[Metric | type[Metric] | str], scored: Sequence[ScoredRow]) -> dict[str, float]:
@@ -215,10 +236,10 @@ class Evaluation:
             if wrong:
                 raise ValueError(f"{len(lines)} rows and statistics of {len(tables[wrong])} for {wrong}")
             return cls(
-                {name: _number(value) for name, value in results["metrics"].items()},
-                [_row_from_dict(line) for line in lines],
+                {name: float(_number(value)) for name, value in results["metrics"].items()},
+                [_row_from_dict(line, number) for number, line in enumerate(lines, start=1)],
                 {name: tables[name] for name in results["metrics"]},
-                results["details"], folder,
+                dict(results["details"]), folder,
                 {name: Spread(**own) for name, own in results["spreads"].items()},
                 results["counts"], results["signatures"],
                 {group: {name: _number(v) for name, v in own.items()} for group, own in results["groups"].items()},
@@ -257,7 +278,12 @@ def _row_as_dict(row: ScoredRow) -> dict[str, Any]:
     return values | {"example": {"type": type(row.example).__name__, **dataclasses.asdict(row.example)}}
 
 
-def _row_from_dict(line: Mapping[str, Any]) -> ScoredRow:
+def _row_from_dict(line: Mapping[str, Any], number: int) -> ScoredRow:
+    meta, prediction = line["example"]["meta"], line["prediction"]
+    numbers = (line["nll"], line["tokens"], line["correct"], line["utf8_bytes"])
+    plain = all(isinstance(one, (int, float, NoneType)) for one in numbers) and isinstance(prediction, (str, NoneType))
+    if not plain or not isinstance(meta, dict):
+        raise ValueError(f"row {number} with values of other types than `evaluate` writes")
     values = {key: value for key, value in line.items() if key not in ("example", "scores")}
     values |= {"nll": _number(line["nll"]), "references": tuple(line["references"])}
     kept = dict(line["example"])

@@ -255,6 +255,18 @@ def test_broken_folders_are_refused_by_name(tmp_path: Path) -> None:
         Evaluation.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "edited", [{"nll": "1.5"}, {"prediction": 5}, {"example": {"type": "Text", "text": "a", "meta": None}}]
+)
+def test_rows_edited_by_hand_are_refused_by_number(tmp_path: Path, edited: dict[str, Any]) -> None:
+    Evaluation.of([Loss], [ScoredRow(f"f:{i}", Text("a"), nll=1.0, tokens=1) for i in range(3)]).write(tmp_path)
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | edited)
+    (tmp_path / "predictions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="row 2 with values of other types"):
+        Evaluation.read(tmp_path)
+
+
 def test_published_loss_of_a_real_model(shared_data: Path) -> None:
     """Stories of the training distribution have a loss near the published 1.30; other English is far from it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

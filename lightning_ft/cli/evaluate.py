@@ -81,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"folder": str(result.folder), "rows": len(result.rows), "metrics": result.metrics}))
         return 0
     print_evaluation(result)
+    if left_out := result.details["left_out"]:
+        print(f"Left out, as no row counts for them: {', '.join(left_out)}.")
     print(f"Details: {result.folder}")
     return 0
 
