@@ -42,7 +42,10 @@ def limits_of(texts: Sequence[str]) -> tuple[Limit, ...]:
     out = []
     for text in texts:
         name, colon, number = text.partition(":")
-        cls = registry().metrics[name].cls
+        try:
+            cls = registry().metrics[name].cls
+        except UsageError as error:
+            raise UsageError(str(error).replace("--metrics", "--fail_if_worse", 1)) from error
         if cls.higher_is_better is None:
             raise UsageError(f"Expected --fail_if_worse to name a metric with a better side; got '{cls.name}', which has none.")
         try:

@@ -113,3 +113,26 @@ def test_what_was_measured_stays_where_a_metric_counts_no_row(tmp_path: Path, mo
     assert left.details["left_out"] == ["adherence"]
     with pytest.raises(UsageError, match=r"--by .*\(kind\), got 'kinds'. Did you mean 'kind'"):
         lightning_ft.evaluate(model, file, by="kinds", output="other")
+
+
+def test_options_of_a_task_are_typed_and_errors_name_flags_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lightning_ft.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", str(tiny_backbone_folder(tmp_path / "model")), "--data", data(tmp_path), "--max_new_tokens", "2"]
+    assert main([*words, "--task", "{name: classify, labels: card}"]) == 2
+    assert "Expected --task.labels to be two or more different names; got card." in capsys.readouterr().err
+    assert main([*words, "--task", "{name: classify, label_column: [a, b]}"]) == 2
+    assert "Expected --task.label_column to be text or none; got 'a b' (a list)." in capsys.readouterr().err
+    with open("rows.jsonl", "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps({"text": "long " * 200, "label": "card"}) + "\n" for _ in range(6)))
+    assert main([*words, "--max_length", "200"]) == 3
+    assert "or --max_lost 0.09" in capsys.readouterr().err
+    assert main([*words, "--max_length", "200", "--max_lost", "0.1", "--metrics", "loss"]) == 0
+    with open("rows.jsonl", "a", encoding="utf-8") as file:
+        file.write("no JSON\n" + "".join(json.dumps(row) + "\n" for row in ROWS))
+    assert main([*words, "--metrics", "loss", "--max_lost", "0.1"]) == 2
+    assert "--on_error skip" in capsys.readouterr().err
+    assert main([*words, "--metrics", "loss", "--max_lost", "0.1", "--on_error", "skip"]) == 0
