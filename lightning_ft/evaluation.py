@@ -76,19 +76,21 @@ def readable(metric: Metric, row: ScoredRow) -> bool:
     return kinds[metric.reads]
 
 
-def check_group(by: str, metas: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to part rows into groups by a key that none of them has.
+def group_of(example: Example, key: str) -> str | None:
+    """The group of a row: its text or number under a key of `meta`, or what it begins with (`PREFIX`); None: in none."""
+    value = prefix_of(example) if key == PREFIX else example.meta.get(key)
+    return str(value) if isinstance(value, (str, int, float)) else None
 
-    Args:
-        by: The key.
-        metas: What each row keeps beside what is read.
+
+def check_group(by: str, examples: Sequence[Example]) -> None:
+    """Refuse to part rows into groups of which none has a row.
 
     Raises:
-        UsageError: no row has a text or number under it.
+        UsageError: it is so; names the columns there are.
     """
-    if any(isinstance(meta.get(by), (str, int, float)) for meta in metas):
+    if any(group_of(example, by) is not None for example in examples):
         return
-    known = list(dict.fromkeys(key for meta in metas for key, value in meta.items() if isinstance(value, (str, int, float))))
+    known = list(dict.fromkeys(key for one in examples for key in one.meta if group_of(one, key) is not None))
     have = f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}" if known else "none"
     raise UsageError(
         f"Expected --by to be a column of texts or numbers that rows keep beside what is trained or scored ({have}), got "
@@ -185,9 +187,9 @@ class Evaluation:
         """
         out: dict[str, list[int]] = {}
         for i, row in enumerate(self.rows):
-            value = prefix_of(row.example) if key == PREFIX else row.example.meta.get(key)
-            if isinstance(value, (str, int, float)):
-                out.setdefault(str(value), []).append(i)
+            group = group_of(row.example, key)
+            if group is not None:
+                out.setdefault(group, []).append(i)
         return dict(sorted(out.items()))
 
     def write(self, folder: Path) -> None:

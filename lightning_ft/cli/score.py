@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     made = as_metrics(metrics)
     check_rows(made, rows, {"text"})
     if arguments.by:
-        check_group(arguments.by, [row.example.meta for row in rows])
+        check_group(arguments.by, [row.example for row in rows])
     found = Evaluation.of(made, rows, by=arguments.by)
     empty = [name for name in dict.fromkeys(metrics) if name not in found.metrics]
     if empty:

@@ -133,7 +133,7 @@ def _score(
     ids = [prepared.tables[split][i].row for split, i in rows]
     by = by or _task_column(examples)
     if by is not None:
-        check_group(by, [example.meta for example in examples])
+        check_group(by, examples)
     costs = Costs()
     mine = score_examples(
         loaded.model, ready.encoder, loaded.template, loaded.tokenizer, team.share(examples), team.share(ids),
