@@ -90,6 +90,11 @@ def check_group(by: str, examples: Sequence[Example]) -> None:
     """
     if any(group_of(example, by) is not None for example in examples):
         return
+    if by == PREFIX:
+        raise UsageError(
+            f"Expected rows whose prompts begin with a name, as in `translate: ...`, for --by {PREFIX}; got none among "
+            f"{len(examples)}."
+        )
     known = list(dict.fromkeys(key for one in examples for key in one.meta if group_of(one, key) is not None))
     have = f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}" if known else "none"
     raise UsageError(
@@ -201,16 +206,16 @@ class Evaluation:
         lines = []
         for i, row in enumerate(self.rows):
             values = _row_as_dict(row) | {"scores": {name: own[i] for name, own in scores.items()}}
-            lines.append(json.dumps(_strict(values), ensure_ascii=False, default=str))
+            lines.append(json.dumps(strict(values), ensure_ascii=False, default=str))
         write_text(folder / PREDICTIONS, "".join(f"{line}\n" for line in lines))
         write_bytes(folder / STATISTICS, save({name: table.contiguous() for name, table in self.tables.items()}))
         results = {
             "version": FORMAT_VERSION,
-            "metrics": _strict(self.metrics),
-            "spreads": {name: _strict(dataclasses.asdict(spread)) for name, spread in self.spreads.items()},
+            "metrics": strict(self.metrics),
+            "spreads": {name: strict(dataclasses.asdict(spread)) for name, spread in self.spreads.items()},
             "counts": self.counts,
             "signatures": self.signatures,
-            "groups": _strict(self.groups),
+            "groups": strict(self.groups),
             "rows": len(self.rows),
             "generated": sum(row.prediction is not None for row in self.rows),
             "tokens": sum(row.tokens for row in self.rows),
@@ -260,14 +265,14 @@ def _spread(scores: Tensor) -> Spread | None:
     return Spread(float(found.std(correction=0)), float(found.min()), float(found.max()), len(found))
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The value with null for NaN and infinities, which JSON has no words for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return value
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
-from lightning_ft.errors import DataError
-from lightning_ft.evaluation import Evaluation, as_metrics, compute, prefix_of
+from lightning_ft.errors import DataError, UsageError
+from lightning_ft.evaluation import Evaluation, as_metrics, check_group, compute, prefix_of
 from lightning_ft.generation import Sampling, generate_texts
 from lightning_ft.likelihood import BitsPerByte, Loss, Perplexity, TokenAccuracy
 from lightning_ft.metric import RowMetric
@@ -253,6 +253,16 @@ def test_broken_folders_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "predictions.jsonl").write_text("")
     with pytest.raises(DataError, match="version 99"):
         Evaluation.read(tmp_path)
+
+
+def test_groups_that_have_no_row_are_refused() -> None:
+    rows = [chat("translate: hi", "x", kind="a", tags=["b"]), chat("q", "x")]
+    for by in ("kind", "prefix"):
+        check_group(by, rows)
+    with pytest.raises(UsageError, match=r"\(kind\), got 'tags'"):
+        check_group("tags", rows)
+    with pytest.raises(UsageError, match=r"begin with a name, as in `translate: ...`, for --by prefix; got none among 1"):
+        check_group("prefix", rows[1:])
 
 
 @pytest.mark.parametrize(

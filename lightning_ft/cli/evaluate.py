@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
     from lightning_ft.api import evaluate
     from lightning_ft.cli.tables import print_evaluation
+    from lightning_ft.evaluation import strict
     from lightning_ft.registry import registry
 
     task = choice_of(arguments.task or "auto", "--task")
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     if result.folder is None:  # another process prints
         return 0
     if arguments.json:
-        print(json.dumps({"folder": str(result.folder), "rows": len(result.rows), "metrics": result.metrics}))
+        print(json.dumps({"folder": str(result.folder), "rows": len(result.rows), "metrics": strict(result.metrics)}))
         return 0
     print_evaluation(result)
     if left_out := result.details["left_out"]:
