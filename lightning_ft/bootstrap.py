@@ -48,6 +48,7 @@ class Comparison:
     better: bool | None
     """Whether the tuned model is better; None: no difference shown, as zero is inside the interval or rows are too few."""
     rows: int
+    """Rows that count for the metric, of either model: fewer than all where it does not apply to each."""
     level: float = 0.95
     higher_is_better: bool | None = True
     percent: bool = False
@@ -118,10 +119,10 @@ def paired_bootstrap(
             f"Expected statistics of the same held-out rows for both models, got {tuple(base_table.shape)} and "
             f"{tuple(tuned_table.shape)}; evaluate both on one file."
         )
-    rows = len(base_table)
     tables = torch.stack([base_table, tuned_table]).double()  # (2, N, K)
+    rows = int((tables != 0).any(-1).any(0).sum())
     base, tuned = one.finish(tables.sum(1)).tolist()
-    draws = torch.cat([one.finish(counts @ tables) for counts in _draws(rows, samples, seed)], dim=1)  # (2, samples)
+    draws = torch.cat([one.finish(counts @ tables) for counts in _draws(len(base_table), samples, seed)], dim=1)  # (2, samples)
     differences = draws[1] - draws[0]
     low = high = p_value = math.nan
     better = None

@@ -7,13 +7,14 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
 from lightning_ft.atomic import write_bytes, write_json, write_text
-from lightning_ft.errors import DataError
+from lightning_ft.errors import DataError, UsageError, did_you_mean
 from lightning_ft.types import Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
 
 if TYPE_CHECKING:
@@ -73,6 +74,33 @@ def readable(metric: Metric, row: ScoredRow) -> bool:
     """Whether a row has what the metric reads."""
     kinds = {"text": row.prediction is not None, "candidates": row.candidates is not None, "tokens": row.tokens > 0}
     return kinds[metric.reads]
+
+
+def group_of(example: Example, key: str) -> str | None:
+    """The group of a row: its text or number under a key of `meta`, or what it begins with (`PREFIX`); None: in none."""
+    value = prefix_of(example) if key == PREFIX else example.meta.get(key)
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+def check_group(by: str, examples: Sequence[Example]) -> None:
+    """Refuse to part rows into groups of which none has a row.
+
+    Raises:
+        UsageError: it is so; names the columns there are.
+    """
+    if any(group_of(example, by) is not None for example in examples):
+        return
+    if by == PREFIX:
+        raise UsageError(
+            f"Expected rows whose prompts begin with a name, as in `translate: ...`, for --by {PREFIX}; got none among "
+            f"{len(examples)}."
+        )
+    known = list(dict.fromkeys(key for one in examples for key in one.meta if group_of(one, key) is not None))
+    have = f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}" if known else "none"
+    raise UsageError(
+        f"Expected --by to be a column of texts or numbers that rows keep beside what is trained or scored ({have}), got "
+        f"'{by}'.{did_you_mean(by, known)}"
+    )
 
 
 def compute(metrics: Sequence[Metric | type[Metric] | str], scored: Sequence[ScoredRow]) -> dict[str, float]:
@@ -164,9 +192,9 @@ class Evaluation:
         """
         out: dict[str, list[int]] = {}
         for i, row in enumerate(self.rows):
-            value = prefix_of(row.example) if key == PREFIX else row.example.meta.get(key)
-            if isinstance(value, (str, int, float)):
-                out.setdefault(str(value), []).append(i)
+            group = group_of(row.example, key)
+            if group is not None:
+                out.setdefault(group, []).append(i)
         return dict(sorted(out.items()))
 
     def write(self, folder: Path) -> None:
@@ -178,16 +206,16 @@ class Evaluation:
         lines = []
         for i, row in enumerate(self.rows):
             values = _row_as_dict(row) | {"scores": {name: own[i] for name, own in scores.items()}}
-            lines.append(json.dumps(_strict(values), ensure_ascii=False, default=str))
+            lines.append(json.dumps(strict(values), ensure_ascii=False, default=str))
         write_text(folder / PREDICTIONS, "".join(f"{line}\n" for line in lines))
         write_bytes(folder / STATISTICS, save({name: table.contiguous() for name, table in self.tables.items()}))
         results = {
             "version": FORMAT_VERSION,
-            "metrics": _strict(self.metrics),
-            "spreads": {name: _strict(dataclasses.asdict(spread)) for name, spread in self.spreads.items()},
+            "metrics": strict(self.metrics),
+            "spreads": {name: strict(dataclasses.asdict(spread)) for name, spread in self.spreads.items()},
             "counts": self.counts,
             "signatures": self.signatures,
-            "groups": _strict(self.groups),
+            "groups": strict(self.groups),
             "rows": len(self.rows),
             "generated": sum(row.prediction is not None for row in self.rows),
             "tokens": sum(row.tokens for row in self.rows),
@@ -215,10 +243,10 @@ class Evaluation:
             if wrong:
                 raise ValueError(f"{len(lines)} rows and statistics of {len(tables[wrong])} for {wrong}")
             return cls(
-                {name: _number(value) for name, value in results["metrics"].items()},
-                [_row_from_dict(line) for line in lines],
+                {name: float(_number(value)) for name, value in results["metrics"].items()},
+                [_row_from_dict(line, number) for number, line in enumerate(lines, start=1)],
                 {name: tables[name] for name in results["metrics"]},
-                results["details"], folder,
+                dict(results["details"]), folder,
                 {name: Spread(**own) for name, own in results["spreads"].items()},
                 results["counts"], results["signatures"],
                 {group: {name: _number(v) for name, v in own.items()} for group, own in results["groups"].items()},
@@ -237,14 +265,14 @@ def _spread(scores: Tensor) -> Spread | None:
     return Spread(float(found.std(correction=0)), float(found.min()), float(found.max()), len(found))
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The value with null for NaN and infinities, which JSON has no words for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return value
 
 
@@ -257,7 +285,12 @@ def _row_as_dict(row: ScoredRow) -> dict[str, Any]:
     return values | {"example": {"type": type(row.example).__name__, **dataclasses.asdict(row.example)}}
 
 
-def _row_from_dict(line: Mapping[str, Any]) -> ScoredRow:
+def _row_from_dict(line: Mapping[str, Any], number: int) -> ScoredRow:
+    meta, prediction = line["example"]["meta"], line["prediction"]
+    numbers = (line["nll"], line["tokens"], line["correct"], line["utf8_bytes"])
+    plain = all(isinstance(one, (int, float, NoneType)) for one in numbers) and isinstance(prediction, (str, NoneType))
+    if not plain or not isinstance(meta, dict):
+        raise ValueError(f"row {number} with values of other types than `evaluate` writes")
     values = {key: value for key, value in line.items() if key not in ("example", "scores")}
     values |= {"nll": _number(line["nll"]), "references": tuple(line["references"])}
     kept = dict(line["example"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 MOST_ERRORS = 20
 """Rows that a refusal lists."""
+NO_CANDIDATES = (
+    "Expected a task with a fixed set of answers for metrics of candidates, got one where any text is an answer; name a --task "
+    "that has one, or leave those metrics out."
+)
+"""What is said of metrics that cannot be computed for the task."""
 
 
 @dataclass
@@ -94,7 +100,7 @@ def score_examples(
         _add_text(tokenizer, item, found)
     reading = {metric.reads for metric in made if generate or metric.reads != "text"}
     prompts = [_prompt(one, template) for one in given]
-    check_rows(made, unanswered(examples, rows), reading)
+    check_rows(made, unanswered(examples, rows, candidates), reading)
     with evaluating(model):
         started = time.perf_counter()
         _add_likelihoods(model, tokenizer, encoded, scored, batch_tokens, progress)
@@ -116,11 +122,12 @@ def score_examples(
     return scored
 
 
-def unanswered(examples: Sequence[Example], rows: Sequence[str]) -> list[ScoredRow]:
-    """The rows that a model is asked to answer, with what is known of them before it does."""
+def unanswered(examples: Sequence[Example], rows: Sequence[str], candidates: Sequence[str] = ()) -> list[ScoredRow]:
+    """The rows that a model is asked to answer, with what is known of them before it does: of candidates the names."""
     given = [(row, example, as_given(example)) for row, example in zip(rows, examples, strict=True)]
+    allowed = dict.fromkeys(candidates, math.nan) if candidates else None
     return [
-        ScoredRow(row, example, references=references_of(one))
+        ScoredRow(row, example, references=references_of(one), candidates=allowed)
         for row, example, one in given
         if isinstance(one, Conversation) and _asks(one)
     ]
@@ -202,10 +209,7 @@ def _add_candidates(
 ) -> None:
     """Fill in the likelihood of each allowed answer in the place of the last one; a text has no such place."""
     if not candidates:
-        raise UsageError(
-            "Expected a task with a fixed set of answers for metrics of candidates, got one where any text is an answer; "
-            "name a --task that has one, or leave those metrics out."
-        )
+        raise UsageError(NO_CANDIDATES)
     answered = [(row, one) for row, one in zip(scored, given, strict=True) if isinstance(one, Conversation) and _asks(one)]
     for row, one in tracked(answered, "candidates", shown=progress):
         last = _last_answer(one)

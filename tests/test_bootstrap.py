@@ -240,3 +240,13 @@ def test_evaluations_of_other_rows_are_refused() -> None:
 )
 def test_numbers_for_people(value: float, shown: str) -> None:
     assert Comparison("m", 0, 0, 0, 0, 0, 1, None, 1).shown(value) == shown
+
+
+def test_rows_that_a_metric_does_not_apply_to_do_not_make_it_decide() -> None:
+    """Nine rows of a hundred count and all change by 1; the tenth makes the interval, which is [1, 1] as before, decide."""
+    base, tuned = torch.zeros(100, 2, dtype=torch.float64), torch.zeros(100, 2, dtype=torch.float64)
+    base[:9, 1], tuned[:9] = 1, 1
+    few = paired_bootstrap(Length, base, tuned)
+    assert (few.rows, few.better, few.word) == (9, None, "no difference shown")
+    base[9, 1], tuned[9] = 1, 1
+    assert (paired_bootstrap(Length, base, tuned).rows, paired_bootstrap(Length, base, tuned).better) == (10, True)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
-from lightning_ft.errors import DataError
-from lightning_ft.evaluation import Evaluation, as_metrics, compute, prefix_of
+from lightning_ft.errors import DataError, UsageError
+from lightning_ft.evaluation import Evaluation, as_metrics, check_group, compute, prefix_of
 from lightning_ft.generation import Sampling, generate_texts
 from lightning_ft.likelihood import BitsPerByte, Loss, Perplexity, TokenAccuracy
 from lightning_ft.metric import RowMetric
@@ -252,6 +252,28 @@ def test_broken_folders_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"version": 99}')
     (tmp_path / "predictions.jsonl").write_text("")
     with pytest.raises(DataError, match="version 99"):
+        Evaluation.read(tmp_path)
+
+
+def test_groups_that_have_no_row_are_refused() -> None:
+    rows = [chat("translate: hi", "x", kind="a", tags=["b"]), chat("q", "x")]
+    for by in ("kind", "prefix"):
+        check_group(by, rows)
+    with pytest.raises(UsageError, match=r"\(kind\), got 'tags'"):
+        check_group("tags", rows)
+    with pytest.raises(UsageError, match=r"begin with a name, as in `translate: ...`, for --by prefix; got none among 1"):
+        check_group("prefix", rows[1:])
+
+
+@pytest.mark.parametrize(
+    "edited", [{"nll": "1.5"}, {"prediction": 5}, {"example": {"type": "Text", "text": "a", "meta": None}}]
+)
+def test_rows_edited_by_hand_are_refused_by_number(tmp_path: Path, edited: dict[str, Any]) -> None:
+    Evaluation.of([Loss], [ScoredRow(f"f:{i}", Text("a"), nll=1.0, tokens=1) for i in range(3)]).write(tmp_path)
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | edited)
+    (tmp_path / "predictions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="row 2 with values of other types"):
         Evaluation.read(tmp_path)
 
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 ALLOW_CODE = "LIGHTNING_FT_ALLOW_CODE_EXECUTION"
 """Set to 1, it is the user's word that metrics may run the code of answers."""
+LOSSES = ("on_error", "max_lost")
+"""Options of `add_losses`."""
 HARNESS_ONLY = ("num_fewshot", "limit", "apply_chat_template")
-DATA_ONLY = ("data", "metrics", "task", "max_rows", "by", "template", "devices", "allow_code_execution", *NAMES)
+DATA_ONLY = (
+    "data", "metrics", "task", "max_rows", "by", "template", "devices", "allow_code_execution", *LOSSES, *NAMES,
+)  # fmt: skip
 """Flags that tasks with prompts and metrics of their own do not read."""
 
 
@@ -43,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: the model's own")
     parser.add_argument("--max_length", type=int, metavar="N", help="longest row in tokens; default: the model's, at most 2048")
+    add_losses(parser)
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the weights; default: as they are stored"
     )
@@ -64,13 +69,14 @@ def main(argv: Sequence[str]) -> int:
 
     from lightning_ft.api import evaluate
     from lightning_ft.cli.tables import print_evaluation
+    from lightning_ft.evaluation import strict
     from lightning_ft.registry import registry
 
     task = choice_of(arguments.task or "auto", "--task")
     for name in metrics or ():
         registry().metrics[name]
     permit_execution(arguments)
-    further = {name: getattr(arguments, name) for name in ("by", "template", "max_length", "devices", "precision")}
+    further = {name: getattr(arguments, name) for name in ("by", "template", "max_length", "devices", "precision", *LOSSES)}
     result = evaluate(
         model, arguments.data, metrics=metrics, task=task, output=arguments.output, max_rows=arguments.max_rows,
         **{name: value for name, value in further.items() if value is not None}, **given_sampling(arguments),
@@ -78,11 +84,19 @@ def main(argv: Sequence[str]) -> int:
     if result.folder is None:  # another process prints
         return 0
     if arguments.json:
-        print(json.dumps({"folder": str(result.folder), "rows": len(result.rows), "metrics": result.metrics}))
+        print(json.dumps({"folder": str(result.folder), "rows": len(result.rows), "metrics": strict(result.metrics)}))
         return 0
     print_evaluation(result)
+    if left_out := result.details["left_out"]:
+        print(f"Left out, as no row counts for them: {', '.join(left_out)}.")
     print(f"Details: {result.folder}")
     return 0
+
+
+def add_losses(parser: CommandParser) -> None:
+    """What may be lost of the data, which the errors about it name."""
+    parser.add_argument("--on_error", choices=("fail", "skip"), help="rows that cannot be read (default: fail)")
+    parser.add_argument("--max_lost", type=float, metavar="S", help="share of rows that may be cut (default: 0.05)")
 
 
 def add_harness(parser: CommandParser) -> None:

@@ -108,14 +108,29 @@ def given_once(arguments: argparse.Namespace, name: str, usage: str) -> str:
 def choice_of(text: str, flag: str) -> Any:
     """What names a registered class on the command line of a small command: a name, or `{name: ..., option: ...}`.
 
+    Args:
+        text: As typed.
+        flag: The flag, which is the kind of class after two hyphens.
+
     Raises:
-        UsageError: it begins like a mapping and is none.
+        UsageError: it begins like a mapping and is none, or an option is of another type than declared.
     """
     if not text.startswith("{"):
         return text
-    from lightning_ft.cli.values import MismatchError, read_yaml_text
+    from lightning_ft.cli.options import options_of
+    from lightning_ft.cli.values import MismatchError, coerce, read_yaml_text, show
+    from lightning_ft.registry import registry
 
     try:
-        return read_yaml_text(text)
+        read = read_yaml_text(text)
     except MismatchError as error:
         raise UsageError(f"Expected {flag} to be a name or a mapping, {error}; got {text}.") from error
+    if not isinstance(read, dict) or not isinstance(read.get("name"), str):
+        return read
+    options = options_of(registry()[flag.lstrip("-")][read["name"]].cls)
+    for key in read.keys() & options.keys():
+        try:
+            read[key] = coerce(read[key], options[key].type, text=False)
+        except MismatchError as error:
+            raise UsageError(f"Expected {flag}.{key} to be {error}; got {show(read[key])}.") from error
+    return read

@@ -41,12 +41,20 @@ def main(argv: Sequence[str]) -> int:
     permit_execution(arguments)
 
     from lightning_ft.cli.tables import print_evaluation
-    from lightning_ft.evaluation import Evaluation, as_metrics
+    from lightning_ft.evaluation import Evaluation, as_metrics, check_group
     from lightning_ft.scoring import check_rows
 
     made = as_metrics(metrics)
     check_rows(made, rows, {"text"})
+    if arguments.by:
+        check_group(arguments.by, [row.example for row in rows])
     found = Evaluation.of(made, rows, by=arguments.by)
+    empty = [name for name in dict.fromkeys(metrics) if name not in found.metrics]
+    if empty:
+        raise DataError(
+            f"{name}: expected rows that count for {', '.join(empty)}, got none among {len(rows)}; leave it out, or add what "
+            "it needs to the rows."
+        )
     if arguments.json:
         print(json.dumps({"rows": len(rows), **found.metrics}))
     else:

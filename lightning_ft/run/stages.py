@@ -17,7 +17,7 @@ from lightning_ft.data.pipeline import Pipeline
 from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.evaluation import RESULTS, Evaluation
+from lightning_ft.evaluation import RESULTS, Evaluation, check_group, readable
 from lightning_ft.loading import Loaded, load, locate
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
@@ -25,7 +25,7 @@ from lightning_ft.run.folder import check_writable, versions
 from lightning_ft.run.hardware import peak_memory
 from lightning_ft.run.quiet import say, silent
 from lightning_ft.run.team import Team
-from lightning_ft.run.verdict import names_for
+from lightning_ft.run.verdict import allowed_answers, names_for
 from lightning_ft.scoring import Costs, score_examples
 
 if TYPE_CHECKING:
@@ -131,18 +131,20 @@ def _score(
     chosen = Sampling(max_new_tokens=config.max_new_tokens, seed=config.seed, **sampling)
     examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in rows]
     ids = [prepared.tables[split][i].row for split, i in rows]
+    by = by or _task_column(examples)
+    if by is not None:
+        check_group(by, examples)
     costs = Costs()
     mine = score_examples(
         loaded.model, ready.encoder, loaded.template, loaded.tokenizer, team.share(examples), team.share(ids),
         metrics=metrics, sampling=chosen, generate=generate or config.metrics is not None,
-        candidates=prepared.task.candidates(examples), progress=team.main and sys.stderr.isatty(), costs=costs,
+        candidates=allowed_answers(prepared, examples, metrics), progress=team.main and sys.stderr.isatty(), costs=costs,
     )  # fmt: skip
     shares = team.gather((mine, costs))
     if shares is None:  # the first process writes
         return Evaluation({}, [], {})
     scored = team.joined([rows for rows, _ in shares])
     assert [row.row for row in scored] == ids, "every row must have been scored once, in the order of the data"
-    by = by or _task_column(examples)
     details = {
         "model": config.model,
         "task": prepared.task.name,
@@ -157,15 +159,29 @@ def _score(
         "versions": versions(),
     }
     evaluation = Evaluation.of(metrics, scored, details, by=by)
-    empty = [name for name in config.metrics or () if registry().metrics[name].name not in evaluation.metrics]
-    if empty:
-        raise UsageError(
-            f"Expected rows that metric {empty[0]} can read, got none among {len(scored)}: it reads "
-            f"{KINDS[registry().metrics[empty[0]].cls.reads]}; leave it out, or name another --task."
-        )
+    evaluation.details["left_out"] = [metric.name for metric in metrics if metric.name not in evaluation.metrics]
     folder = free_folder(config.model, config.output)
     evaluation.write(folder)
+    _refuse_empty(config, evaluation)
     return evaluation
+
+
+def _refuse_empty(config: TrainingConfig, evaluation: Evaluation) -> None:
+    """Say no where a metric that the user named counts no row; what was measured is on disk by then.
+
+    Raises:
+        UsageError: it is so.
+    """
+    for name in config.metrics or ():
+        metric = registry().metrics[name].cls()
+        if metric.name in evaluation.metrics:
+            continue
+        seen = sum(readable(metric, row) for row in evaluation.rows)
+        why = f"it reads {KINDS[metric.reads]}" if not seen else f"{seen} have what it reads, and it applies to none of them"
+        raise UsageError(
+            f"Expected rows that count for metric {metric.name}, got none among {len(evaluation.rows)}: {why}; leave it out, "
+            f"or name another --task. Everything else is in {evaluation.folder}."
+        )
 
 
 def _task_column(examples: Sequence[Example]) -> str | None:

@@ -12,13 +12,13 @@ import numpy as np
 
 from lightning_ft.bootstrap import Verdict, compare
 from lightning_ft.config import TrainingConfig
-from lightning_ft.data.pipeline import Pipeline
+from lightning_ft.data.pipeline import Pipeline, Prepared
 from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics
 from lightning_ft.run.quiet import silent
-from lightning_ft.scoring import check_rows, score_examples, unanswered
+from lightning_ft.scoring import NO_CANDIDATES, check_rows, score_examples, unanswered
 from lightning_ft.signs import lines_of, signs
 from lightning_ft.vocabulary import grow
 
@@ -105,22 +105,38 @@ def held_out(session: Session) -> HeldOut | None:
     examples, names = prepared.examples("test", chosen), names_for(prepared.task, config.metrics)
     made = as_metrics(names)
     ids = [table[i].row for i in chosen]
-    check_rows(made, unanswered(examples, ids), {"text", "candidates"})
-    test = Rows(examples, ids, names, _candidates(session, examples, made))
+    allowed = allowed_answers(prepared, examples, made)
+    asked = unanswered(examples, ids, allowed)
+    check_rows(made, asked, {"text", "candidates"})
+    wanted = [metric.name for metric in made if metric.reads == "text" and config.metrics is not None]
+    if wanted and not asked:
+        raise UsageError(
+            f"Expected --metrics to name some that test rows can have, got {', '.join(wanted)} of generated answers, and "
+            "rows of which none is a conversation; leave them out, or name another --task."
+        )
+    test = Rows(examples, ids, names, allowed)
     return HeldOut(test, _retention(session))
 
 
-def _candidates(session: Session, examples: Sequence[Example], metrics: Sequence[Metric]) -> tuple[str, ...]:
-    """All answers that the task allows, where a metric asks for them: as held-out rows show them, if the task does not say."""
+def allowed_answers(prepared: Prepared, examples: Sequence[Example], metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """All answers that the task allows, where a metric asks for them: as held-out rows show them, if the task does not say.
+
+    Those that are not scored are looked at, too: a sample of few rows would make a choice among few classes of it.
+
+    Raises:
+        UsageError: a metric asks for them, and the task allows any text.
+    """
     if all(metric.reads != "candidates" for metric in metrics):
         return ()
-    prepared = session.prepared
     others = [
         one
         for split in ("validation", "test")
         for one in prepared.examples(split, range(len(prepared.tables[split]))[:KNOWN_FROM])
     ]
-    return tuple(prepared.task.candidates([*others, *examples]))
+    found = tuple(prepared.task.candidates([*others, *examples]))
+    if not found:
+        raise UsageError(NO_CANDIDATES)
+    return found
 
 
 def _retention(session: Session) -> Rows | None:

@@ -117,8 +117,9 @@ def by_length(rows: Sequence[ScoredRow]) -> dict[str, list[int]]:
 def confusion(side: Side) -> Confusion | None:
     """Which class was taken for which; None where rows are not classified texts or nothing was answered.
 
-    The answer is the most likely class where likelihoods of all classes are there, else the generated text, which is a
-    class if it is the same but for case and white space at its ends.
+    The answer is the most likely class where likelihoods of all classes are there, of equally likely ones the first by name,
+    else the generated text. It is the class that it equals but for white space at its ends, else one that it equals but for
+    case, too.
     """
     rows = [row for row in side.evaluation.rows if isinstance(row.example, Classified)]
     rows = [row for row in rows if row.prediction is not None or row.candidates]
@@ -127,13 +128,13 @@ def confusion(side: Side) -> Confusion | None:
     labels = Counter(row.example.label for row in rows if isinstance(row.example, Classified))
     ranked = sorted(labels, key=lambda label: (-labels[label], label))
     classes = [*sorted(ranked[:MOST_CLASSES]), OTHER]
-    known = {label.strip().lower(): label for label in labels}
+    known = {label.strip().lower(): label for label in sorted(labels)} | {label.strip(): label for label in labels}
     place = {label: i for i, label in enumerate(classes)}
     counts = [[0] * len(classes) for _ in classes]
     for row in rows:
         assert isinstance(row.example, Classified)
-        best = max(row.candidates, key=row.candidates.__getitem__) if row.candidates else row.prediction or ""
-        answer = known.get(best.strip().lower(), OTHER)
+        best = max(sorted(row.candidates), key=row.candidates.__getitem__) if row.candidates else row.prediction or ""
+        answer = known.get(best.strip(), known.get(best.strip().lower(), OTHER))
         counts[place.get(row.example.label, len(classes) - 1)][place.get(answer, len(classes) - 1)] += 1
     if not any(counts[-1]) and not any(row[-1] for row in counts):
         classes, counts = classes[:-1], [row[:-1] for row in counts[:-1]]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_ft.cli.evaluate import add_execution, permit_execution, split_names
+from lightning_ft.cli.evaluate import LOSSES, add_execution, add_losses, permit_execution, split_names
 from lightning_ft.cli.parser import CommandParser, choice_of, command
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import CheckFailedError, UsageError
@@ -41,6 +41,7 @@ def parser() -> CommandParser:
     add("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: each model's own")
     add("--max_length", type=int, metavar="N", help="longest row in tokens; default: each model's, at most 2048")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the weights; default: as they are stored")
+    add_losses(made)
     add("--output", metavar="FOLDER", help="the new folder to write; default: runs/compare_<n>")
     add("--by", metavar="COLUMN", help="break the differences down by this column; default: task, where rows have it")
     add("--samples", type=int, default=SAMPLES, metavar="N", help=f"draws of the bootstrap (default: {SAMPLES})")
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json not in (None, "-"):
         check_writable(arguments.json)
     permit_execution(arguments)
-    further = {name: getattr(arguments, name) for name in ("template", "max_length", "precision")}
+    further = {name: getattr(arguments, name) for name in ("template", "max_length", "precision", *LOSSES)}
 
     from lightning_ft_compare.comparing import compare
 

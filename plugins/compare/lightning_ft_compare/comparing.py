@@ -62,7 +62,6 @@ def compare(
     folder = free_folder(output)
     if judge is not None:
         judge.check()
-    folder.mkdir(parents=True, exist_ok=True)
 
     def seen(side: Side) -> None:
         _complete(side.evaluation, [*(wanted or ()), *(limit.metric for limit in limits)], side.letter)
@@ -71,6 +70,7 @@ def compare(
 
     request = Request(files, wanted, task, max_rows, {**options, "seed": seed, "by": by})
     sides = gather(names, request, folder, seen)
+    folder.mkdir(parents=True, exist_ok=True)
     report = _report(sides, wanted, by or BY, samples, level, seed, limits)
     if judge is not None:
         report = judge.judged(report, sides, folder)
@@ -124,8 +124,14 @@ def _complete(evaluation: Evaluation, names: Sequence[str], letter: str) -> None
     further = Evaluation.of(lacking, evaluation.rows)
     for name in lacking:
         if name not in further.tables:
+            metric = registry().metrics[name].cls()
+            if any(readable(metric, row) for row in evaluation.rows):
+                raise UsageError(
+                    f"Expected rows that count for metric '{name}' in the evaluation of {letter}, got none among "
+                    f"{len(evaluation.rows)}; leave it out, or add what it needs to the rows."
+                )
             raise UsageError(
-                f"Expected {READ[registry().metrics[name].cls.reads]} for metric '{name}' in the evaluation of {letter}, got "
+                f"Expected {READ[metric.reads]} for metric '{name}' in the evaluation of {letter}, got "
                 "none; name it with --metrics and the model itself, so that it is evaluated again."
             )
     evaluation.tables |= further.tables
@@ -150,13 +156,19 @@ def _report(
         signed = {side.evaluation.signatures.get(name, "(no signature)") for side in sides}
         if len(signed) > 1:
             notes.append(f"{name} was not computed in one way: {' and '.join(sorted(signed))}.")
+    few = [metric.name for metric in metrics if int(base.evaluation.tables[metric.name].any(1).sum()) < MIN_ROWS]
     if len(rows) < MIN_ROWS:
         notes.append(f"Fewer than {MIN_ROWS} rows never decide.")
+    elif few:
+        notes.append(f"Fewer than {MIN_ROWS} rows never decide, and no more count for {', '.join(few)}.")
+    notes += asked_differently([side.evaluation for side in sides])
     if any([r.tokens for r in side.evaluation.rows] != [r.tokens for r in rows] for side in others):
         notes.append(
-            "The models cut the same text into different tokens: loss, perplexity and token accuracy are per token and not "
-            "comparable; compare bits_per_byte."
+            "The models read the same rows as different tokens, by their tokenizers, templates or limits of length: loss, "
+            "perplexity and token accuracy are per token and not comparable; compare bits_per_byte."
         )
+    if (values := len(base.evaluation.places(by))) > breakdown.MOST_GROUPS:
+        notes.append(f"Of {values:,} values of '{by}' the {breakdown.MOST_GROUPS} most frequent are shown.")
 
     def differences(other: Side, members: Sequence[int] | None = None) -> tuple[Difference, ...]:
         out = []
@@ -182,8 +194,19 @@ def _report(
     confusions = tuple(found for side in sides if (found := breakdown.confusion(side)) is not None)
     return Report(
         tuple(_model(side) for side in sides), len(rows), pairs, confusions, counts, by, level, samples, tuple(notes),
-        gate.refusals(limits, pairs, len(rows)),
+        gate.refusals(limits, pairs),
     )  # fmt: skip
+
+
+def asked_differently(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A sentence for each setting of sampling in which evaluations that existed differ: a difference may come from it."""
+    found = [own if isinstance(own := e.details.get("sampling"), dict) else {} for e in evaluations]
+    names = list(dict.fromkeys(name for own in found for name in own))
+    return [
+        f"The answers were not sampled alike: {name} is {' and '.join(dict.fromkeys(str(own.get(name)) for own in found))}."
+        for name in names
+        if any(own.get(name) != found[0].get(name) for own in found)
+    ]
 
 
 def _prepared(names: Sequence[str], base: Side) -> list[Metric]:

@@ -42,7 +42,10 @@ def limits_of(texts: Sequence[str]) -> tuple[Limit, ...]:
     out = []
     for text in texts:
         name, colon, number = text.partition(":")
-        cls = registry().metrics[name].cls
+        try:
+            cls = registry().metrics[name].cls
+        except UsageError as error:
+            raise UsageError(str(error).replace("--metrics", "--fail_if_worse", 1)) from error
         if cls.higher_is_better is None:
             raise UsageError(f"Expected --fail_if_worse to name a metric with a better side; got '{cls.name}', which has none.")
         try:
@@ -57,21 +60,21 @@ def limits_of(texts: Sequence[str]) -> tuple[Limit, ...]:
     return tuple(out)
 
 
-def refusals(limits: Sequence[Limit], pairs: Sequence[Pair], rows: int) -> tuple[str, ...]:
+def refusals(limits: Sequence[Limit], pairs: Sequence[Pair]) -> tuple[str, ...]:
     """A sentence for each limit that a model exceeds, or of which nothing can be said.
 
-    A gate that cannot decide does not let pass: fewer than `MIN_ROWS` rows, or values that are no numbers.
+    A gate that cannot decide does not let pass: fewer than `MIN_ROWS` rows that count, or values that are no numbers.
     """
     return tuple(
         said
         for limit in limits
         for pair in pairs
         for difference in pair.differences
-        if difference.comparison.metric == limit.metric and (said := _refusal(limit, pair.letter, difference, rows))
+        if difference.comparison.metric == limit.metric and (said := _refusal(limit, pair.letter, difference))
     )
 
 
-def _refusal(limit: Limit, letter: str, difference: Difference, rows: int) -> str | None:
+def _refusal(limit: Limit, letter: str, difference: Difference) -> str | None:
     from lightning_ft.bootstrap import MIN_ROWS
 
     c = difference.comparison
@@ -79,8 +82,8 @@ def _refusal(limit: Limit, letter: str, difference: Difference, rows: int) -> st
     flag = f"--fail_if_worse {limit.shown}"
     if not math.isfinite(low):
         return f"{flag}: {letter} cannot be compared in {c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})."
-    if rows < MIN_ROWS:
-        return f"{flag}: {rows} rows decide nothing; compare on at least {MIN_ROWS}."
+    if c.rows < MIN_ROWS:
+        return f"{flag}: {c.rows} rows decide nothing; compare on at least {MIN_ROWS}."
     if low <= limit.margin:
         return None
     by = f" by more than {c.shown(limit.margin, signed=True).lstrip('+')}" if limit.margin else ""

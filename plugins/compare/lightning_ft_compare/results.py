@@ -68,7 +68,7 @@ class Difference:
         c = self.comparison
         if c.higher_is_better is None or not c.base or not math.isfinite(c.difference):
             return None
-        return (1 if c.higher_is_better else -1) * c.difference / abs(c.base)
+        return (1 if c.higher_is_better else -1) * c.difference / abs(c.base) + 0.0  # which makes -0 a zero
 
     @property
     def worsening(self) -> tuple[float, float]:

@@ -192,6 +192,11 @@ def test_gate_wants_the_whole_interval_beyond_the_margin_and_counts_per_cent(scr
 def test_a_gate_that_cannot_decide_lets_nothing_pass(scratch: Scratch) -> None:
     few = [made(name, [20.0] * 5, ["no"] * 5) for name in "ab"]
     assert "5 rows decide nothing; compare on at least 10" in compare(few, output="o1", fail_if_worse=["loss"]).refusals[0]
+    some = [chat(f"q{i}", "yes", harmful=i < 9) for i in range(40)]
+    rare = [made(name, [20.0] * 40, ["I cannot."] * 40, examples=some, metrics=["refusal_rate"]) for name in "ef"]
+    report = compare(rare, output="o3", fail_if_worse=["refusal_rate"])
+    assert "9 rows decide nothing" in report.refusals[0]
+    assert "Fewer than 10 rows never decide, and no more count for refusal_rate." in report.notes
     broken = [made("c", [20.0] * 12, ["no"] * 12), made("d", [math.nan] * 12, ["no"] * 12)]
     report = compare(broken, output="o2", fail_if_worse=["loss"])
     assert "B cannot be compared in loss" in report.refusals[0]
@@ -257,6 +262,14 @@ def test_classes_and_what_they_were_taken_for() -> None:
     )
 
 
+def test_classes_that_differ_in_case_alone_are_two() -> None:
+    rows = [ScoredRow(label, Classified("text", label), prediction=label) for label in ("Yes", "yes", "no")]
+    rows.append(ScoredRow("tie", Classified("text", "no"), candidates={"yes": -1.0, "no": -1.0, "Yes": -2.0}))
+    found = confusion(Side("A", "m", Evaluation.of([], rows), Path("m"), None))
+    assert found is not None
+    assert found.counts == ((1, 0, 0), (0, 2, 0), (0, 0, 1)), "Yes, no, yes: each for itself, and the first of two equal ones"
+
+
 def test_classes_are_in_the_reports(scratch: Scratch) -> None:
     examples = [Classified(f"text {i}", ["refund", "order <b>"][i % 2]) for i in range(12)]
     names = [made(name, [20.0] * 12, ["refund"] * 12, examples=examples) for name in "ab"]
@@ -310,3 +323,21 @@ def test_tables_of_different_width_are_made_again_together(scratch: Scratch) -> 
     a, b = tables_of(metric, *sides)
     assert a.shape == b.shape
     assert [float(metric.finish(table.sum(0))) for table in (a, b)] == [2.0, 2.0]
+
+
+def test_answers_that_were_sampled_differently_are_noted(scratch: Scratch) -> None:
+    sampled = [{"max_new_tokens": 8, "seed": 0}, {"max_new_tokens": 16, "seed": 0}]
+    names = [made(name, [20.0] * 12, ["no"] * 12, details={"sampling": own}) for name, own in zip("ab", sampled, strict=True)]
+    assert compare(names, output="out").notes == ("The answers were not sampled alike: max_new_tokens is 8 and 16.",)
+
+
+def test_values_that_are_not_shown_are_counted(scratch: Scratch) -> None:
+    examples = [chat("q", "yes", key=f"k{i}") for i in range(25)]
+    names = [made(name, [20.0] * 25, ["no"] * 25, examples=examples) for name in "ab"]
+    assert compare(names, output="out", by="key").notes == ("Of 25 values of 'key' the 20 most frequent are shown.",)
+
+
+def test_what_is_refused_leaves_no_folder(scratch: Scratch) -> None:
+    with pytest.raises(UsageError, match="12 and 5 rows"):
+        compare([made("a", [20.0] * 12, ["no"] * 12), made("b", [20.0] * 5, ["no"] * 5)], output="out")
+    assert not Path("out").exists()

@@ -132,6 +132,12 @@ def test_a_model_beside_an_evaluation_has_to_see_the_same_rows(place: Path, repo
         (["--models", "embedded", "other/model"], "Expected --data FILE for 'embedded'"),
         (["--models", "embedded", "other/model", "--data", "d", "--metrics", "los"], "Did you mean 'loss'?"),
         (["--models", "embedded", "other/model", "--data", "d", "--fail_if_worse", "lss"], "Did you mean 'loss'?"),
+        (
+            ["--models", "embedded", "other/model", "--data", "d", "--fail_if_worse", "lss"],
+            "Expected --fail_if_worse to be one",
+        ),
+        (["--models", "embedded", "other/model", "--data", "d", "--task", "{name: classify, labels: one}"], "got one."),
+        (["--models", "embedded", "other/model", "--data", "d", "--max_lost", "few"], "--max_lost to be a number; got 'few'"),
         (["--models", "embedded", "other/model", "--data", "d", "--fail_if_worse", "loss:much"], "got 'much', as in loss:0.05"),
         (
             ["--models", "embedded", "other/model", "--data", "d", "--fail_if_worse", "loss:-1"],

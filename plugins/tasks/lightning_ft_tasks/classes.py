@@ -137,6 +137,8 @@ class ClassMetric(Metric):
             ValueError: it is one of these.
         """
         self.checked.update(reference.strip() for reference in accepted(row))
+        if self.reads == "candidates":
+            self.checked.update(name.strip() for name in row.candidates or ())
         refuse_texts(self.checked, row)
 
     def prepare(self, rows: Sequence[ScoredRow]) -> None:

@@ -157,7 +157,8 @@ def constraints_of(meta: Mapping[str, Any]) -> tuple[Constraint, ...]:
     found = []
     for number, stated in enumerate(_list(own, OWN), 1):
         if not isinstance(stated, Mapping) or not isinstance(stated.get("type"), str):
-            raise ValueError(f"expected constraint {number} of '{OWN}' to be an object with a type, got {json_name(stated)}")
+            got = "one without" if isinstance(stated, Mapping) else json_name(stated)
+            raise ValueError(f"expected constraint {number} of '{OWN}' to be an object with a type, got {got}")
         options = {name: value for name, value in stated.items() if name != "type" and value is not None}
         found.append(checked(stated["type"], options))
     arguments = _list(meta.get(ARGUMENTS), ARGUMENTS) if ids is not None else []

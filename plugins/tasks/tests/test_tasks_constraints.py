@@ -124,7 +124,7 @@ def test_ifevals_form_is_read() -> None:
     ("meta", "message"),
     [
         ({"constraints": "x"}, "expected 'constraints' to be a list, got a string"),
-        ({"constraints": [{}]}, "expected constraint 1 of 'constraints' to be an object with a type, got an object"),
+        ({"constraints": [{}]}, "expected constraint 1 of 'constraints' to be an object with a type, got one without"),
         ({"constraints": [{"type": "wrds"}]}, r"expected a type of constraint \(words, .*, got 'wrds'. Did you mean 'words'\?"),
         ({"constraints": [{"type": "words"}]}, "expected constraint words to have one of at_least, .* got none"),
         (
