@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from lightning_ft.atomic import write_bytes, write_json, write_text
+from lightning_ft.atomic import sha256, write_bytes, write_json, write_text
 from lightning_ft.errors import DataError, UsageError, did_you_mean
 from lightning_ft.types import Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
 
@@ -219,6 +219,7 @@ class Evaluation:
             "rows": len(self.rows),
             "generated": sum(row.prediction is not None for row in self.rows),
             "tokens": sum(row.tokens for row in self.rows),
+            "files": {name: sha256(folder / name) for name in (PREDICTIONS, STATISTICS)},
             "details": self.details,
         }
         write_json(folder / RESULTS, results)
@@ -242,7 +243,7 @@ class Evaluation:
             wrong = next((name for name in results["metrics"] if len(tables[name]) != len(lines)), None)
             if wrong:
                 raise ValueError(f"{len(lines)} rows and statistics of {len(tables[wrong])} for {wrong}")
-            return cls(
+            found = cls(
                 {name: float(_number(value)) for name, value in results["metrics"].items()},
                 [_row_from_dict(line, number) for number, line in enumerate(lines, start=1)],
                 {name: tables[name] for name in results["metrics"]},
@@ -251,6 +252,10 @@ class Evaluation:
                 results["counts"], results["signatures"],
                 {group: {name: _number(v) for name, v in own.items()} for group, own in results["groups"].items()},
             )  # fmt: skip
+            changed = next((name for name, digest in results["files"].items() if sha256(folder / name) != digest), None)
+            if changed:  # its statistics would be those of other answers
+                raise ValueError(f"a {changed} that was changed after it was written")
+            return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise DataError(
                 f"{folder}: expected an evaluation ({RESULTS}, {PREDICTIONS} and {STATISTICS}), got {type(error).__name__}: "

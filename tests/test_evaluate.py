@@ -277,6 +277,14 @@ def test_rows_edited_by_hand_are_refused_by_number(tmp_path: Path, edited: dict[
         Evaluation.read(tmp_path)
 
 
+def test_answers_that_were_edited_are_refused(tmp_path: Path, scored: list[ScoredRow]) -> None:
+    Evaluation.of([Exact], scored).write(tmp_path)
+    file = tmp_path / "predictions.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace("f:0", "f:9"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"a predictions\.jsonl that was changed after it was written"):
+        Evaluation.read(tmp_path)
+
+
 def test_published_loss_of_a_real_model(shared_data: Path) -> None:
     """Stories of the training distribution have a loss near the published 1.30; other English is far from it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
