@@ -28,7 +28,10 @@ class Chat(Task):
 
     name: ClassVar[str] = "chat"
     precedence: ClassVar[int] = 50
-    metrics: ClassVar[tuple[str, ...]] = ("exact_match", "rougeL", "token_f1", "coherence", "coherence_margin", "flow")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "exact_match", "rougeL", "token_f1", "coherence", "coherence_margin", "flow", "distinct_1", "distinct_2", "self_bleu",
+        "answer_length",
+    )  # fmt: skip
     columns_help: ClassVar[str] = "messages (role, content) or conversations (from, value), tools and system (optional)"
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}], "id": 7},
