@@ -142,6 +142,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
+def append_lines(path: Path, text: str) -> None:
+    """Put lines behind those of a file, which is made where there is none; they are on the disk when this returns.
+
+    Behind a line that a kill cut off they begin on a line of their own.
+
+    Args:
+        path: The file.
+        text: Whole lines, each with its end.
+
+    Raises:
+        OSError: the disk takes no more.
+    """
+    new = not path.exists()
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else f"\n{text}"
+        file.write(text.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync(path.parent)
+
+
 def clear_leftovers(folder: Path, of: str = "*") -> None:
     """Remove what killed processes left half written; call it under a lock that its writers hold.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lightning_ft_datatools.editing import as_text, check_row, edited, is_visible, values_of
+from lightning_ft.cli.terminal import read_line, visible
+from lightning_ft_datatools.editing import as_text, check_row, edited, values_of
 from lightning_ft_datatools.reviewing import Action, Decision, Flagged, Journal, place_of, same
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Desk:
             if position != shown and not at_end:
                 self._show(self._waiting[position], position + 1)
             shown = position
-            key = _read_key(_LAST if at_end else _ASK)
+            key = read_line(_LAST if at_end else _ASK)
             if key == "q" or (at_end and not key):
                 return
             if key == "u":
@@ -160,20 +160,6 @@ class Desk:
                 console.print(_fields(other, "dim"))
 
 
-def _read_key(prompt: str) -> str:
-    """What is typed up to Enter; `q` at the end of the input."""
-    try:
-        key = input(prompt).strip()
-        if not sys.stdin.isatty():
-            print(key)  # as a terminal would
-        return key
-    except UnicodeDecodeError:
-        return "?"
-    except (EOFError, RuntimeError):  # the latter where there is no standard input at all
-        print()
-        return "q"
-
-
 def place_compared(other: str) -> str:
     """`file:line` of the row that a finding names, without the number of its part."""
     return _PART.sub("", other)
@@ -188,8 +174,3 @@ def _fields(row: Row, style: str = "") -> Text:
         name = visible(column).replace("\n", "\\n")
         lines.append("\n" if lines else "").append(f"  {name}: ", style="cyan").append(visible(text).replace("\n", "\n    "))
     return lines
-
-
-def visible(text: str) -> str:
-    """A text whose control characters are written out, so that data cannot steer the terminal."""
-    return "".join(c if is_visible(c) or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -11,11 +11,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.cli.terminal import is_visible
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.formats import read_jsonl
 from lightning_ft.data.unfold import examples_of
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from lightning_ft.types import Row
 
 _EDITORS = ("nano", "vi")
-
-
-def is_visible(character: str) -> bool:
-    """Whether a character can be shown as it is: it neither steers the terminal nor hides; blanks of any width may."""
-    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def as_text(values: Mapping[str, Any]) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import write_text
+from lightning_ft.atomic import append_lines, write_text
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,11 +34,9 @@ def write_rows(name: str | Path, rows: Iterable[Any]) -> None:
 
 
 def append(name: str | Path, text: str) -> None:
-    """Put a text behind what a file has; it is on the disk when this returns. The same errors."""
-    with _explained(Path(name)) as path, path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Put whole lines behind those that a file has; they are on the disk when this returns. The same errors."""
+    with _explained(Path(name)) as path:
+        append_lines(path, text)
 
 
 @contextlib.contextmanager

@@ -98,8 +98,6 @@ class Journal:
         self.path = path
         self._decided: dict[tuple[str, str], Decision] = {}
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        # On a line of its own also behind one that a kill cut off.
-        self._start = "" if text.endswith("\n") or not text else "\n"
         for line in text.split("\n"):
             self._read(line)
 
@@ -126,8 +124,7 @@ class Journal:
         entries = [{"row": place, "digest": digest, "action": action} for place, digest in map(_key, rows)]
         more = {} if values is None else {"values": dict(values)}
         lines = (json.dumps(entry | more, ensure_ascii=True, default=str) + "\n" for entry in entries)
-        append(self.path, self._start + "".join(lines))
-        self._start = ""
+        append(self.path, "".join(lines))
 
     def _read(self, line: str) -> None:
         try:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning_ft_datatools.command import main
-from lightning_ft_datatools.desk import KEYS, visible
+from lightning_ft_datatools.desk import KEYS
 from lightning_ft_datatools.editing import as_text, edited, values_of
 from lightning_ft_datatools.reviewing import Decision, Journal
 
+from lightning_ft.cli.terminal import visible
 from lightning_ft.errors import UsageError
 from lightning_ft.types import Row
 
