@@ -41,6 +41,8 @@ class RunFolder:
     path: Path
     record: dict[str, Any] = field(default_factory=dict)
     """What `run.json` holds."""
+    kind: str = "Run folder"
+    """What the folder is called where it is in use."""
     _lock: IO[str] | None = None
 
     @property
@@ -70,7 +72,7 @@ class RunFolder:
             owner = file.read().strip() or "another process"
             file.close()
             raise UsageError(
-                f"Run folder '{self.path}' is in use by {owner}; wait for it, or name another with --output."
+                f"{self.kind} '{self.path}' is in use by {owner}; wait for it, or name another with --output."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

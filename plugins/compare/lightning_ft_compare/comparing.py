@@ -11,7 +11,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics, readable, statistics
 from lightning_ft.registry import registry
 from lightning_ft_compare import breakdown, gate
-from lightning_ft_compare.evaluations import Request, Side, check_models, gather, prompt_of
+from lightning_ft_compare.evaluations import Request, Side, check_models, gather, numbered, prompt_of
 from lightning_ft_compare.results import BY, LEVEL, SAMPLES, Difference, Group, Model, Pair, Report
 
 if TYPE_CHECKING:
@@ -99,13 +99,7 @@ def free_folder(output: str | Path | None) -> Path:
     """
     from lightning_ft.run.folder import check_writable
 
-    if output is None:
-        n = 1
-        while Path("runs", f"compare_{n}").exists():
-            n += 1
-        folder = Path("runs", f"compare_{n}")
-    else:
-        folder = Path(output).expanduser()
+    folder = numbered("compare") if output is None else Path(output).expanduser()
     check_writable(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"Expected --output to be a new folder, got '{folder}', which holds something; name another.")

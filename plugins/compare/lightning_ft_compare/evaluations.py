@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import RESULTS, Evaluation
 from lightning_ft.scoring import as_given
-from lightning_ft.types import Conversation, Text
+from lightning_ft.types import Message, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from lightning_ft.types import Conversation
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -58,7 +60,7 @@ def check_models(names: Sequence[str], data: Sequence[str]) -> None:
         raise UsageError(f"Expected --models to name at most {len(LETTERS)} models, got {len(names)}; compare them in parts.")
     seen: dict[str, str] = {}
     for name in names:
-        place = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+        place = place_of(name)
         if place in seen:
             raise UsageError(f"Expected --models to name different models, got '{seen[place]}' and '{name}', which are one.")
         seen[place] = name
@@ -72,12 +74,20 @@ def check_models(names: Sequence[str], data: Sequence[str]) -> None:
         raise UsageError(f"Expected --data FILE for '{missing[0]}', which is no folder that `evaluate` wrote; got nothing.")
 
 
+def place_of(name: str) -> str:
+    """The whole path of what a name stands for on this machine; else the name."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
 def is_evaluation(name: str) -> bool:
     """Whether a name is that of a folder that `evaluate` wrote."""
     return (Path(name).expanduser() / RESULTS).is_file()
 
 
-def gather(names: Sequence[str], request: Request, output: Path, seen: Callable[[Side], None]) -> list[Side]:
+def gather(
+    names: Sequence[str], request: Request, output: Path, seen: Callable[[Side], None], *, blind: bool = False
+) -> list[Side]:
     """A side per name, in order; the evaluations that exist are read first, so that what is wrong with them is known early.
 
     Args:
@@ -85,6 +95,7 @@ def gather(names: Sequence[str], request: Request, output: Path, seen: Callable[
         request: How the models are evaluated.
         output: Where their evaluations are written, a folder for each.
         seen: Looks at each evaluation as soon as it is there, and may refuse it.
+        blind: Say which model is at work by its letter only.
 
     Raises:
         UsageError: evaluations of different rows.
@@ -110,8 +121,8 @@ def gather(names: Sequence[str], request: Request, output: Path, seen: Callable[
         if is_evaluation(name):
             add(letter, name, given, next((place for place in (given, *given.parents[:1]) if is_run(place)), None))
             continue
-        say(f"{letter}: evaluating {name}")
-        folder = output / f"{letter.lower()}_{slug(name)}"
+        say(f"{letter}: evaluating" if blind else f"{letter}: evaluating {name}")
+        folder = own_folder(output, letter, name)
         gc.collect()  # the model before, so that its memory is not counted as this one's
         reset_peak_memory()
         evaluate(
@@ -120,6 +131,19 @@ def gather(names: Sequence[str], request: Request, output: Path, seen: Callable[
         )  # fmt: skip
         add(letter, name, folder, given if is_run(given) else None)
     return [sides[letter] for letter, _ in named]
+
+
+def numbered(stem: str) -> Path:
+    """The first free runs/<stem>_<n>."""
+    n = 1
+    while Path("runs", f"{stem}_{n}").exists():
+        n += 1
+    return Path("runs", f"{stem}_{n}")
+
+
+def own_folder(output: Path, letter: str, name: str) -> Path:
+    """Where a model's evaluation is written within the folder of a command."""
+    return output / f"{letter.lower()}_{slug(name)}"
 
 
 def is_run(folder: Path) -> bool:
@@ -156,13 +180,16 @@ def content(example: Any) -> str:
     return json.dumps({key: value for key, value in asdict(example).items() if key != "meta"}, sort_keys=True, default=str)
 
 
-def prompt_of(example: Any) -> str:
-    """What a model is asked, as the row has it and no template has changed it: the same for every model."""
+def turns_asked(example: Any) -> tuple[Message, ...]:
+    """The turns before the answer, as the row has them and no template has changed them; a raw text is the user's."""
     given: Conversation | Text = as_given(example)
     if isinstance(given, Text):
-        return given.text
+        return (Message("user", given.text),)
     turns = given.messages
-    last = next((i for i in reversed(range(len(turns))) if turns[i].role == "assistant"), len(turns))
-    if last == 1:
-        return turns[0].content
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns[:last])
+    return turns[: next((i for i in reversed(range(len(turns))) if turns[i].role == "assistant"), len(turns))]
+
+
+def prompt_of(example: Any) -> str:
+    """What a model is asked, as a text: the same for every model."""
+    turns = turns_asked(example)
+    return turns[0].content if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)

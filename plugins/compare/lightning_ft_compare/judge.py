@@ -68,28 +68,28 @@ class Ruling:
     """What the judge answered, the baseline's answer first and then second."""
 
 
-def criteria_of(words: Sequence[str]) -> dict[str, str]:
-    """Criteria as users name them: those of `CRITERIA` (`a b` or `a,b`), and texts of several words: `own_1`, `own_2` ...
+def criteria_of(words: Sequence[str], known: Mapping[str, str] = CRITERIA) -> dict[str, str]:
+    """Criteria as users name them: known ones (`a b` or `a,b`), and texts of several words: `own_1`, `own_2` ...
 
     Raises:
         UsageError: none, or a single word that is no known name.
     """
     found: dict[str, str] = {}
-    named = [part for word in words for part in (word.split(",") if set(word.split(",")) <= CRITERIA.keys() else [word])]
+    named = [part for word in words for part in (word.split(",") if set(word.split(",")) <= known.keys() else [word])]
     for word in named:
         name, text = word.strip().lower(), word.strip()
-        if name in CRITERIA:
-            found[name] = CRITERIA[name]
+        if name in known:
+            found[name] = known[name]
         elif len(text.split()) > 1:
             if text not in found.values():
                 found[f"own_{1 + sum(key.startswith('own_') for key in found)}"] = text
         else:
-            known = ", ".join(CRITERIA)
             raise UsageError(
-                f"Expected --criteria to be of {known}, or a text of several words; got '{text}'.{did_you_mean(name, CRITERIA)}"
+                f"Expected --criteria to be of {', '.join(known)}, or a text of several words; got '{text}'."
+                f"{did_you_mean(name, known)}"
             )
     if not found:
-        raise UsageError(f"Expected --criteria to name at least one of {', '.join(CRITERIA)}, or a text; got none.")
+        raise UsageError(f"Expected --criteria to name at least one of {', '.join(known)}, or a text; got none.")
     return found
 
 

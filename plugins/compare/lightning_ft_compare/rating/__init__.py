@@ -1,0 +1,1 @@
+"""Blind rating of two models' answers by people: the command `lightning-ft rate`."""
