@@ -132,13 +132,13 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self._driver = driver
 
-    def open(self, page: Path, *, width: int, dark: bool = False) -> None:
-        """Show a page in a window that is so wide."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Show a page, a file or an address, in a window that is so wide."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self._driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self._driver.get(page.resolve().as_uri())
+        self._driver.get(page if isinstance(page, str) else page.resolve().as_uri())
 
     def look(self) -> Look:
         """What is wrong with the page that is open."""
@@ -149,6 +149,24 @@ class Browser:
     def read(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page that is open."""
         return self._driver.execute_script(f"return {expression}")
+
+    def until(self, expression: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true.
+
+        Raises:
+            TimeoutException: selenium's, when it is not in time.
+        """
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self._driver, seconds, poll_frequency=0.05).until(lambda _: self.read(expression))
+
+    def click(self, selector: str) -> None:
+        """Click what a CSS selector finds first."""
+        self._driver.find_element("css selector", selector).click()
+
+    def press(self, keys: str) -> None:
+        """Type keys into what has the focus."""
+        self._driver.switch_to.active_element.send_keys(keys)
 
     def picture(self, path: Path) -> None:
         """Save the whole page as PNG."""

@@ -208,6 +208,9 @@ def _close(
     for shown in (summary.counts(rates), summary.win_rates(rates, level)):
         print("\n" + table(shown.head, shown.rows, numbers=shown.numbers))
     print("\nTies, both bad and same answers count half in a win rate; Wilson intervals over pairs.")
+    for name, question in criteria.items():
+        if name not in KNOWN:
+            print(f"{name}: {question}")
     for note in summary.notes(rates):
         print(note)
     out = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in counts if name != "rows" and counts[name])

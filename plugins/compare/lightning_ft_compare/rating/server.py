@@ -98,10 +98,9 @@ class RatingServer(ThreadingMixIn, TCPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """One request, and its connection with it."""
 
     server: RatingServer
-    protocol_version = "HTTP/1.1"
     server_version, sys_version = "lightning-ft", ""
     timeout = 60
 
@@ -170,7 +169,6 @@ class _Handler(BaseHTTPRequestHandler):
         return parts[2] if right else None
 
     def _refuse(self, status: HTTPStatus) -> None:
-        self.close_connection = True  # what follows may be a body that nobody has read
         self._send(status, b"", "text/plain; charset=utf-8", policy(""))
 
     def _send_json(self, status: HTTPStatus, value: Any) -> None:
@@ -182,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": rules,
             "Cache-Control": "no-store", "Referrer-Policy": "same-origin", "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin",
-            "Cross-Origin-Opener-Policy": "same-origin", **({"Connection": "close"} if self.close_connection else {}),
+            "Cross-Origin-Opener-Policy": "same-origin",
         }.items():  # fmt: skip
             self.send_header(name, value)
         self.end_headers()
