@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning_ft_compare.judge import wilson
-from lightning_ft_compare.rating.command import main
+from lightning_ft_compare.rating.command import main, parser
 from lightning_ft_compare.rating.pairs import answers_of, left_of, read_sides
 from lightning_ft_compare.rating.summary import coin_p
 
@@ -105,7 +107,7 @@ def test_end_to_end(rate: Callable[..., str], scratch: Scratch) -> None:
     assert one["models"]["A"]["win_rate"] == pytest.approx(1.5 / 12)
     assert (one["low"], one["high"]) == pytest.approx(wilson(1.5, 12, 0.95))
     assert one["better"] == "B"
-    assert "overall    B        87.5 %  [57.4 %, 97.4 %]  better" in end
+    assert "overall    B        87.5 %  [59.8 %, 97.1 %]  better" in end
     assert (one["left"], one["right"]) == (typed.count("l"), typed.count("r"))
     assert one["side_p"] == coin_p(one["left"], one["right"])
 
@@ -313,6 +315,16 @@ def test_a_wrong_file_spoils_no_folder(rate: Callable[..., str], scratch: Scratc
         main(["--models", str(base), "zebra", "--data", "rows.jsonl", "--output", "new"])
     sys.stdin = io.StringIO("")
     assert main(["--models", *NAMES, "--output", "new"]) == 0
+
+
+def test_the_examples_of_the_readme_are_commands() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^lightning-ft rate (.*)$", text, re.MULTILINE)
+    assert len(found) > 3
+    for line in found:
+        parser().parse_args(shlex.split(line))
+    section = text.split("## Blind rating by people")[1].split("\n## ")[0]
+    assert set(re.findall(r"--\w+", section)) <= set(re.findall(r"--\w+", parser().format_help()))
 
 
 # The command as a process: in a terminal of its own, where a key needs no Enter, and killed in the middle.

@@ -11,7 +11,7 @@ progress { width: 100%; height: .6rem; accent-color: var(--c0); } pre { max-heig
 #answers section { margin: 0; } #prompt pre { max-height: 16rem; }
 #bar { position: fixed; left: 0; right: 0; bottom: 0; background: var(--card); border-top: 1px solid var(--line);
   padding: .5rem .6rem; } #bar > div { max-width: 94rem; margin: 0 auto; display: grid; gap: .4rem; }
-#choices { grid-template-columns: repeat(4, 1fr); } #moves { grid-template-columns: repeat(3, 1fr); }
+#choices { grid-template-columns: repeat(4, 1fr); } #bar #moves { grid-template-columns: repeat(3, 1fr); margin-top: .4rem; }
 #ask { margin: 0 auto .4rem; max-width: 94rem; max-height: 6rem; overflow-y: auto; font-weight: 600; }
 button { font: inherit; color: var(--text); background: var(--page); border: 1px solid var(--soft); border-radius: .4rem;
   padding: .45rem .3rem; cursor: pointer; min-height: 2.6rem; } button:focus-visible { outline: 3px solid var(--c0); }
