@@ -21,7 +21,6 @@ from lightning_ft_datatools.desk import KEYS
 from lightning_ft_datatools.editing import as_text, edited, values_of
 from lightning_ft_datatools.reviewing import Decision, Journal
 
-from lightning_ft.cli.terminal import visible
 from lightning_ft.errors import UsageError
 from lightning_ft.types import Row
 
@@ -256,10 +255,6 @@ def test_what_is_refused(scratch: Scratch) -> None:
         with pytest.raises(UsageError, match=message):
             main(["review", "rows.jsonl", *words, *([] if "--output" in words else ["--output", "kept.jsonl"])])
     assert {path: path.read_bytes() for path in Path().rglob("*.jsonl")} == before
-
-
-def test_control_characters_are_written_out() -> None:
-    assert visible("a\x1b[2Jb\tc\nd\u202ee\u3000\x9b\ud800") == "a\\x1b[2Jb\tc\nd\\u202ee\u3000\\x9b\\ud800"
 
 
 def test_a_journal_takes_nothing_that_it_has_not_written(scratch: Scratch) -> None:
