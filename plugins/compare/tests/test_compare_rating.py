@@ -100,6 +100,9 @@ def test_end_to_end(rate: Callable[..., str], scratch: Scratch) -> None:
     assert "\\x1b[2J[bold]good[/bold] \\u202e" in before, "data are no markup and steer nothing"
     assert "\x1b" not in out
     assert "11 of 11" in before
+    shown = re.findall(r"(good|poor)\S* \S*? ?\d+ +\u2502", before)
+    assert ["l" if left == "good" else "r" for left in shown[::2]] == typed, "what is noted is what was shown"
+    assert {frozenset(pair) for pair in zip(shown[::2], shown[1::2], strict=True)} == {frozenset(("good", "poor"))}
     (one,) = result()["criteria"]
     assert result()["models"] == {"A": "zebra.jsonl", "B": "yak.jsonl"}
     counts = {name: one[name] for name in ("rows", "ratings", "a", "b", "tie", "both_bad", "same", "skipped")}

@@ -25,6 +25,8 @@ from lightning_ft.testing import browser as browsers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lightning_ft_compare.rating.pairs import Answers
+
     from lightning_ft.testing.browser import Browser
     from lightning_ft.testing.fixtures import Scratch
 
@@ -79,6 +81,11 @@ def lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def sides(pair: Answers) -> str:
+    """The letters of the left and of the right answer."""
+    return "AB" if left_of(pair, "ann", 0) == "A" else "BA"
+
+
 def test_what_is_served_names_no_model(served: RatingServer) -> None:
     root = f"/{served.token}/"
     status, page, headers = ask(served, "GET", root)
@@ -94,7 +101,10 @@ def test_what_is_served_names_no_model(served: RatingServer) -> None:
     shown = page
     for _ in range(3 * len(CRITERIA)):
         text = ask(served, "GET", f"{root}state")[1]
-        step = json.loads(text)["view"]["step"]
+        view = json.loads(text)["view"]
+        step = view["step"]
+        pair = next(pair for pair in answers_of(read_sides(NAMES), 0) if pair.key in step)
+        assert [view["left"], view["right"]] == [pair.of["AB".index(side)] for side in sides(pair)]
         shown += text + ask(served, "POST", f"{root}act", json.dumps({"step": step, "do": "left"}))[1]
     assert json.loads(ask(served, "GET", f"{root}state")[1])["view"] is None
     assert not re.search(r"zebra|yak|jsonl|question 2|\"[AB]\"", shown), "no name, no file, and no pair of the same text"
@@ -221,6 +231,10 @@ def test_every_pair_can_be_read(browser: Browser, served: RatingServer, width: i
 def test_a_session_by_keys_and_buttons(browser: Browser, served: RatingServer) -> None:
     browser.open(served.address, width=1440)
     browser.until(READY)
+    view = served.state()["view"]
+    assert browser.read("['left-text', 'right-text'].map(id => document.getElementById(id).textContent)") == [
+        view["left"], view["right"],
+    ]  # fmt: skip
     browser.press("l")
     browser.until(asked("own_1"))
     browser.click("[data-do=both_bad]")
