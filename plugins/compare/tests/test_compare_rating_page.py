@@ -44,7 +44,7 @@ def served(scratch: Scratch) -> Iterator[RatingServer]:
         said = [f"{HOSTILE} {name[0]}", LONG + name[0], "same", f"line\n\n    code {name[0]}"]
         scratch.write(name, [{"prompt": f"question {i}", "prediction": text, "reference": "r"} for i, text in enumerate(said)])
     pairs = answers_of(read_sides(NAMES), 0)
-    with serving(Session(pairs, CRITERIA, Ratings(Path("ratings.jsonl")), "ann", 0)) as server:
+    with serving(Session(pairs, CRITERIA, Ratings(Path("ratings.jsonl")), "cyd", 0)) as server:
         yield server
 
 
@@ -83,7 +83,7 @@ def lines() -> list[dict[str, Any]]:
 
 def sides(pair: Answers) -> str:
     """The letters of the left and of the right answer."""
-    return "AB" if left_of(pair, "ann", 0) == "A" else "BA"
+    return "AB" if left_of(pair, "cyd", 0) == "A" else "BA"
 
 
 def test_what_is_served_names_no_model(served: RatingServer) -> None:
@@ -255,7 +255,7 @@ def test_a_session_by_keys_and_buttons(browser: Browser, served: RatingServer) -
     final = {(line["key"], line["criterion"]): line["choice"] for line in lines() if line["choice"] != "same"}
     assert list(final.values()) == ["left", "tie", "right", "tie", "both_bad", "left"]
     left = {line["key"]: line["left"] for line in lines()}
-    assert left == {pair.key: left_of(pair, "ann", 0) for pair in answers_of(read_sides(NAMES), 0)}
+    assert left == {pair.key: left_of(pair, "cyd", 0) for pair in answers_of(read_sides(NAMES), 0)}
 
 
 def test_data_are_text_and_a_server_that_is_gone_is_told(browser: Browser, served: RatingServer) -> None:
