@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EXAMPLES = {cls.__name__: cls for cls in (Conversation, Text, Preference, Unpaired, Classified)}
 RESULTS, PREDICTIONS, STATISTICS = "results.json", "predictions.jsonl", "statistics.safetensors"
 FORMAT_VERSION = 2
+OTHERS = "(none)"
+"""The group of rows that have no value where others have one."""
 PREFIX = "prefix"
 """Instead of a column: group rows by what their prompts begin with."""
 _PREFIX = re.compile(r"\s*(?:\[([^\]\n]{1,40})\]|<([^<>\n]{1,40})>|([^\W\d][\w -]{0,39}):(?=\s))")
@@ -186,7 +188,7 @@ class Evaluation:
         return torch.where(table[:, 1] != 0, table[:, 0] / table[:, 1], math.nan)
 
     def places(self, key: str) -> dict[str, list[int]]:
-        """Numbers of the rows with each value of a key of `meta`, by that value as text; rows without it are in no group.
+        """Numbers of the rows with each value of a key of `meta`, by that value as text; those without it by themselves.
 
         Where `key` is `prefix`: by what the first turn, or the text, begins with, as in `translate: ...` or `[translate] ...`.
         """
@@ -195,7 +197,9 @@ class Evaluation:
             group = group_of(row.example, key)
             if group is not None:
                 out.setdefault(group, []).append(i)
-        return dict(sorted(out.items()))
+        grouped = {i for members in out.values() for i in members}
+        rest = [i for i in range(len(self.rows)) if i not in grouped] if out else []
+        return dict(sorted(out.items())) | ({OTHERS: rest} if rest else {})
 
     def write(self, folder: Path) -> None:
         """`predictions.jsonl` (one row a line), `statistics.safetensors`, and at last `results.json` (metrics and details)."""

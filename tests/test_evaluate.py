@@ -173,7 +173,7 @@ def test_spread_counts_and_groups_by_hand() -> None:
     assert spread.std == pytest.approx(math.sqrt(2 / 9))
     assert "loss" not in found.spreads  # a token is its unit, not a row
     assert found.counts == {"exact": 3, "loss": 2}
-    assert found.groups == {"2": {"exact": 0.0, "loss": 2.0}, "one": {"exact": 0.5}}
+    assert found.groups == {"2": {"exact": 0.0, "loss": 2.0}, "one": {"exact": 0.5}, "(none)": {"loss": 2.0}}
 
 
 def test_rows_are_grouped_by_what_their_prompts_begin_with() -> None:
@@ -183,9 +183,8 @@ def test_rows_are_grouped_by_what_their_prompts_begin_with() -> None:
     ]  # fmt: skip
     assert [prefix_of(one) for one in examples] == ["translate", "sum up", "task two", "translate", None, None, None]
     rows = [ScoredRow(str(i), one, prediction="x", references=("x",)) for i, one in enumerate(examples)]
-    assert Evaluation.of([Exact], rows, by="prefix").groups == {
-        name: {"exact": 1.0} for name in ("sum up", "task two", "translate")
-    }
+    found = Evaluation.of([Exact], rows, by="prefix").groups
+    assert found == {name: {"exact": 1.0} for name in ("sum up", "task two", "translate", "(none)")}
 
 
 class Seen(Exact):

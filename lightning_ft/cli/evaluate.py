@@ -158,4 +158,7 @@ def split_names(words: Sequence[str] | None) -> list[str] | None:
     """`a,b c` as [a, b, c]."""
     if words is None:
         return None
-    return [name for word in words for name in word.split(",") if name]
+    names = [name for word in words for name in word.split(",") if name]
+    if not names:
+        raise UsageError(f"Expected names, separated by commas or spaces; got {' '.join(words)!r}.")
+    return names

@@ -125,7 +125,7 @@ def test_another_column_breaks_it_down(scratch: Scratch) -> None:
     examples = [chat(f"q{i}", "yes", city=["Rome", "Oslo", None][i % 3]) for i in range(30)]
     names = [made(name, [20.0 - k] * 30, ["no"] * 30, examples=examples) for k, name in enumerate("ab")]
     report = compare(names, output="out", by="city", samples=200)
-    assert [(group.name, group.rows) for group in report.pairs[0].by_group] == [("Oslo", 10), ("Rome", 10)]
+    assert [(group.name, group.rows) for group in report.pairs[0].by_group] == [("Oslo", 10), ("Rome", 10), ("(none)", 10)]
     with pytest.raises(UsageError, match="Expected --by to be a column that rows of 'a' have; got 'town'"):
         compare(names, output="out2", by="town")
 

@@ -66,7 +66,8 @@ class TokenF1(TextMetric):
 
     With c words in common (counted with repetition), precision p = c / |prediction|, recall r = c / |reference|,
     F1 = 2 p r / (p + r). Both texts are lower-cased and lose ASCII punctuation, the articles a, an, the, and superfluous
-    white space. Where either has no word left, F1 is 1 if both have none, else 0 (SQuAD 2.0's evaluation).
+    white space. Where either has no word left, F1 is 1 if both have none, else 0 (SQuAD 2.0's evaluation); but an empty answer
+    to a reference of articles or punctuation alone is wrong.
     """
 
     name: ClassVar[str] = "token_f1"
@@ -80,14 +81,20 @@ class TokenF1(TextMetric):
         """F1 of the normalised words."""
         said, wanted = squad_words(prediction), squad_words(reference)
         if not said or not wanted:
-            return float(said == wanted)
+            return float(said == wanted and not missing(prediction, reference))
         common = (Counter(said) & Counter(wanted)).total()
         return 2 * common / (len(said) + len(wanted))
 
 
-class WordOverlap(TextMetric):
-    """Jaccard index of the sets of words (Jaccard 1912): words in both over words in either; 1 where neither has one.
+def missing(prediction: str, reference: str) -> bool:
+    """Whether the answer is empty where something was expected."""
+    return not prediction.strip() and bool(reference.strip())
 
+
+class WordOverlap(TextMetric):
+    """Jaccard index of the sets of words (Jaccard 1912): words in both over words in either.
+
+    Where neither has a word it is 1, but 0 for an empty answer to a reference of punctuation.
     "The cat sat" and "a cat sat down" have cat and sat of the, a, cat, sat, down: 2 / 5.
     """
 
@@ -101,7 +108,9 @@ class WordOverlap(TextMetric):
     def compare(self, prediction: str, reference: str) -> float:
         """Words in common over all words."""
         said, wanted = set(words(prediction)), set(words(reference))
-        return len(said & wanted) / len(said | wanted) if said or wanted else 1.0
+        if not said and not wanted:
+            return float(not missing(prediction, reference))
+        return len(said & wanted) / len(said | wanted)
 
 
 class AnswerLength(RowMetric):

@@ -64,6 +64,7 @@ def test_exact_match_strips_ends_only() -> None:
 def test_token_f1_by_hand() -> None:
     """'the cat sat' -> cat sat; 'A cat sat down!' -> cat sat down: c = 2, p = 2/2, r = 2/3, F1 = 2*2/(2+3) = 0.8."""
     assert value(TokenF1, row("the cat sat", "A cat sat down!")) == pytest.approx(0.8)
+    assert value(TokenF1, row("", "The!"), row("a", "the"), row("", "")) == pytest.approx(2 / 3)
     # repeated words count as often as both have them: c = 1, F1 = 2*1/(3+1)
     assert value(TokenF1, row("no no no", "no")) == pytest.approx(0.5)
     assert value(TokenF1, row("the", "an")) == 1
@@ -149,6 +150,7 @@ def test_word_overlap_by_hand() -> None:
     assert value(WordOverlap, row("no, NO no", "no")) == 1
     assert value(WordOverlap, row("x y", "a", "x z")) == pytest.approx(1 / 3)
     assert value(WordOverlap, row("", "")) == value(WordOverlap, row("!", "")) == 1
+    assert value(WordOverlap, row("", "!")) == 0
     assert value(WordOverlap, row("", "a")) == value(WordOverlap, row("a", "")) == 0
 
 
