@@ -108,7 +108,7 @@ def _prepare(config: TrainingConfig) -> _Ready:
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     check_output(config.output, RESULTS)
     choices = choose(config, registry())
-    loaded = load(config.model, dtype=DTYPES[config.precision], template=config.template, **hub)
+    loaded = load(config.model, dtype=DTYPES[config.precision], device=team.device, template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
     encoder = Encoder(loaded.tokenizer, loaded.template, limit)
     told = say if team.main else silent

@@ -25,6 +25,8 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    device: str | None = None
+    """Where this process's model belongs; None: on the best device there is."""
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Team:
@@ -39,7 +41,7 @@ class Team:
                 accelerator="auto", devices=found.devices, num_nodes=int(config.trainer.get("num_nodes", 1)), strategy="ddp"
             )
             fabric.launch()
-        return cls(fabric.global_rank, fabric.world_size)
+        return cls(fabric.global_rank, fabric.world_size, str(fabric.device))
 
     @property
     def main(self) -> bool:
