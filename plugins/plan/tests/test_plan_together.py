@@ -47,6 +47,7 @@ def test_what_fails_here_is_raised() -> None:
     def job() -> int:
         if os.getpid() == HERE:
             raise KeyError("here")
+        time.sleep(0.2)  # or the copy might take all of them
         return 1
 
     with pytest.raises(KeyError, match="here"):
