@@ -159,6 +159,6 @@ def split_names(words: Sequence[str] | None) -> list[str] | None:
     if words is None:
         return None
     names = [name for word in words for name in word.split(",") if name]
-    if not names:
+    if words and not names:
         raise UsageError(f"Expected names, separated by commas or spaces; got {' '.join(words)!r}.")
     return names
