@@ -28,7 +28,7 @@ PLANTED: dict[str, dict[str, Any]] = {
     "slow_convergence": {"learning_rate": 3e-5, "lr_scheduler": "constant"},
     "underfitting": {"learning_rate": 1e-4, "lr_scheduler": "constant", "epochs": 2.0},
     "overfitting": {**FULL, "learning_rate": 1e-3, "epochs": 12.0},
-    "spikes": {"log_every": 1},
+    "spikes": {"log_every": 1, "epochs": 8.0},
     "oscillation": {
         **FULL,
         "learning_rate": 2e-3,
