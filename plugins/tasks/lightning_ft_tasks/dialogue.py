@@ -77,11 +77,12 @@ class CoherenceMargin(Coherence):
     """Coherence above chance: the cosine with the own answer, minus that with the answer to another row.
 
     The other row is drawn once by a fixed seed among all rows. Near 0, answers could as well have been given to any other
-    question, however high the coherence. A single row has no other and does not count.
+    question, however high the coherence. A single row has no other and does not count. An answer that repeats the question
+    has a high one, so that neither high nor low is better by itself.
     """
 
     name: ClassVar[str] = "coherence_margin"
-    higher_is_better: bool | None = True
+    higher_is_better: bool | None = None
 
     @property
     def signature(self) -> str:

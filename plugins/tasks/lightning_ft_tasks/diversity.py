@@ -32,11 +32,14 @@ class Distinct1(Metric):
     the order of rows plays no part. Longer and more answers have a lower value by nature: compare equally many rows. In a
     bootstrap, and within groups of rows, the m stay those of the whole set.
 
+    Neither more nor less is better by itself: it is to be like the references, of which 40 questions may share one.
+
     "a b a" and "b c": a counts 1 and b 1/2 for the first, b 1/2 and c 1 for the second; 3 distinct of 5.
     """
 
     name: ClassVar[str] = "distinct_1"
     percent: ClassVar[bool] = True
+    higher_is_better = None
     order: ClassVar[int] = 1
 
     def __init__(self, **kwargs: Any) -> None:
@@ -84,7 +87,8 @@ class SelfBleu(Metric):
 
     Sentence BLEU as in `translation.Bleu`, but an order without n-gram in common has 0.1 of them (Chen and Cherry 2014,
     method 1), as the authors compute it. An answer whose words no other has gets 0; one without words gets 1, as it
-    adds no variety. Lower is more diverse. A single answer has nothing to be like, and zeros.
+    adds no variety. Lower is more diverse, which is better only where the references are, too. A single answer has
+    nothing to be like, and zeros.
 
     Linear in the text: the most that any *other* answer has of an n-gram, clipped by the c of this one, is min(c, second
     largest count of all), whoever has the largest.
@@ -93,7 +97,7 @@ class SelfBleu(Metric):
     name: ClassVar[str] = "self_bleu"
     percent: ClassVar[bool] = True
     per_row: ClassVar[bool] = True
-    higher_is_better = False
+    higher_is_better = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
