@@ -27,6 +27,8 @@ class Metric(TorchMetric):
     reads: ClassVar[Literal["tokens", "text", "candidates"]] = "text"
     """`tokens`: likelihoods of the given answers; `text`: answers that the model generated; `candidates`: likelihoods of every
     answer that the task allows."""
+    reads_words: ClassVar[bool] = False
+    """Whether it reads `words` and `split_words` of a row, which are counted only where a metric does."""
     higher_is_better: bool | None = True
     """None: neither is better, as with a length; a verdict tells the difference and does not judge it."""
     percent: ClassVar[bool] = False

@@ -96,8 +96,9 @@ def score_examples(
     scored = [
         ScoredRow(row, example, references=references_of(one)) for row, example, one in zip(rows, examples, given, strict=True)
     ]
+    words = any(metric.reads_words for metric in made)
     for found, item in zip(scored, encoded, strict=True):
-        _add_text(tokenizer, item, found)
+        _add_text(tokenizer, item, found, words=words)
     reading = {metric.reads for metric in made if generate or metric.reads != "text"}
     prompts = [_prompt(one, template) for one in given]
     check_rows(made, unanswered(examples, rows, candidates), reading)
@@ -221,8 +222,8 @@ def _add_candidates(
         row.candidates = dict(zip(candidates, candidate_likelihoods(model, encoded), strict=True)) if whole else {}
 
 
-def _add_text(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, scored: ScoredRow) -> None:
-    """Fill in bytes and words of the text that the supervised tokens stand for, special tokens not counted."""
+def _add_text(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, scored: ScoredRow, *, words: bool) -> None:
+    """Fill in bytes, and words if wanted, of the text that the supervised tokens stand for, special tokens not counted."""
     spans: list[list[int]] = []
     inside = False
     for token, label in zip(encoded.input_ids[1:], encoded.labels[1:], strict=True):
@@ -234,8 +235,10 @@ def _add_text(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, scored: Scor
         spans[-1].append(token)
         inside = True
     texts = [decode(tokenizer, span) for span in spans]
-    pieces = [number for words in pieces_of_words(tokenizer, texts) for _, _, number in words]
     scored.utf8_bytes = sum(len(text.encode()) for text in texts)
+    if not words:
+        return
+    pieces = [number for places in pieces_of_words(tokenizer, texts) for _, _, number in places]
     scored.words, scored.split_words = len(pieces), sum(number > MOST_PIECES for number in pieces)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_ft.errors import UsageError, did_you_mean
@@ -134,3 +135,14 @@ def choice_of(text: str, flag: str) -> Any:
         except MismatchError as error:
             raise UsageError(f"Expected {flag}.{key} to be {error}; got {show(read[key])}.") from error
     return read
+
+
+def check_json(name: str) -> None:
+    """Refuse a value of --json that is no file which could be written, before the work.
+
+    Raises:
+        UsageError: there is no such folder, or the name is that of one.
+    """
+    path = Path(name)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"Expected --json to name a file in a folder that exists; got '{name}'.")

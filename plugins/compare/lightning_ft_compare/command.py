@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_ft.cli.evaluate import LOSSES, add_execution, add_losses, permit_execution, split_names
-from lightning_ft.cli.parser import CommandParser, choice_of, command
+from lightning_ft.cli.parser import CommandParser, check_json, choice_of, command
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import CheckFailedError, UsageError
 from lightning_ft_compare.gate import RULE
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     """Compare, print, and say no where a limit is exceeded."""
     arguments = parser().parse_args(argv)
     if arguments.json not in (None, "-"):
-        check_writable(arguments.json)
+        check_json(arguments.json)
     permit_execution(arguments)
     further = {name: getattr(arguments, name) for name in ("template", "max_length", "precision", *LOSSES)}
 
@@ -135,14 +135,3 @@ def show(report: Report) -> None:
     print(report.sentence)
     assert report.folder is not None
     print(f"Report: {report.folder / PAGE}")
-
-
-def check_writable(name: str) -> None:
-    """Refuse a file that could not be written, before the work.
-
-    Raises:
-        UsageError: there is no such folder, or the name is that of one.
-    """
-    path = Path(name)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"Expected --json to name a file in a folder that exists; got '{name}'.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from lightning_ft.atomic import write_text
-from lightning_ft.cli.parser import CommandParser, command
+from lightning_ft.cli.parser import CommandParser, check_json, command
 from lightning_ft.cli.resolve import Request, check_torch_names, parse, resolve
 from lightning_ft.errors import UsageError
 from lightning_ft_plan.machine import Device, default_device, machine_memory, parse_memory
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     own, rest = parser().parse_known_args(list(argv))
     memory = None if own.memory is None else parse_memory(own.memory)
     if own.json not in (None, "-"):
-        check_writable(own.json)
+        check_json(own.json)
     with uncollected():
         request = resolve(parse(rest))
         check_torch_names(request)
@@ -72,17 +72,6 @@ def main(argv: Sequence[str]) -> int:
 def plan_json(plan: Plan) -> str:
     """The plan as a JSON object."""
     return json.dumps(plan.as_dict(), indent=1, ensure_ascii=False)
-
-
-def check_writable(name: str) -> None:
-    """Refuse a file that could not be written, before the work.
-
-    Raises:
-        UsageError: there is no such folder, or the name is that of one.
-    """
-    path = Path(name)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"Expected --json to name a file in a folder that exists; got '{name}'.")
 
 
 def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: bool) -> Plan:

@@ -21,6 +21,7 @@ class VocabularyCoverage(Metric):
 
     name: ClassVar[str] = "vocabulary_coverage"
     reads = "tokens"
+    reads_words: ClassVar[bool] = True
     percent: ClassVar[bool] = True
 
     @property

@@ -32,7 +32,7 @@ def main() -> None:
     try:
         for source in order["sources"]:
             exec(compile(source, "<answer>", "exec", dont_inherit=True), module.__dict__)
-    except BaseException:
+    except BaseException:  # whatever the code raises, SystemExit too, is told, and ends it as failed
         sys.__excepthook__(*sys.exc_info())
         leave(1)
     if os.getpid() == process:  # a fork of the code comes here, too
