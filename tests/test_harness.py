@@ -96,7 +96,7 @@ def test_table_json_and_files(alone: Registry, capsys: pytest.CaptureFixture[str
         (["--harness", "a", "--limit", "2.5"], "Expected --limit to be a whole number, or a share below 1; got 2.5."),
         (["--harness", "a", "--limit", "0"], "Expected --limit to be"),
         (["--harness", "a", "--num_fewshot", "-1"], "Expected --num_fewshot to be at least 0; got -1."),
-        (["--harness", ","], "Expected --harness to be at least one task"),
+        (["--harness", ","], "Expected --harness to name at least one task; got ','."),
         (["--harness"], "--harness"),
     ],
 )

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     model = given_once(arguments, "model", usage)
     if not arguments.data:
         raise UsageError(f"Expected --data, got nothing; type `{usage}`.")
-    metrics = split_names(arguments.metrics)
+    metrics = split_names(arguments.metrics, "--metrics")
 
     from lightning_ft.api import evaluate
     from lightning_ft.cli.tables import print_evaluation
@@ -118,7 +118,7 @@ def run_tasks(arguments: argparse.Namespace) -> int:
 
     options = {name: getattr(arguments, name) for name in ("num_fewshot", "limit", "max_length", "precision", "output")}
     found, folder = evaluate_tasks(
-        model, split_names(arguments.harness) or [], apply_chat_template=arguments.apply_chat_template,
+        model, split_names(arguments.harness, "--harness", "one task") or [], apply_chat_template=arguments.apply_chat_template,
         **{name: value for name, value in options.items() if value is not None},
     )  # fmt: skip
     if arguments.json:
@@ -154,11 +154,11 @@ def permit_execution(arguments: argparse.Namespace) -> None:
         os.environ[ALLOW_CODE] = "1"
 
 
-def split_names(words: Sequence[str] | None) -> list[str] | None:
-    """`a,b c` as [a, b, c]."""
+def split_names(words: Sequence[str] | None, option: str, one: str = "one metric") -> list[str] | None:
+    """`a,b c` of `--option` as [a, b, c]; UsageError where words name nothing."""
     if words is None:
         return None
     names = [name for word in words for name in word.split(",") if name]
     if words and not names:
-        raise UsageError(f"Expected names, separated by commas or spaces; got {' '.join(words)!r}.")
+        raise UsageError(f"Expected {option} to name at least {one}; got {' '.join(words)!r}.")
     return names

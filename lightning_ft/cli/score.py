@@ -34,10 +34,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     name = given_once(arguments, "predictions", "lightning-ft score --predictions FILE --metrics NAME")
     rows = read_predictions(name)
-    metrics = text_metrics(split_names(arguments.metrics) or [])
-    if not metrics:
-        raise UsageError("Expected --metrics to name at least one metric; got none.")
-
+    metrics = text_metrics(split_names(arguments.metrics, "--metrics") or [])
     permit_execution(arguments)
 
     from lightning_ft.cli.tables import print_evaluation

@@ -66,14 +66,15 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json not in (None, "-"):
         check_json(arguments.json)
     permit_execution(arguments)
+    metrics, limits = split_names(arguments.metrics, "--metrics"), split_names(arguments.fail_if_worse, "--fail-if-worse")
     further = {name: getattr(arguments, name) for name in ("template", "max_length", "precision", *LOSSES)}
 
     from lightning_ft_compare.comparing import compare
 
     report = compare(
-        arguments.models, arguments.data, metrics=split_names(arguments.metrics), task=choice_of(arguments.task, "--task"),
+        arguments.models, arguments.data, metrics=metrics, task=choice_of(arguments.task, "--task"),
         output=arguments.output, by=arguments.by, samples=arguments.samples, level=arguments.level,
-        fail_if_worse=split_names(arguments.fail_if_worse) or (), judge=judge_of(arguments), max_rows=arguments.max_rows,
+        fail_if_worse=limits or (), judge=judge_of(arguments), max_rows=arguments.max_rows,
         **{name: value for name, value in further.items() if value is not None}, **given_sampling(arguments),
     )  # fmt: skip
     text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)

@@ -175,7 +175,7 @@ def _sides(arguments: Any, criteria: Mapping[str, str], folder: Path) -> list[Si
     made = [name for name in names if not is_evaluation(name)]
     # The evaluation of a model beside one that exists has to be of all rows of that one.
     most = arguments.rows if len(made) == len(names) else None
-    metrics, task = split_names(arguments.metrics), choice_of(arguments.task, "--task")
+    metrics, task = split_names(arguments.metrics, "--metrics"), choice_of(arguments.task, "--task")
     if made:
         asked |= {"rows": most, "metrics": metrics, "task": task, **json.loads(json.dumps(options))}
     begin(folder, asked)
