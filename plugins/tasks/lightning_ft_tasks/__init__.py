@@ -40,6 +40,7 @@ def register_metrics() -> Iterable[type[Metric]]:
     from lightning_ft_tasks import (
         adherence,
         classes,
+        classifier,
         coverage,
         dialogue,
         diversity,
@@ -61,6 +62,7 @@ def register_metrics() -> Iterable[type[Metric]]:
         adherence.Adherence, adherence.Completion, final_answers.AnswerMatch, final_answers.FinalAnswer,
         dialogue.Coherence, dialogue.CoherenceMargin, dialogue.Flow,
         safety_metrics.RefusalRate, safety_metrics.OverRefusal, safety_metrics.LeakedSecrets, safety_metrics.ToxicityWords,
+        classifier.ClassifiedUnsafe,
         surface.SyntaxValid, surface.CodeExactMatch, surface.EditSimilarity,
         codebleu.Codebleu, codebleu.CodebleuSyntax, codebleu.CodebleuDataflow,
         passing.PassAt1, passing.PassAt5, passing.PassAt10, passing.PassAt100,
