@@ -29,6 +29,12 @@ class Objective(ABC):
     """Whether this objective is taken when none is named."""
     examples: ClassVar[tuple[type[Example], ...]] = (Conversation, Text, Classified)
     """The example types that it can train on; a class is trained as the answer to its text."""
+    reference: ClassVar[bool] = False
+    """Whether it needs `Batch.reference`: the log-probabilities are computed once, before the first step."""
+    pace: ClassVar[float] = 1.0
+    """Factor of the usual learning rate, where the user gives none."""
+    validates: ClassVar[bool] = False
+    """Whether a validation reports its own terms and logs rather than likelihoods per token."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:

@@ -135,6 +135,16 @@ class Encoded:
     """(tokens, supervised tokens) that each role contributes, where known."""
     weights: list[float] | None = None
     """Weight of each token on top of the row's, where turns are weighted differently; None: all 1."""
+    parts: tuple[int, ...] = ()
+    """Tokens of each text where the row is several, end to end (the better and the worse answer of a pair); empty: it is one."""
+
+    def texts(self) -> tuple[Encoded, ...]:
+        """Each text of the row as a row of its own, all of the same name."""
+        if not self.parts:
+            return (self,)
+        ends = [sum(self.parts[: i + 1]) for i in range(len(self.parts))]
+        pieces = [slice(end - length, end) for end, length in zip(ends, self.parts, strict=True)]
+        return tuple(Encoded(self.input_ids[piece], self.labels[piece], self.row) for piece in pieces)
 
     @property
     def supervised(self) -> int:
@@ -198,13 +208,16 @@ class Batch:
     documents: tuple[int, ...] | None
     """Cumulative document borders `(0, n1, n1 + n2, ..., T)` of a packed row; None for a padded batch."""
     rows: tuple[str, ...]
-    """`file:line` of each row, in order."""
+    """`file:line` of each row, in order; empty where the batch only keeps its rank in step with the others."""
     weights: Tensor | None = None
     """(B, T) float32 loss weight per token; None: all 1."""
     lengths: tuple[int, ...] = ()
-    """True length of each row."""
-    group: str | None = None
-    """Rows that belong together (a preference pair, a prompt's samples), for objectives that need it."""
+    """True length of each row; empty where the rows of the batch count nowhere."""
+    together: int = 1
+    """How many rows in a row belong together: 2 where each better answer is followed by the worse one of its pair."""
+    reference: Tensor | None = None
+    """(rows,) log-probability (nats) of each row's supervised tokens under the model that training began with, where the
+    objective needs it."""
 
     supervised: Supervised | None = None
     """Where `labels` has targets, as `data.targets` found it before the batch went to a GPU; None: to be found."""
@@ -223,6 +236,7 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         labels = change(self.labels)
         weights = None if self.weights is None else change(self.weights)
+        reference = None if self.reference is None else change(self.reference)
         known = self.supervised
         if known is not None and known.labels is self.labels and known.row_weights is self.weights:
             own = None if known.weights is None else change(known.weights)
@@ -238,7 +252,7 @@ class Batch:
             shared = None
         return replace(
             self, input_ids=ids, labels=labels, position_ids=change(self.position_ids), weights=weights, supervised=known,
-            shared=shared,
+            shared=shared, reference=reference,
         )  # fmt: skip
 
 

@@ -64,6 +64,9 @@ def test_halves_of_halves_are_quarters(packed: bool) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_belongs_together_stays_together(packed: bool) -> None:
-    batch = made([Encoded([1, 2], [1, 2], "f:1"), Encoded([3, 4], [3, 4], "f:2")], packed)
-    batch.group = "pair"
-    assert halved((batch,)) == (batch,)
+    batch = made([Encoded([1] * n, [1] * n, f"f:{n // 2}") for n in range(2, 8)], packed)
+    batch.together, batch.reference = 2, torch.arange(6.0)
+    parts = cut((batch,), 4)
+    assert [part.rows for part in parts] == [("f:1", "f:1"), ("f:2", "f:2"), ("f:3", "f:3")]
+    assert [part.reference.tolist() for part in parts if part.reference is not None] == [[0, 1], [2, 3], [4, 5]]
+    assert halved(parts) == parts

@@ -31,9 +31,9 @@ def cut(micro: Sequence[Batch], parts: int) -> tuple[Batch, ...]:
 def _of_rows(batch: Batch) -> tuple[Batch, ...]:
     """A padded batch; each half is only as wide as its longest row."""
     count = len(batch.input_ids)
-    if count < 2 or batch.group is not None:
+    if count < 2 * batch.together:
         return (batch,)
-    middle = (count + 1) // 2
+    middle = (count // batch.together + 1) // 2 * batch.together
     return tuple(_rows(batch, start, end) for start, end in ((0, middle), (middle, count)))
 
 
@@ -44,6 +44,7 @@ def _rows(batch: Batch, start: int, end: int) -> Batch:
         batch, input_ids=batch.input_ids[start:end, :width].contiguous(), labels=batch.labels[start:end, :width].contiguous(),
         position_ids=batch.position_ids[start:end, :width].contiguous(), rows=batch.rows[start:end], lengths=lengths,
         weights=None if batch.weights is None else batch.weights[start:end, :width].contiguous(),
+        reference=None if batch.reference is None else batch.reference[start:end],
     )  # fmt: skip
     return found_ahead(part)
 
@@ -52,9 +53,9 @@ def _of_documents(batch: Batch) -> tuple[Batch, ...]:
     """A packed row, at the border of two documents that is nearest to the middle of its tokens."""
     assert batch.documents is not None
     borders = batch.documents[: len(batch.rows) + 1]  # behind them may be what only fills the row up
-    if len(batch.rows) < 2 or batch.group is not None:
+    if len(batch.rows) < 2 * batch.together:
         return (batch,)
-    middle = min(range(1, len(borders) - 1), key=lambda i: abs(2 * borders[i] - borders[-1]))
+    middle = min(range(batch.together, len(borders) - 1, batch.together), key=lambda i: abs(2 * borders[i] - borders[-1]))
     return tuple(_documents(batch, start, end) for start, end in ((0, middle), (middle, len(borders) - 1)))
 
 
@@ -76,6 +77,6 @@ def _documents(batch: Batch, first: int, last: int) -> Batch:
         labels=F.pad(batch.labels[:, start:end], (0, extra), value=IGNORE_INDEX),
         documents=(*borders, tokens + extra) if extra else borders, rows=batch.rows[first:last],
         weights=None if batch.weights is None else F.pad(batch.weights[:, start:end], (0, extra)),
-        lengths=batch.lengths[first:last],
+        lengths=batch.lengths[first:last], reference=None if batch.reference is None else batch.reference[first:last],
     )  # fmt: skip
     return share(found_ahead(part), prefix)

@@ -297,7 +297,8 @@ def halves(batch: Batch) -> list[Batch]:
     return [
         type(batch)(
             batch.input_ids[s], batch.labels[s], batch.position_ids[s], None, batch.rows[s],
-            None if batch.weights is None else batch.weights[s], batch.lengths[s], batch.group,
+            None if batch.weights is None else batch.weights[s], batch.lengths[s], batch.together,
+            None if batch.reference is None else batch.reference[s],
         )
         for s in (slice(None, middle), slice(middle, None))
     ]  # fmt: skip
