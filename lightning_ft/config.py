@@ -251,7 +251,8 @@ class TrainingConfig:
                 f"Expected --name to be the name of a folder under runs/; got '{self.name}': use --output for a path."
             )
         self._check_readers()
-        check_monitor(self)
+        if self.objective is None:  # others say themselves what they measure
+            check_monitor(self)
         if len(self.split) not in (2, 3) or min(self.split) < 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
             raise UsageError(f"Expected --split to be 2 or 3 shares that add up to 1, as [0.8,0.1,0.1]; got {self.split}.")
         if self.trust_remote_code and not self.revision:

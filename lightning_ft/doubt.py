@@ -66,9 +66,9 @@ def not_finite(model: nn.Module, micro: Sequence[tuple[Tensor, Batch]], step: in
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         found: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(found, rows)
-        rows = list(dict.fromkeys(row for of_rank in found for row in of_rank))
+        rows = [row for of_rank in found for row in of_rank]
     what = "loss" if rows else "gradient"
-    rows = rows or [row for _, batch in micro for row in batch.rows]
+    rows = list(dict.fromkeys(rows or [row for _, batch in micro for row in batch.rows]))
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     return (
         f"The {what} of step {step + 1} is not finite (rows {', '.join(rows[:8])}{more}); nothing was updated. "

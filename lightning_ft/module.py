@@ -26,8 +26,9 @@ from lightning_ft.engine.recompute import checkpoint_activations
 from lightning_ft.engine.sharding import Shards, data_place, summed
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.master import MasterWeights
-from lightning_ft.monitor import LOSS, TOKEN_ACCURACY, of_source
+from lightning_ft.monitor import LOSS
 from lightning_ft.shortage import RunAgainError, Shortage, Untouched, first_line, out_of_memory
+from lightning_ft.validation import Likelihoods, OwnTerms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_ft.method import Method
     from lightning_ft.objective import Objective
     from lightning_ft.types import Batch, Step
+    from lightning_ft.validation import Validation
 
 ADAPTER_RATE, BASE_RATE = 2e-4, 2e-5
 """Peak learning rates where the user gives none: adapters start from zero and stand ten times as much."""
@@ -80,11 +82,13 @@ class FineTuner(L.LightningModule):
         self.start_from: Path | None = None
         """Folder of an adapter to go on training from."""
         usual = method.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
-        self.learning_rate = config.learning_rate or usual
+        self.learning_rate = config.learning_rate or usual * objective.pace
         self.noise: EmbeddingNoise | None = None
         self.grad_norm = torch.zeros(())
         self.step_loss = torch.zeros(())
         self.counted: dict[str, Tensor] = {}
+        self.logged: dict[str, tuple[Tensor, Tensor]] = {}
+        """Sum and count of what the objective logs, over this process's part of the step."""
         self._micro: list[tuple[Tensor, Batch]] = []
         self._doubt: Doubt | None = None
         self.shortage = Shortage(lambda step, parts: None)
@@ -95,7 +99,7 @@ class FineTuner(L.LightningModule):
         self._untouched: Untouched | None = None
         self.sources: tuple[str, ...] = ()
         """Files whose validation loss is told apart."""
-        self._validation = torch.zeros(1, 3, dtype=torch.float64)
+        self._validation = self.make_validation()
 
     def configure_model(self) -> None:
         """Load the backbone and attach the method; Lightning may ask more than once."""
@@ -183,7 +187,7 @@ class FineTuner(L.LightningModule):
 
     def _all_but_the_last(self, step: Step) -> Tensor:
         self._micro = []
-        self.counted = {}
+        self.counted, self.logged = {}, {}
         for batch in step.micro[:-1]:
             self._batch = batch
             loss = self._micro_loss(batch, step)
@@ -258,6 +262,10 @@ class FineTuner(L.LightningModule):
             loss = loss + term.weight * term.sum / step.totals[term.per]
             count = torch.as_tensor(term.count, dtype=torch.float64, device="cpu" if isinstance(term.count, float) else None)
             self.counted[term.per] = self.counted.get(term.per, torch.zeros_like(count)) + count.detach()
+        for name, term in output.logs.items():
+            found = tuple(torch.as_tensor(value, dtype=torch.float32).detach() for value in (term.sum, term.count))
+            before = self.logged.get(name, (torch.zeros_like(found[0]), torch.zeros_like(found[1])))
+            self.logged[name] = before[0] + found[0], before[1] + found[1]
         self._micro.append((loss.detach(), batch))
         return loss * self.data_place[1]
 
@@ -307,30 +315,24 @@ class FineTuner(L.LightningModule):
 
     # ---- validation ---------------------------------------------------------------------------------------------
 
+    def make_validation(self) -> Validation:
+        """The sums of a validation, before its first batch."""
+        return OwnTerms(self.objective) if self.objective.measures else Likelihoods(self.sources)
+
     def on_validation_epoch_start(self) -> None:
-        """Start the sums anew: of all rows, then of each source."""
-        self._validation = torch.zeros(1 + len(self.sources), 3, dtype=torch.float64)
+        """Start the sums anew."""
+        self._validation = self.make_validation()
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Add the batch's likelihoods: sum of NLL, tokens, right tokens."""
-        from lightning_ft.engine.loss import score_rows
-
-        scores = score_rows(self.model, batch)
-        for name, score in zip(batch.rows, scores, strict=True) if batch.rows else ():
-            found = torch.tensor(score, dtype=torch.float64)
-            self._validation[0] += found
-            if (source := name.rpartition(":")[0]) in self.sources:
-                self._validation[1 + self.sources.index(source)] += found
+        """Add the batch."""
+        self._validation.add(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and accuracy over all tokens of the set, on all ranks alike."""
-        sums = summed(self, self._validation.to(self.device, torch.float64))
-        (nll, tokens, correct), *of_sources = sums.tolist()
-        # Not to the loggers: Lightning would write it one step early; the Recorder writes it.
-        self.log(LOSS, nll / max(1.0, tokens), prog_bar=True, logger=False, rank_zero_only=False)
-        self.log(TOKEN_ACCURACY, correct / max(1.0, tokens), logger=False)
-        for name, (nll, tokens, _) in zip(self.sources, of_sources, strict=True):
-            self.log(of_source(name), nll / max(1.0, tokens), logger=False)
+        """Log what was measured over the whole set, on all ranks alike."""
+        sums = summed(self, self._validation.sums.to(self.device, torch.float64))
+        for name, value in self._validation.values(sums).items():
+            # Not to the loggers: Lightning would write it one step early; the Recorder writes it.
+            self.log(name, value, prog_bar=name == LOSS, logger=False, rank_zero_only=False)
 
     # ---- optimiser ----------------------------------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lightning_ft.types import Classified, Conversation, Example, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from lightning_ft.types import Batch, LossOutput
@@ -33,8 +35,9 @@ class Objective(ABC):
     """Whether it needs `Batch.reference`: the log-probabilities are computed once, before the first step."""
     pace: ClassVar[float] = 1.0
     """Factor of the usual learning rate, where the user gives none."""
-    validates: ClassVar[bool] = False
-    """Whether a validation reports its own terms and logs rather than likelihoods per token."""
+    measures: ClassVar[Mapping[str, Literal["min", "max"]]] = {}
+    """Logs that a validation reports beside the loss, and which way each is better; then the loss is that of its own terms.
+    None: a validation reports likelihoods per token."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:

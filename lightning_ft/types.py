@@ -136,7 +136,7 @@ class Encoded:
     weights: list[float] | None = None
     """Weight of each token on top of the row's, where turns are weighted differently; None: all 1."""
     parts: tuple[int, ...] = ()
-    """Tokens of each text where the row is several, end to end (the better and the worse answer of a pair); empty: it is one."""
+    """Tokens of each text where the row is several, end to end (the two answers of a pair); empty: it is one."""
 
     def texts(self) -> tuple[Encoded, ...]:
         """Each text of the row as a row of its own, all of the same name."""

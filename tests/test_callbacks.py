@@ -15,6 +15,7 @@ from lightning_ft.atomic import broken, whole_folder
 from lightning_ft.checkpoint import checkpoints, path_of, step_of
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import RunInterruptedError
+from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.callbacks import Recorder, Saver
 from lightning_ft.run.checkpoint import FolderCheckpoint
@@ -51,7 +52,8 @@ class Writing:
 
 
 def saver_of(folder: Path, total: int = 10, *, validates: bool = True, **options: Any) -> Saver:
-    return Saver(TrainingConfig(model="m", data=["d"], **options), folder, total, validates=validates)
+    config = TrainingConfig(model="m", data=["d"], **options)
+    return Saver(config, folder, total, Monitor.of(config.monitor, config.monitor_mode), validates=validates)
 
 
 def kept(folder: Path) -> list[int]:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
-    """Rows under each other, padded on the right to the longest; a causal model needs no attention mask for that."""
+    """Rows under each other, padded on the right to the longest; a causal model needs no attention mask for that.
+
+    A row of several texts becomes as many rows of the batch.
+    """
+    rows, together = _texts(rows)
     lengths = tuple(len(row.input_ids) for row in rows)
     shape = (len(rows), max(lengths))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
@@ -33,11 +37,12 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
         rows=tuple(row.row for row in rows),
         weights=_weights(rows, shape, packed=False),
         lengths=lengths,
+        together=together,
     )
 
 
 def pack(rows: Sequence[Encoded], length: int | None = None, pad_id: int = 0) -> Batch:
-    """Rows end to end in one row; positions restart with each and `documents` has the borders.
+    """Rows end to end in one row; positions restart with each text and `documents` has the borders.
 
     Args:
         rows: What to lay end to end.
@@ -45,6 +50,7 @@ def pack(rows: Sequence[Encoded], length: int | None = None, pad_id: int = 0) ->
             `rows` nor `lengths`: few different shapes mean few compiled kernels. None: it is not filled.
         pad_id: Token id of the filling.
     """
+    rows, together = _texts(rows)
     lengths = tuple(len(row.input_ids) for row in rows)
     extra = 0 if length is None else length - sum(lengths)
     parts = [*rows, Encoded([pad_id] * extra, [IGNORE_INDEX] * extra, row="")] if extra else list(rows)
@@ -57,6 +63,7 @@ def pack(rows: Sequence[Encoded], length: int | None = None, pad_id: int = 0) ->
         rows=tuple(row.row for row in rows),
         weights=_weights(parts, (1, borders[-1]), packed=True),
         lengths=lengths,
+        together=together,
     )
 
 
@@ -68,6 +75,14 @@ def muted(batch: Batch) -> Batch:
     batch.weights = torch.zeros(batch.input_ids.shape, dtype=torch.float32)
     batch.lengths = ()
     return batch
+
+
+def _texts(rows: Sequence[Encoded]) -> tuple[Sequence[Encoded], int]:
+    """Every text of the rows, and how many of them each row has."""
+    together = max(1, len(rows[0].parts))
+    if together == 1:
+        return rows, 1
+    return [text for row in rows for text in row.texts()], together
 
 
 def _joined(parts: list[NDArray[np.int64]]) -> torch.Tensor:

@@ -21,6 +21,8 @@ from lightning_ft.types import Batch, Step
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from torch import Tensor
+
     from lightning_ft.data.schedule import Schedule
     from lightning_ft.data.split import Split
     from lightning_ft.data.stream import Stream
@@ -91,6 +93,8 @@ class FineTuneData(L.LightningDataModule):
         self.workers = workers
         self.eval_every = eval_every
         self.eval_rows = eval_rows
+        self.references: Mapping[Split, Tensor] | None = None
+        """By split, (rows, texts) log-probabilities under the model that training began with; None: nothing needs them."""
         self.prefix = 0
         """Tokens that all rows begin with and that a packed row has only once; 0: it has all tokens of its rows."""
 
@@ -134,8 +138,13 @@ class FineTuneData(L.LightningDataModule):
             else:
                 batch = pad(rows, self.pad_id)
             batch = found_ahead(muted(batch) if (rank, position) in plan.fillers else batch)
+            batch.reference = self._reference("train", micro)
             batches.append(share(batch, self.prefix))
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
+
+    def _reference(self, split: Split, rows: Sequence[int]) -> Tensor | None:
+        """(rows * texts,) of rows in this order."""
+        return None if self.references is None else self.references[split][list(rows)].flatten()
 
     def spared(self, rows: int) -> int:
         """Tokens of a packed row of so many documents that are not computed."""
@@ -150,7 +159,8 @@ class FineTuneData(L.LightningDataModule):
         lengths = self.schedule.lengths[list(micro)]
         if self.schedule.packed:
             return 1, self.filled(int(lengths.sum()) - self.spared(len(lengths)))
-        return len(micro), int(lengths.max())
+        together = max(1, len(self.tables["train"][micro[0]].parts))
+        return len(micro) * together, int(lengths.max()) // together
 
     def train_dataloader(self) -> DataLoader[Step]:
         """One item per optimiser step, from the step that the run is at."""
@@ -178,7 +188,7 @@ class FineTuneData(L.LightningDataModule):
 
     def validation_plan(self, split: Split = "validation", rank: int = 0, world_size: int = 1) -> list[tuple[int, ...]]:
         """Row indices of each evaluation batch of a rank: like lengths together, bounded in rows or in tokens."""
-        lengths = self.tables[split].lengths
+        lengths = self.tables[split].padded
         order = np.argsort(-lengths, kind="stable").tolist()
         batches: list[list[int]] = []
         for i in order:
@@ -192,11 +202,12 @@ class FineTuneData(L.LightningDataModule):
 
     def validation_batch(self, indices: tuple[int, ...], split: Split = "validation") -> Batch:
         """The rows as a padded batch; without any, a batch that names no row: it keeps a rank in step and counts nowhere."""
-        if indices:
-            return pad([self.tables[split][i] for i in indices], self.pad_id)
-        filler = pad([self.tables[split][int(self.tables[split].lengths.argmin())]], self.pad_id)
-        filler.rows = ()
-        return filler
+        shortest = int(self.tables[split].lengths.argmin())
+        batch = pad([self.tables[split][i] for i in indices or (shortest,)], self.pad_id)
+        batch.reference = self._reference(split, indices or (shortest,)) if split in (self.references or ()) else None
+        if not indices:
+            batch.rows = ()
+        return batch
 
     def _evaluation(self, split: Split) -> DataLoader[Batch] | list[Any]:
         trainer = self.trainer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning_ft.data.render import Rendered, Span, adds_bos
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Encoded, Text
+from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Encoded, Preference, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,9 +34,10 @@ _Done = TypeVar("_Done")
 
 
 class Encoder:
-    """Turns conversations and texts into `Encoded` rows. Picklable, so that rows can be encoded in parallel.
+    """Turns conversations, texts and pairs into `Encoded` rows. Picklable, so that rows can be encoded in parallel.
 
-    A token is trained if its last character lies in a trained span; a token without characters goes with the next one.
+    A token is trained if its last character lies in a trained span; a token without characters goes with the next one. A pair
+    is a row of two texts: the prompt with the better answer, and the prompt with the worse one.
     """
 
     def __init__(self, tokenizer: Any, template: Template, max_length: int) -> None:
@@ -60,7 +63,7 @@ class Encoder:
         """One encoded row per example.
 
         Args:
-            examples: Conversations and texts.
+            examples: Conversations, texts and pairs.
             rows: `file:line` of each, for error messages and the ledger.
 
         Raises:
@@ -86,21 +89,26 @@ class Encoder:
         # transformers sets these anew with each of its own calls, so there is nothing to restore.
         self._backend.no_truncation()
         self._backend.no_padding()
-        drafted = ((chunk, self._drafts([example for example, _ in chunk])) for chunk in chunks)
+        drafted = ((chunk, [self._drafts(example) for example, _ in chunk]) for chunk in chunks)
         for (chunk, drafts), found in _one_ahead(lambda pair: self._tokenise(pair[1]), drafted):
-            yield [self._labelled(draft, ids, row) for draft, ids, (_, row) in zip(drafts, found, chunk, strict=True)]
+            encodings = iter(found)
+            yield [
+                _joined([self._labelled(draft, next(encodings), row) for draft in texts], row)
+                for texts, (_, row) in zip(drafts, chunk, strict=True)
+            ]
 
-    def _drafts(self, examples: Sequence[Example]) -> list[_Draft]:
+    def _drafts(self, example: Example) -> list[_Draft]:
+        """The text of an example, or of a pair the two."""
         drafts: list[_Draft] = []
-        for example in examples:
+        for one in pair_of(example) if isinstance(example, Preference) else (example,):
             try:
-                drafts.append(example if isinstance(example, Text) else self.render_example(example))
+                drafts.append(one if isinstance(one, Text) else self.render_example(one))
             except UsageError as error:
                 drafts.append(str(error))
         return drafts
 
-    def _tokenise(self, drafts: list[_Draft]) -> list[Any]:
-        texts = ["" if isinstance(draft, str) else draft.text for draft in drafts]
+    def _tokenise(self, drafts: list[list[_Draft]]) -> list[Any]:
+        texts = ["" if isinstance(draft, str) else draft.text for draft in chain.from_iterable(drafts)]
         return cast("list[Any]", self._backend.encode_batch(texts, add_special_tokens=False))
 
     def _labelled(self, draft: _Draft, encoding: Any, row: str) -> Encoded | str:
@@ -187,6 +195,33 @@ class Encoder:
             counts["context"] -= min(end, limit) - min(first, limit)
         roles = {role: (number, 0 if role == "context" else number) for role, number in counts.items()}
         return Encoded(ids, labels, row, weight, lost, supervised_lost, roles, weights)
+
+
+def pair_of(example: Preference) -> tuple[Conversation, Conversation]:
+    """The prompt with the better answer and with the worse one; of both only the answer is trained."""
+    prompt = tuple(replace(turn, weight=0.0) for turn in example.prompt)
+    return Conversation(prompt + example.chosen, meta=example.meta), Conversation(prompt + example.rejected, meta=example.meta)
+
+
+def _joined(texts: Sequence[Encoded | str], row: str) -> Encoded | str:
+    """The texts of a row end to end; where one of them has nothing to train, as after a cut, none has."""
+    wrong = next((text for text in texts if isinstance(text, str)), None)
+    if wrong is not None or len(texts) == 1:
+        return wrong if wrong is not None else texts[0]
+    found = [text for text in texts if isinstance(text, Encoded)]
+    whole = all(text.supervised for text in found)
+    labels = [[IGNORE_INDEX, *text.labels[1:]] if whole else [IGNORE_INDEX] * len(text.labels) for text in found]
+    roles: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
+    for text in found:
+        roles.update({role: tokens for role, (tokens, _) in text.roles.items()})
+        trained.update({role: supervised for role, (_, supervised) in text.roles.items()})
+    return Encoded(
+        list(chain.from_iterable(text.input_ids for text in found)), list(chain.from_iterable(labels)), row,
+        truncated=sum(text.truncated for text in found), supervised_lost=sum(text.supervised_lost for text in found),
+        roles={role: (tokens, trained[role]) for role, tokens in roles.items()},
+        parts=tuple(len(text.input_ids) for text in found),
+    )  # fmt: skip
 
 
 def _one_ahead(work: Callable[[_Item], _Done], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Done]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = pa.schema([
     ("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32())),
     ("row", pa.string()), ("weight", pa.float32()), ("truncated", pa.int32()), ("values", pa.string()),
-    ("supervised", pa.float64()),
+    ("parts", pa.list_(pa.int32())), ("supervised", pa.float64()),
 ])  # fmt: skip
 """`values` is the input row as JSON, kept where the row's text is needed again (validation and test); `supervised` are the
 weighted supervised tokens, counted when the row is written so that opening a table reads none of its labels."""
@@ -41,6 +41,7 @@ class TableWriter:
             [row.input_ids for row in rows], [row.labels for row in rows], [row.weights for row in rows],
             [row.row for row in rows], [row.weight for row in rows], [row.truncated for row in rows],
             [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values],
+            [row.parts or None for row in rows],
         ]  # fmt: skip
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=False)]
         arrays.append(pa.array(_weighted(dict(zip(SCHEMA.names, arrays, strict=False)))))
@@ -61,6 +62,8 @@ class EncodedTable:
         self._columns = [{name: batch.column(name) for name in SCHEMA.names} for batch in self._batches]
         self.lengths: NDArray[np.int64] = self._concat([_list_lengths(c["input_ids"]) for c in self._columns], np.int64)
         """(N,) tokens per row."""
+        self.padded: NDArray[np.int64] = self._concat([_padded(c) for c in self._columns], np.int64)
+        """(N,) tokens that a row takes under others of its kind: of several texts, each is padded to the longest."""
         self.supervised: NDArray[np.float64] = self._concat([c["supervised"] for c in self._columns], np.float64)
         """(N,) weighted supervised tokens per row, the first token of a row never counted."""
 
@@ -77,7 +80,7 @@ class EncodedTable:
 
     def __getitem__(self, index: int) -> Encoded:
         columns, i = self._place(index)
-        weights = columns["weights"][i]
+        weights, parts = columns["weights"][i], columns["parts"][i]
         return Encoded(
             input_ids=columns["input_ids"][i].values.to_numpy(),
             labels=columns["labels"][i].values.to_numpy(),
@@ -85,7 +88,13 @@ class EncodedTable:
             weight=columns["weight"][i].as_py(),
             truncated=columns["truncated"][i].as_py(),
             weights=weights.values.to_numpy() if weights.is_valid else None,
+            parts=tuple(parts.as_py()) if parts.is_valid else (),
         )
+
+    @property
+    def pairs(self) -> bool:
+        """Whether its rows are several texts each."""
+        return len(self) > 0 and bool(self[0].parts)
 
     def tokens(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
         """Block by block: the tokens of its rows end to end, and where each row begins in them, with the end."""
@@ -107,6 +116,14 @@ class EncodedTable:
 def _list_lengths(column: Any) -> NDArray[np.int64]:
     offsets = column.offsets.to_numpy()
     return np.diff(offsets)  # type: ignore[no-any-return]  # pyarrow is untyped
+
+
+def _padded(columns: Mapping[str, Any]) -> NDArray[np.int64]:
+    parts, lengths = columns["parts"], _list_lengths(columns["input_ids"])
+    if parts.null_count == len(parts):
+        return lengths
+    longest = np.maximum.reduceat(parts.values.to_numpy(), parts.offsets.to_numpy()[:-1])
+    return longest.astype(np.int64) * _list_lengths(parts)
 
 
 def _weighted(columns: Mapping[str, Any]) -> NDArray[np.float64]:

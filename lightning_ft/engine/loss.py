@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
     from lightning_ft.types import Batch, Shared, Supervised
 
-__all__ = ["HeadPath", "head_path", "loss_by", "rows_of", "score_rows", "supervised", "token_counts", "token_logps", "token_loss"]
+__all__ = [
+    "HeadPath",
+    "head_path",
+    "loss_by",
+    "rows_of",
+    "score_rows",
+    "supervised",
+    "token_counts",
+    "token_logps",
+    "token_loss",
+]
 
 ROUND = 32
 """Supervised positions of a micro-batch are a multiple of this on a CPU."""
@@ -59,7 +69,9 @@ def token_logps(model: nn.Module, batch: Batch) -> Tensor:
 def token_counts(batch: Batch) -> Tensor:
     """(B,) supervised tokens of each row, or of a packed row of each document, as float32."""
     index = supervised(batch).index
-    return torch.zeros(_num_rows(batch), device=index.device).index_add_(0, rows_of(batch, index), torch.ones_like(index).float())
+    return torch.zeros(_num_rows(batch), device=index.device).index_add_(
+        0, rows_of(batch, index), torch.ones_like(index).float()
+    )
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from lightning_ft import checkpoint
 from lightning_ft.atomic import broken, write_text
 from lightning_ft.engine.sharding import summed
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, did_you_mean
-from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.hardware import device_use, peak_memory
@@ -27,10 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from torch import Tensor
+
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.schedule import Schedule
     from lightning_ft.data.stream import Stream
     from lightning_ft.module import FineTuner
+    from lightning_ft.monitor import Monitor
     from lightning_ft.types import Step
 
 MOST_APART, LINES = 10, 20
@@ -44,15 +46,16 @@ class Saver(L.Callback):
         config: The run's options.
         folder: The run folder.
         total_steps: Steps of the whole run.
+        monitor: What makes a checkpoint the best.
         validates: Whether there is a validation set.
     """
 
-    def __init__(self, config: TrainingConfig, folder: Path, total_steps: int, *, validates: bool) -> None:
+    def __init__(self, config: TrainingConfig, folder: Path, total_steps: int, monitor: Monitor, *, validates: bool) -> None:
         self.folder = folder
         self.total_steps = total_steps
         self.validates = validates
         self.keep_best = config.keep_best
-        self.monitor = Monitor.of(config.monitor, config.monitor_mode)
+        self.monitor = monitor
         self.save_every = config.save_every
         self.scores: dict[int, float] = {}
         """Monitored value by step, of all validations so far."""
@@ -198,14 +201,14 @@ class Patience(EarlyStopping):
 
     Args:
         config: The run's options.
-        patience: So many.
+        monitor: What is measured.
         say: Prints the line that tells why the run ends.
     """
 
-    def __init__(self, config: TrainingConfig, patience: int, say: Callable[[str], None]) -> None:
-        monitor = Monitor.of(config.monitor, config.monitor_mode)
+    def __init__(self, config: TrainingConfig, monitor: Monitor, say: Callable[[str], None]) -> None:
+        assert config.early_stopping is not None
         # Not strict: the Saver says in one sentence what is missing.
-        super().__init__(monitor.name, config.early_stopping_threshold, patience, mode=monitor.mode, strict=False)
+        super().__init__(monitor.name, config.early_stopping_threshold, config.early_stopping, mode=monitor.mode, strict=False)
         self.say = say
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -243,11 +246,18 @@ class Recorder(L.Callback):
         self._tokens = self._cells = self._steps = self._spared = 0
         self._supervised = self._seconds = self._cpu_seconds = 0.0
         self._loss = torch.zeros(())
+        self._logs: dict[str, tuple[Tensor, Tensor]] = {}
+        """Sum and count of what the objective logs."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what the steps since the last line add up to, or the next line of a resumed run would be another."""
+
+        def over_ranks(value: Any) -> Tensor:
+            return summed(pl_module, torch.as_tensor(value)).cpu()
+
         checkpoint["recorder"] = {
-            "sums": [summed(pl_module, torch.as_tensor(value)).cpu() for value in (self._loss, self._tokens, self._cells)],
+            "sums": [over_ranks(value) for value in (self._loss, self._tokens, self._cells)],
+            "logs": {name: tuple(map(over_ranks, pair)) for name, pair in self._logs.items()},
             "steps": self._steps, "supervised": self._supervised, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds,
         }  # fmt: skip
 
@@ -258,6 +268,7 @@ class Recorder(L.Callback):
         self._seconds, self._cpu_seconds = kept["seconds"], kept["cpu_seconds"]
         if trainer.is_global_zero:
             self._loss, self._tokens, self._cells = kept["sums"][0], int(kept["sums"][1]), int(kept["sums"][2])
+            self._logs = dict(kept["logs"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the lines after the step that a resume starts from: they will be written again."""
@@ -283,6 +294,9 @@ class Recorder(L.Callback):
         """Add the step up, and write a line when one is due."""
         module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
         self._loss = self._loss.to(module.step_loss.device) + module.step_loss
+        for name, pair in module.logged.items():
+            total, count = self._logs.get(name, (torch.zeros(()), torch.zeros(())))
+            self._logs[name] = total.to(pair[0].device) + pair[0], count.to(pair[1].device) + pair[1]
         self._steps += 1
         self._tokens += sum(sum(micro.lengths) for micro in batch.micro)
         self._cells += sum(micro.input_ids.numel() for micro in batch.micro)
@@ -324,6 +338,7 @@ class Recorder(L.Callback):
             "step": step,
             "epoch": round(self.schedule.epoch_of(step), 4),
             "loss": float(summed(module, self._loss)) / self._steps,
+            **{name: float(summed(module, a)) / max(1e-12, float(summed(module, b))) for name, (a, b) in self._logs.items()},
             "learning_rate": self._rate,
             "grad_norm": float(module.grad_norm),
             "tokens_per_second": round(tokens / self._seconds, 1),
@@ -353,9 +368,8 @@ class Recorder(L.Callback):
         if self.say:
             done, total = line["step"], self.schedule.total_steps
             left = (time.perf_counter() - self._began) / max(1, done - self._first) * (total - done)
-            shown = {
-                k: line[k] for k in ("loss", "val_loss", "val_token_accuracy", "grad_norm", "tokens_per_second") if k in line
-            }
+            known = ("loss", "grad_norm", "tokens_per_second")
+            shown = {k: v for k, v in line.items() if k in known or (k.startswith("val_") and "/" not in k)}
             self.say(f"step {done}/{total}  " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()) + f"  {left:.0f} s left")
 
 

@@ -49,6 +49,11 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
             f"Expected --objective to be one that smooths labels with --label_smoothing, got {objective.name}, which has none; "
             "leave --label_smoothing out."
         )
+    if objective.reference and config.stream is not None:
+        raise UsageError(
+            f"Expected no --stream with --objective {objective.name}, which needs what the model makes of all rows before the "
+            "first step; leave --stream out."
+        )
     task = None if config.task in (None, "auto") else instance("task", config.task, registry)
     name, options = _split("optimizer", config.optimizer)
     optimizer = registry.optimizers[name or "AdamW"]

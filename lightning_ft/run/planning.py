@@ -15,6 +15,9 @@ from lightning_ft.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.pipeline import Pipeline, Prepared
     from lightning_ft.data.table import EncodedTable
@@ -80,7 +83,7 @@ class Planner:
         if config.stream is not None:
             return self.shard(table, 0)
         return Schedule(
-            lengths=table.lengths, supervised=table.supervised, epochs=config.epochs, max_steps=config.max_steps,
+            lengths=self._lengths(table), supervised=table.supervised, epochs=config.epochs, max_steps=config.max_steps,
             seed=config.seed, world_size=self.planned, ranks=self.world.data_size, batch_size=self.batch_size,
             batch_tokens=self.batch_tokens, accumulate=config.accumulate, packed=self.packed, mixture=mixture,
         )  # fmt: skip
@@ -88,10 +91,14 @@ class Planner:
     def shard(self, table: EncodedTable, number: int) -> Schedule:
         """The schedule of a shard: each of its rows once."""
         return Schedule(
-            lengths=table.lengths, supervised=table.supervised, seed=self.config.seed, world_size=self.planned,
+            lengths=self._lengths(table), supervised=table.supervised, seed=self.config.seed, world_size=self.planned,
             ranks=self.world.data_size, batch_size=self.batch_size, batch_tokens=self.batch_tokens,
             accumulate=self.config.accumulate, packed=self.packed, first_epoch=number,
         )  # fmt: skip
+
+    def _lengths(self, table: EncodedTable) -> NDArray[np.int64]:
+        """What each row adds to a micro-batch, in tokens."""
+        return table.lengths if self.packed else table.padded
 
     def stream(
         self, pipeline: Pipeline, prepared: Prepared, first: Schedule, run: RunFolder, say: Callable[[str], None]

@@ -174,17 +174,15 @@ class Preflight(L.Callback):
 
     def _validate(self, module: FineTuner) -> float:
         """Seconds of a whole validation, from its largest batch."""
-        from lightning_ft.engine.loss import score_rows
-
         batches = self.data.validation_plan()
         if not batches:
             return 0.0
-        lengths = self.data.tables["validation"].lengths
+        lengths = self.data.tables["validation"].padded
         cells = [int(lengths[list(batch)].max()) * len(batch) for batch in batches]
         largest = max(range(len(batches)), key=lambda i: cells[i])
         module.eval()
         start = time.perf_counter()
-        score_rows(module.model, self.data.validation_batch(batches[largest]).to(module.device))
+        module.make_validation().add(module.model, self.data.validation_batch(batches[largest]).to(module.device))
         seconds = time.perf_counter() - start
         module.train()
         return seconds * sum(cells) / cells[largest]

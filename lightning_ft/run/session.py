@@ -129,8 +129,9 @@ class Session:
         self.prepared: Prepared = self.pipeline.prepare()
         self.config.task = self.prepared.task
         check_sizes(self.config, self.world, self.prepared.tables["train"])
-        self.sources = told_apart(self.prepared.ledger)
-        check_measured(self.config, self.sources, validates=len(self.prepared.tables["validation"]) > 0)
+        objective = self.choices.objective
+        self.sources = () if objective.measures else told_apart(self.prepared.ledger)
+        check_measured(self.config, objective, self.sources, validates=len(self.prepared.tables["validation"]) > 0)
 
     def _max_length(self) -> int:
         """`max_length`, else the model's context, at most 2048.

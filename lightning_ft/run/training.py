@@ -11,12 +11,14 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_ft.engine.verify import verify_head
+from lightning_ft.monitor import Monitor, better_of
 from lightning_ft.run.callbacks import Patience, Recorder, Saver
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.preflight import Preflight
 from lightning_ft.run.quiet import quiet_libraries
 from lightning_ft.run.ranks import Ranks
+from lightning_ft.run.reference import ReferencePass
 from lightning_ft.run.strategies import lightning_strategy
 from lightning_ft.run.trainer_arguments import trainer_arguments
 
@@ -59,7 +61,8 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     config, path, total, world = session.config, session.folder.path, session.total_steps, session.world
     bar = sys.stderr.isatty() and world.main
     session.ranks = Ranks()
-    session.saver = Saver(config, path, total, validates=session.data.has_validation)
+    monitor = Monitor.of(config.monitor, config.monitor_mode, better_of(session.choices.objective))
+    session.saver = Saver(config, path, total, monitor, validates=session.data.has_validation)
     callbacks: list[Callback] = [
         Recorder(config, session.data.stream or session.schedule, session.folder.metrics, None if bar else session.say),
         session.saver,
@@ -67,10 +70,12 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     ]
     if config.preflight:
         callbacks.insert(0, Preflight(session.data, path, config.save_every, session.estimated))
+    if session.choices.objective.reference:
+        callbacks.insert(0, ReferencePass(session.data, path, session.say))  # the preflight's steps need it
     callbacks.insert(0, HeadCheck(session.data, session.say))
     if config.early_stopping:
         # Before the Saver, so that its decision is in the checkpoint of the same step.
-        callbacks.insert(0, Patience(config, config.early_stopping, session.say))
+        callbacks.insert(0, Patience(config, monitor, session.say))
     if bar:
         callbacks.append(RichProgressBar())
     session.writer = ModelWriter(

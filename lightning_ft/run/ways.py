@@ -80,8 +80,10 @@ def take_ways(module: FineTuner, data: FineTuneData) -> Iterator[str]:
     batch = data.build(0).micro[0].to(next(model.parameters()).device)  # Lightning has not placed the module yet
     yield f"loss: {verify_head(model, batch)} {verify_last_layer(model, batch)}".rstrip()
     # Noise on embeddings would have to be each document's own; a compiled layer is told of nothing but the borders.
-    if data.schedule.packed and data.stream is None and module.noise is None and not module.config.compile:
-        prefix = common_prefix(data.tables["train"])
+    table = data.tables["train"]
+    alike = data.stream is None and not table.pairs  # known of all texts that there are
+    if data.schedule.packed and alike and module.noise is None and not module.config.compile:
+        prefix = common_prefix(table)
         said = verify_shared(model, prefix, int(base_model(model).config.get_text_config().vocab_size))
         if said:
             data.share(prefix)

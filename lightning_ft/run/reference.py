@@ -1,0 +1,101 @@
+"""What the model that training begins with makes of every row: computed once, and kept in the run folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from lightning_ft.atomic import write_bytes
+from lightning_ft.engine.sharding import summed
+from lightning_ft.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lightning_ft.data.datamodule import FineTuneData
+    from lightning_ft.data.split import Split
+    from lightning_ft.module import FineTuner
+
+REFERENCE = "reference.safetensors"
+"""File in the run folder: by split, (rows, texts) float32 log-probabilities in nats."""
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+class ReferencePass(L.Callback):
+    """Gives every row its `Batch.reference` before the first step.
+
+    With dropout off, and by the very model that is trained, before it is: no second model is held, whatever the method is.
+    A run that goes on reads what was computed when it began.
+
+    Args:
+        data: The run's rows.
+        folder: The run folder.
+        say: Prints a line.
+    """
+
+    def __init__(self, data: FineTuneData, folder: Path, say: Callable[[str], None]) -> None:
+        self.data, self.path, self.say = data, folder / REFERENCE, say
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read or compute it.
+
+        Raises:
+            TrainingError: the run goes on, and the file is gone or of other rows.
+        """
+        module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
+        found = self._read() if trainer.global_step else self._compute(trainer, module)
+        for split in SPLITS:
+            if split not in found or len(found[split]) != len(self.data.tables[split]):
+                raise TrainingError(
+                    f"{self.path}: expected what the model made of {len(self.data.tables[split]):,} rows of the {split} split "
+                    "before training, got that of others; start the run anew."
+                )
+        self.data.references = found
+
+    def _read(self) -> dict[Split, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            kept = load_file(self.path)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{self.path}: expected what the model made of the rows before training, got {type(error).__name__}; start the "
+                "run anew."
+            ) from error
+        return {split: kept[split] for split in SPLITS if split in kept}
+
+    def _compute(self, trainer: L.Trainer, module: FineTuner) -> dict[Split, Tensor]:
+        from safetensors.torch import save
+
+        rows = sum(len(self.data.tables[split]) for split in SPLITS)
+        self.say(f"reference: log-probabilities of {rows:,} rows by the model as it is now")
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        try:
+            found = {split: self._of_split(split, trainer, module) for split in SPLITS}
+        finally:
+            for part in training:
+                part.training = True
+        if trainer.is_global_zero:
+            write_bytes(self.path, save({str(split): values for split, values in found.items()}))
+        trainer.strategy.barrier()
+        return found
+
+    def _of_split(self, split: Split, trainer: L.Trainer, module: FineTuner) -> Tensor:
+        """(rows, texts) of all processes' rows."""
+        from lightning_ft.engine.loss import token_logps
+
+        table, (rank, size) = self.data.tables[split], module.data_place
+        out = torch.zeros(len(table), len(table[0].parts) or 1 if len(table) else 1)
+        for members in self.data.validation_plan(split, rank, size) if len(table) else ():
+            batch = self.data.validation_batch(members, split).to(module.device)
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                logps = token_logps(module.model, batch).float().cpu()
+            if members:
+                out[list(members)] = logps.view(len(members), -1)
+        return summed(module, out.to(module.device)).cpu()
