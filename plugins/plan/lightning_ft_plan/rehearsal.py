@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lightning_ft.engine import last_layer
 from lightning_ft.engine.cross_entropy import default_chunk
 from lightning_ft.engine.head import base_model, head_module, head_path
-from lightning_ft.engine.loss import score_rows
 from lightning_ft.engine.packing import check_packing
 from lightning_ft.engine.sharding import decoder_layers
 from lightning_ft.engine.verify import verify_head
@@ -101,7 +100,7 @@ def rehearse(
         if validation is not None:
             module.eval()
             with hollow.window(VALIDATION), autocast(formats):
-                score_rows(module.model, validation)
+                module.make_validation().add(module.model, validation)
         found = sum(p.numel() for p in module.trained_parameters())
     windows = dict(hollow.peaks)
     if step.micro[0].documents is not None and scene.checks:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
 from lightning_ft.data.datamodule import FineTuneData
@@ -153,7 +154,9 @@ class Workload:
             planner.config = replace(self.config, stream=None)
         schedule = planner.whole(tables["train"], lambda line: None)
         data = FineTuneData(tables, schedule, self.tokenizer.pad_token_id or 0)
-        if packed and self.config.stream is None and self._shares:
+        if self.choices.objective.reference:  # what it is makes no difference to sizes and times
+            data.references = {split: torch.zeros(len(table), 2) for split, table in tables.items()}
+        if packed and self.config.stream is None and self._shares and not tables["train"].pairs:
             data.share(common_prefix(tables["train"]))
         looked = data.known_steps(LOOKED_AT)
         sizes = {number: max(self._sizes(data, schedule, number)) for number in looked}
@@ -165,7 +168,7 @@ class Workload:
         validation = data.validation_plan() if data.has_validation else []
         batch = None
         if validation:
-            lengths = tables["validation"].lengths
+            lengths = tables["validation"].padded
             batch = data.validation_batch(max(validation, key=lambda b: int(lengths[list(b)].max()) * len(b)))
         steps = schedule.total_steps
         if self.config.max_steps is None:
