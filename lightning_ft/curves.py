@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], str, float], ...] = (
-    ("Loss", (("loss", "training"), ("val_loss", "validation")), "nats per token", 1),
+    ("Loss", (("loss", "training"), ("val_loss", "validation")), "nats per token or pair", 1),
     ("Token accuracy", (("token_accuracy", "training"), ("val_token_accuracy", "validation")), "per cent of tokens", 100),
     ("Learning rate", (("learning_rate", "learning rate"),), "peak group", 1),
     ("Gradient norm before clipping", (("grad_norm", "norm"),), "2-norm", 1),

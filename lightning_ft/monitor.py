@@ -28,6 +28,11 @@ def measured(name: str) -> str:
     return f"val_{name}"
 
 
+def measured_in_training(name: str) -> str:
+    """What `measured` made that name of; any other name is its own."""
+    return name.removeprefix(measured(""))
+
+
 def of_source(source: str) -> str:
     """Name of the validation loss of one file."""
     return f"{LOSS}/{source}"

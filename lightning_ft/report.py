@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.charts import Bar, Series, histogram, interval_chart, line_chart
 from lightning_ft.curves import AXES, CURVES, points, read_log
 from lightning_ft.errors import UsageError
+from lightning_ft.monitor import measured, measured_in_training
 from lightning_ft.page import figure, missing, page, quote, safe, section, table
 from lightning_ft.signs import RULES, lines_of, signs
 
@@ -150,8 +151,8 @@ def _curves_part(folder: Path) -> str:
         return missing("Missing: the run left no metrics.jsonl.")
     figures = [_curve(lines, *curve) for curve in CURVES]
     known = {key for _, keys, _, _ in CURVES for key, _ in keys} | AXES
-    further = sorted({key for line in lines for key in line} - known)
-    figures += [_curve(lines, key, ((key, key),), "as logged", 1) for key in further]
+    further = sorted({measured_in_training(key) for line in lines for key in line if key not in known})
+    figures += [_curve(lines, key, ((key, "training"), (measured(key), "validation")), "as logged", 1) for key in further]
     note = missing(f"Left out: {broken} lines of metrics.jsonl that cannot be read.") if broken else ""
     return f'<div class="grid">{"".join(figures)}</div>{note}'
 
