@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
     from lightning_ft.api import evaluate
     from lightning_ft.cli.tables import print_evaluation
-    from lightning_ft.evaluation import strict
+    from lightning_ft.evaluation import RESULTS, strict
     from lightning_ft.registry import registry
 
     task = choice_of(arguments.task or "auto", "--task")
@@ -84,9 +84,11 @@ def main(argv: Sequence[str]) -> int:
     if result.folder is None:  # another process prints
         return 0
     if arguments.json:
-        print(json.dumps({"folder": str(result.folder), "rows": len(result.rows), "metrics": strict(result.metrics)}))
+        groups = {"groups": result.groups} if result.groups else {}
+        found = {"folder": str(result.folder), "rows": len(result.rows), "metrics": result.metrics, **groups}
+        print(json.dumps(strict(found)))
         return 0
-    print_evaluation(result)
+    print_evaluation(result, all_groups=f"{result.folder / RESULTS} has all")
     if left_out := result.details["left_out"]:
         print(f"Left out, as no row counts for them: {', '.join(left_out)}.")
     print(f"Details: {result.folder}")

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     permit_execution(arguments)
 
     from lightning_ft.cli.tables import print_evaluation
-    from lightning_ft.evaluation import Evaluation, as_metrics, check_group
+    from lightning_ft.evaluation import Evaluation, as_metrics, check_group, strict
     from lightning_ft.scoring import check_rows
 
     made = as_metrics(metrics)
@@ -53,10 +53,11 @@ def main(argv: Sequence[str]) -> int:
             "it needs to the rows."
         )
     if arguments.json:
-        print(json.dumps({"rows": len(rows), **found.metrics}))
+        groups = {"groups": found.groups} if arguments.by else {}
+        print(json.dumps(strict({"rows": len(rows), **found.metrics, **groups})))
     else:
         print(f"{len(rows)} rows of {name}")
-        print_evaluation(found)
+        print_evaluation(found, all_groups="--json has all")
     return 0
 
 

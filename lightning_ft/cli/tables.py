@@ -47,8 +47,17 @@ def print_metrics(values: Mapping[str, float]) -> None:
     print(table(("metric", "value"), [(k, number(v, percent=k in shares)) for k, v in values.items()], numbers=frozenset({1})))
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Every metric with the spread of its rows where it has one, the groups' values, and how metrics were computed."""
+MOST_GROUPS = 30
+"""Groups that a table shows."""
+
+
+def print_evaluation(evaluation: Evaluation, *, all_groups: str) -> None:
+    """Every metric with the spread of its rows where it has one, the groups' values, and how metrics were computed.
+
+    Args:
+        evaluation: What was measured.
+        all_groups: Where those groups are that are too many for a table.
+    """
     shares = percent_names(list(evaluation.metrics))
     rows = []
     for name, value in evaluation.metrics.items():
@@ -60,9 +69,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
     if evaluation.groups:
         groups = [
             (group, *(number(own[name], percent=name in shares) if name in own else "" for name in evaluation.metrics))
-            for group, own in evaluation.groups.items()
+            for group, own in list(evaluation.groups.items())[:MOST_GROUPS]
         ]
         print("\n" + table(("group", *evaluation.metrics), groups, numbers=frozenset(range(1, len(evaluation.metrics) + 1))))
+        if (more := len(evaluation.groups) - MOST_GROUPS) > 0:
+            print(f"... and {more:,} more groups; {all_groups}")
     for name, signature in evaluation.signatures.items():
         print(f"{name}: {signature}")
 

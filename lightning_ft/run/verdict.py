@@ -147,7 +147,7 @@ def _retention(session: Session) -> Rows | None:
     name = str(GENERAL) if config.retention == "general" else config.retention
     if not Path(name).is_file():
         raise UsageError(f"Expected --retention to be a file of rows, general or none; got '{name}', which is no file.")
-    own = TrainingConfig(model=config.model, data=[name])
+    own = TrainingConfig(model=config.model, data=[name], on_error=config.on_error)
     own.test_data, own.data = own.data, []
     own.max_lost = 1.0  # a long text that is cut is general text all the same
     kinds = session.choices.objective.examples
