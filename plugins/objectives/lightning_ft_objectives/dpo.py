@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -12,6 +11,8 @@ from lightning_ft.types import Example, LossOutput, Preference
 from lightning_ft_objectives.pairs import answers_of, check_not_negative, check_positive, references_of, reward_logs, term
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from lightning_ft.types import Batch
@@ -31,9 +32,9 @@ class DPO(Objective):
         hinge     max(0, 1 - beta h)                     Zhao et al. 2023, arXiv:2305.10425: SLiC's hinge, here of h
         ipo       (h - 1 / (2 beta))^2                   Azar et al. 2023, arXiv:2310.12036, eq. 17, beta being their tau
 
-    averaged over pairs. SLiC itself has no ref; its hinge of h is Liu et al. 2023, arXiv:2309.06657 ("hinge-norm"). `ipo` has sums
-    over tokens, as its equation says; TRL divides both log-ratios by the number of tokens of their answer first, so that its
-    beta is that of another loss. With `label_smoothing` e the sigmoid is the conservative DPO of Mitchell 2023,
+    averaged over pairs. SLiC itself has no ref; its hinge of h is the "hinge-norm" of Liu et al. 2023, arXiv:2309.06657. `ipo`
+    has sums over tokens, as its equation says; TRL first divides the two log-ratios by the tokens of their answers, so that the
+    same beta means something else there. With `label_smoothing` e the sigmoid is the conservative DPO of Mitchell 2023,
 
         -(1 - e) log sigma(beta h) - e log sigma(-beta h)
 

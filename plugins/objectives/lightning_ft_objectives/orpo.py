@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,6 +10,8 @@ from lightning_ft.types import Example, LossOutput, Preference
 from lightning_ft_objectives.pairs import accuracy, answers_of, check_positive, term
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from lightning_ft.types import Batch
@@ -63,10 +64,10 @@ class ORPO(Objective):
 def log_odds(logps: Tensor) -> Tensor:
     """log(p / (1 - p)) of log p (nats), elementwise, of the same shape.
 
-    1 - exp(log p) is taken as -expm1(log p), as exp would round to 1 whatever is above -6e-8 in float32. A sure answer has log
-    p = 0, or a little more by rounding, and its odds no logarithm: log p is held at least one machine epsilon below 0, which is
-    log odds of at most 15.9 in float32. There it has no gradient; a little below, the gradient 1 / (1 - p) is large, but what it
-    is multiplied by, that of log p to the logits, is at most of the order of 1 - p.
+    1 - exp(log p) is -expm1(log p) here, as in float32 exp rounds to 1 whatever is above -3e-8. A sure answer has log p = 0,
+    or by rounding a little more, and then its odds have no logarithm: log p is held at least one machine epsilon below 0, which
+    is log odds of at most 16 in float32, and what is held has no gradient. A little below, the gradient 1 / (1 - p) is large, but
+    is multiplied by that of log p to the logits, a mean over tokens of what is of the order of 1 minus the token's probability.
     """
     import torch
 

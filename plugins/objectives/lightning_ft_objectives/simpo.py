@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,6 +10,8 @@ from lightning_ft.types import Example, LossOutput, Preference
 from lightning_ft_objectives.pairs import answers_of, check_not_negative, check_positive, reward_logs, term
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from lightning_ft.types import Batch

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,8 +17,12 @@ from lightning_ft_objectives.simpo import SimPO
 from torch import Tensor, nn
 
 from lightning_ft.data.collate import pad
-from lightning_ft.objective import Objective
 from lightning_ft.types import IGNORE_INDEX, Encoded, LossOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lightning_ft.objective import Objective
 
 PEER: dict[str, Any] = json.loads((Path(__file__).parent / "trl.json").read_text(encoding="utf-8"))
 """Losses by TRL for random pairs; `of` says by which of its functions."""
@@ -152,10 +155,10 @@ def test_by_hand() -> None:
     assert loss_of(DPO(beta=0.5, label_smoothing=0.25), HAND) == pytest.approx(smoothed / 2, abs=1e-7)
     assert loss_of(SimPO(beta=2, gamma=1), HAND) == pytest.approx((math.log(2) + 5.0067153) / 2, abs=1e-7)  # of 0 and -5
     output, _ = outcome(DPO(beta=0.5, sft_weight=0.1), HAND)
-    assert {name: (term.sum.item(), term.count, term.weight, term.per) for name, term in output.terms.items()} == {
-        "dpo": (pytest.approx(2.0146750, abs=1e-7), 2, 1, "rows"),
-        "sft": (pytest.approx(1 + 3), 2, 0.1, "rows"),
-    }
+    assert {name: (term.count, term.weight, term.per) for name, term in output.terms.items()} == {
+        "dpo": (2, 1, "rows"), "sft": (2, 0.1, "rows"),
+    }  # fmt: skip
+    assert [term.sum.item() for term in output.terms.values()] == pytest.approx([2.0146750, 1 + 3], abs=1e-7)
 
 
 def test_what_is_logged() -> None:
@@ -195,9 +198,10 @@ def test_a_model_that_is_its_reference_has_the_loss_ln_2() -> None:
 @pytest.mark.parametrize("name", ["sigmoid", "hinge", "ipo", "conservative", "simpo"])
 def test_the_loss_is_that_of_trl(name: str) -> None:
     theirs = PEER["losses"][name]
-    options = {key: theirs[key] for key in ("beta", "label_smoothing", "gamma") if key in theirs}
-    loss = {} if name in ("conservative", "simpo") else {"loss": name}
-    objective: Objective = SimPO(**options) if name == "simpo" else DPO(**options, **loss)
+    options: dict[str, Any] = {key: theirs[key] for key in ("beta", "label_smoothing", "gamma") if key in theirs}
+    if name not in ("conservative", "simpo"):
+        options["loss"] = name
+    objective: Objective = SimPO(**options) if name == "simpo" else DPO(**options)
     for pair, expected in zip(PAIRS, theirs["loss"], strict=True):
         assert loss_of(objective, [pair]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
