@@ -66,8 +66,8 @@ def log_odds(logps: Tensor) -> Tensor:
 
     1 - exp(log p) is -expm1(log p) here, as in float32 exp rounds to 1 whatever is above -3e-8. A sure answer has log p = 0,
     or by rounding a little more, and then its odds have no logarithm: log p is held at least one machine epsilon below 0, which
-    is log odds of at most 16 in float32, and what is held has no gradient. A little below, the gradient 1 / (1 - p) is large, but
-    is multiplied by that of log p to the logits, a mean over tokens of what is of the order of 1 minus the token's probability.
+    is log odds of at most 16 in float32, and what is held has no gradient. A little below, the gradient 1 / (1 - p) is large,
+    but that of log p to the logits is a mean over tokens of what is of the order of 1 minus the token's probability.
     """
     import torch
 
