@@ -1,0 +1,78 @@
+"""Whole runs with each objective, by name: what is logged, that a step may be cut as one likes, and the preset."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lightning_ft
+from lightning_ft.cli import main
+from lightning_ft.registry import registry
+from lightning_ft.testing.models import tiny_backbone_folder
+
+pytestmark = pytest.mark.usefixtures("module_cache")
+CHOICES: dict[str, dict[str, Any]] = {
+    "dpo": {"name": "dpo"},
+    "with likelihood": {"name": "dpo", "sft_weight": 0.5},
+    "simpo": {"name": "simpo"},
+    "orpo": {"name": "orpo"},
+}
+OPTIONS: dict[str, Any] = {
+    "method": "full", "max_steps": 6, "eval_every": 3, "precision": "fp32", "verdict_rows": 0, "log_every": 1, "warmup": 0,
+    "learning_rate": 1e-3, "batch_tokens": 2048,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    lines = [
+        {"prompt": f"Count to {n}.", "chosen": " ".join(map(str, range(n % 9 + 1))), "rejected": "no " * (n * 7 % 11 + 1)}
+        for n in range(48)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_backbone_folder(tmp_path_factory.mktemp("model"), "llama")
+
+
+def lines_of(run: Path, key: str) -> list[dict[str, float]]:
+    return [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if key in line]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_run_learns_and_says_how_far_the_answers_are_apart(choice: str, model: Path, rows: Path, tmp_path: Path) -> None:
+    def fit(folder: str, **cut: Any) -> Path:
+        given = {**OPTIONS, "objective": CHOICES[choice], **cut}
+        return lightning_ft.fit(model=str(model), data=rows, output=str(tmp_path / folder), **given).folder
+
+    whole, cut = fit("whole", batch_size=8), fit("cut", batch_size=2, accumulate=4)
+    logs = registry().objectives[CHOICES[choice]["name"]].cls.measures
+    steps, again = lines_of(whole, "loss"), lines_of(cut, "loss")
+    assert len(steps) == len(again) == 6
+    for one, other in zip(steps, again, strict=True):
+        for name in ("loss", *logs):
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4)
+    if choice == "dpo":
+        assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    first, last = lines_of(whole, "val_loss")
+    assert last["val_loss"] < first["val_loss"] < steps[0]["loss"]
+    margin = "val_log_odds_ratio" if choice == "orpo" else "val_reward_margin"
+    assert last[margin] > first[margin]
+    assert {f"val_{name}" for name in logs} < set(last)
+    if "chosen_reward" in logs:
+        assert last["val_chosen_reward"] - last["val_rejected_reward"] == pytest.approx(last[margin], abs=1e-5)
+
+
+def test_the_preset_trains(model: Path, rows: Path, tmp_path: Path) -> None:
+    words = ["--config", "dpo", "--verdict_rows", "0", "--max_steps", "1", "--output", str(tmp_path / "run")]
+    assert main(["fit", "--model", str(model), "--data", str(rows), *words]) == 0
+    (first,) = lines_of(tmp_path / "run", "loss")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "dropout: 0" in config
