@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from lightning_ft.metric import Metric
     from lightning_ft_compare.judging import Judge
 
-READ = {"text": "answers", "tokens": "likelihoods", "candidates": "likelihoods of the answers that are allowed"}
+READ = {
+    "text": "answers",
+    "tokens": "likelihoods",
+    "candidates": "likelihoods of the answers that are allowed",
+    "pair": "likelihoods of a better and of a worse answer",
+}
 """What metrics read, in words."""
 
 
