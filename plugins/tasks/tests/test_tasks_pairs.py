@@ -131,13 +131,12 @@ def test_mean_log_probabilities_by_hand() -> None:
 
 
 def test_a_pair_that_is_cut_is_wrong_not_dropped() -> None:
-    """The second has no room for either answer, of the third only the better one is whole, the fourth has half of a worse one."""
-    limit = len(PreferencePairs().format({"prompt": "q" * 40, "chosen": "a", "rejected": "b"}).prompt[0].content) + 40
+    """The second has no room for its answers, the third room for a part of the worse one."""
     long = "x" * 300
-    rows = scored([pair("q"), pair(long), pair("q", better="y", worse=long)], limit=limit)
+    rows = scored([pair("q"), pair(long), pair("q", better="y", worse=long)], limit=100)
     assert [row.tokens > 0 for row in rows] == [True, False, True]
     assert [row.worse is not None and row.worse[1] > 0 for row in rows] == [True, False, True]
-    assert rows[1].worse == (0.0, 0)
+    assert (rows[1].nll, rows[1].worse) == (0.0, (0.0, 0))
     found = Evaluation.of(METRICS, rows)
     assert found.counts == {metric.name: 3 for metric in METRICS}
     assert [table[1].tolist() for table in found.tables.values()] == [[0, 1]] * 3
