@@ -63,5 +63,7 @@ def test_evaluations_without_pairs_cannot_be_compared_by_them(files: tuple[str, 
     pairs, run = files
     for name, model in (("one", "embedded"), ("two", run)):
         evaluate(model, pairs, metrics=["loss"], output=name)
-    with pytest.raises(UsageError, match=r"Expected likelihoods of a better and of a worse answer for metric 'preference_margin'"):
+    with pytest.raises(
+        UsageError, match=r"Expected likelihoods of a better and of a worse answer for metric 'preference_margin'"
+    ):
         main(["--models", "one", "two", "--metrics", "preference_margin"])

@@ -11,14 +11,12 @@ import torch
 from lightning_ft_tasks.pair_metrics import PreferenceAccuracy, PreferenceAccuracyAvg, PreferenceMargin
 from lightning_ft_tasks.preference import PreferencePairs
 
-import lightning_ft
-from lightning_ft.cli import main
+from lightning_ft.atomic import sha256
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
 from lightning_ft.decoding import Sampling
-from lightning_ft.errors import DataError, UsageError
+from lightning_ft.errors import DataError
 from lightning_ft.evaluation import Evaluation
-from lightning_ft.run.verdict import names_for
 from lightning_ft.scoring import Costs, score_examples
 from lightning_ft.testing import check_metric
 from lightning_ft.testing.models import tiny_llama, tiny_tokenizer
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_ft.metric import Metric
-    from lightning_ft.testing.fixtures import Scratch
 
 METRICS: tuple[type[Metric], ...] = (PreferenceAccuracy, PreferenceAccuracyAvg, PreferenceMargin)
 
@@ -48,10 +45,11 @@ PAIRS: list[Example] = [
     pair("How are you?"),
     pair("How are you?", system="You are a polite butler."),
     pair("Hello.", "Hello, what can I do for you today?", "Sing.", better="La.", worse="No, I will not, and I have no voice."),
-    pair("A", "An earlier answer", "B", "Another, longer than all others are", "C", better="\u00e9\u6771", worse="c", system="S"),
+    pair(
+        "A", "An earlier answer", "B", "Another, longer than all others are", "C", better="\u00e9\u6771", worse="c", system="S"
+    ),
     Preference(turns("Count."), turns("One.", "On.", "Two.", first="assistant"), turns("Two.", first="assistant")),
 ]
-ROWS = [f"pairs.jsonl:{i + 1}" for i in range(len(PAIRS))]
 
 
 def scored(
@@ -67,12 +65,16 @@ def scored(
 
 def plain(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> tuple[float, int]:
     """NLL and tokens of the answer's own turns after a prompt, by the template's text and a row of all logits in float64."""
-    tokenizer, model = tiny_tokenizer(), tiny_llama().double().eval()
+    tokenizer, model = tiny_tokenizer(), tiny_llama().double()
     head = "".join(f"<|start|>{turn.role}\n{turn.content}<|stop|>\n" for turn in prompt)
-    ids, labels = [tokenizer.bos_token_id, *tokenizer(head, add_special_tokens=False)["input_ids"]], []
-    labels += [-100] * len(ids)
+    ids = [tokenizer.bos_token_id, *tokenizer(head, add_special_tokens=False)["input_ids"]]
+    labels = [-100] * len(ids)
     for turn in answer:
-        for text, counts in ((f"<|start|>{turn.role}\n", False), (f"{turn.content}<|stop|>", turn.role == "assistant"), ("\n", 0)):
+        for text, counts in (
+            (f"<|start|>{turn.role}\n", False),
+            (f"{turn.content}<|stop|>", turn.role == "assistant"),
+            ("\n", False),
+        ):
             piece = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids, labels = ids + piece, labels + (piece if counts else [-100] * len(piece))
     with torch.no_grad():
@@ -162,7 +164,20 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     assert math.isnan(back.rows[-2].worse[0])
     file = tmp_path / "predictions.jsonl"
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    lines[0]["worse"] = [1.0]
+    for broken in ([1.0], [1.0, "2"], "12"):
+        lines[0]["worse"] = broken
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        with pytest.raises(DataError, match="row 1 with values of other types"):
+            Evaluation.read(tmp_path)
+
+
+def test_folders_of_before_there_were_pairs_are_read(tmp_path: Path) -> None:
+    Evaluation.of(["loss"], scored(metrics=("loss",))).write(tmp_path)
+    file, results = tmp_path / "predictions.jsonl", tmp_path / "results.json"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("worse") is None for line in lines)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    with pytest.raises(DataError, match="row 1 with values of other types"):
-        Evaluation.read(tmp_path)
+    found = json.loads(results.read_text(encoding="utf-8"))
+    found["files"]["predictions.jsonl"] = sha256(file)
+    results.write_text(json.dumps(found), encoding="utf-8")
+    assert all(row.worse is None for row in Evaluation.read(tmp_path).rows)

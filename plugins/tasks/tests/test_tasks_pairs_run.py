@@ -15,7 +15,9 @@ from lightning_ft_tasks.instruct import Instruct
 from lightning_ft_tasks.preference import PreferencePairs, UnpairedAnswers
 
 import lightning_ft
+from lightning_ft.api import run_stage
 from lightning_ft.cli import main
+from lightning_ft.config import TrainingConfig
 from lightning_ft.engine.loss import token_logps
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import Evaluation
@@ -98,6 +100,9 @@ def test_a_file_that_is_also_one_of_instructions_is_that_unless_the_task_is_name
     assert lightning_ft.evaluate(model, file, task="preference").details["task"] == "preference"
     with pytest.raises(DataError, match=r"both.jsonl:1: expected a pair .*, got Conversation \(metric preference_accuracy\)"):
         lightning_ft.evaluate(model, file, metrics=["preference_accuracy"])
+    with pytest.raises(DataError, match=r"both.jsonl:\d: expected a pair .*, got Conversation \(metric preference_accuracy\)"):
+        lightning_ft.fit(model=model, data=file, metrics=["preference_accuracy"], split=[0.4, 0.0, 0.6], output="run")
+    assert not Path("run/metrics.jsonl").exists()
     judged = scratch.write("judged.jsonl", [{"prompt": "q", "completion": "a", "label": True}])
     with pytest.raises(UsageError, match="no objective of the installed plugins trains on Unpaired"):
         lightning_ft.evaluate(model, judged, task="unpaired")
@@ -128,8 +133,10 @@ def test_a_run_on_pairs_is_judged_by_them_and_keeps_general_text(scratch: Scratc
     assert found["preference_margin"].rows == 12
     assert [(one.metric, one.rows) for one in run.verdict.retention] == [("loss", 6), ("token_accuracy", 6)]
     assert json.loads(Path("run/verdict.json").read_text(encoding="utf-8"))["rows"] == 12
-    tested = lightning_ft.evaluate("run", str(common["data"]), output="again")
-    assert len(tested.rows) == 60
+    assert len(lightning_ft.evaluate("run", str(common["data"]), output="again").rows) == 60
+    config = TrainingConfig.from_dict({"model": "run", "data": [common["data"]], "objective": Apart(), "precision": "fp32"})
+    tested = run_stage(config, "test")
+    assert [tested[name] for name in PreferencePairs.metrics] == pytest.approx([one.tuned for one in found.values()], rel=1e-5)
 
 
 def test_a_likelihood_that_the_user_names_is_told_and_no_sign_of_trouble(scratch: Scratch, tmp_path: Path) -> None:
