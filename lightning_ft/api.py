@@ -129,7 +129,7 @@ def evaluate(
     Args:
         model: Run folder, adapter, checkpoint, plain model, hub id, or `embedded`.
         data: Files, globs or folders; all rows count, whatever their split.
-        metrics: Names; None: loss, perplexity, token accuracy and those of the task.
+        metrics: Names; None: loss, perplexity, token accuracy and those of the task; of pairs the latter alone.
         task: What a row is; auto: by its columns.
         output: Folder to write; None: `<run>/eval_<n>` for a run folder, else runs/eval_<n>.
         max_rows: Rows of a seeded sample; None: all.

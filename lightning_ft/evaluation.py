@@ -58,9 +58,9 @@ def as_metrics(metrics: Sequence[Metric | type[Metric] | str]) -> list[Metric]:
 def statistics(metric: Metric, rows: Sequence[ScoredRow]) -> Tensor | None:
     """(N, K) float64 statistics of a metric; None where it has no row to read, or applies to none.
 
-    A metric of text reads the rows that have a prediction, one of candidates those that have candidates, one of likelihoods
-    those with supervised tokens; other rows have zeros, which change no sum. The metric's own state is not used, so ranks do
-    not communicate.
+    A metric of text reads the rows that have a prediction, one of candidates those that have candidates, one of pairs
+    those with a worse answer, one of likelihoods those with supervised tokens; other rows have zeros, which change no sum. The
+    metric's own state is not used, so ranks do not communicate.
     """
     read = [row for row in rows if readable(metric, row)]
     if not read:
@@ -74,7 +74,12 @@ def statistics(metric: Metric, rows: Sequence[ScoredRow]) -> Tensor | None:
 
 def readable(metric: Metric, row: ScoredRow) -> bool:
     """Whether a row has what the metric reads."""
-    kinds = {"text": row.prediction is not None, "candidates": row.candidates is not None, "tokens": row.tokens > 0}
+    kinds = {
+        "text": row.prediction is not None,
+        "candidates": row.candidates is not None,
+        "pair": row.worse is not None,
+        "tokens": row.tokens > 0,
+    }
     return kinds[metric.reads]
 
 
@@ -296,12 +301,14 @@ def _row_as_dict(row: ScoredRow) -> dict[str, Any]:
 
 def _row_from_dict(line: Mapping[str, Any], number: int) -> ScoredRow:
     meta, prediction = line["example"]["meta"], line["prediction"]
-    numbers = (line["nll"], line["tokens"], line["correct"], line["utf8_bytes"])
+    worse = line.get("worse")  # folders of before there were pairs have none
+    numbers = (line["nll"], line["tokens"], line["correct"], line["utf8_bytes"], *(worse or ()))
     plain = all(isinstance(one, (int, float, NoneType)) for one in numbers) and isinstance(prediction, (str, NoneType))
-    if not plain or not isinstance(meta, dict):
+    if not plain or not isinstance(meta, dict) or (worse is not None and len(worse) != 2):
         raise ValueError(f"row {number} with values of other types than `evaluate` writes")
     values = {key: value for key, value in line.items() if key not in ("example", "scores")}
     values |= {"nll": _number(line["nll"]), "references": tuple(line["references"])}
+    values["worse"] = None if worse is None else (_number(worse[0]), worse[1])
     kept = dict(line["example"])
     cls = EXAMPLES[kept.pop("type")]
     for name in ("messages", "prompt", "chosen", "rejected", "completion"):

@@ -24,9 +24,10 @@ class Metric(TorchMetric):
 
     name: ClassVar[str]
     """What users type and read, case-insensitively."""
-    reads: ClassVar[Literal["tokens", "text", "candidates"]] = "text"
+    reads: ClassVar[Literal["tokens", "text", "candidates", "pair"]] = "text"
     """`tokens`: likelihoods of the given answers; `text`: answers that the model generated; `candidates`: likelihoods of every
-    answer that the task allows."""
+    answer that the task allows; `pair`: likelihoods of the better (`nll`, `tokens`) and the worse answer (`worse`) of a pair;
+    an answer that `max_length` cut off has no tokens, and its pair is a wrong one."""
     reads_words: ClassVar[bool] = False
     """Whether it reads `words` and `split_words` of a row, which are counted only where a metric does."""
     higher_is_better: bool | None = True
@@ -53,7 +54,8 @@ class Metric(TorchMetric):
     def check(self, row: ScoredRow) -> None:
         """Look at a row that no model has answered yet: is what the metric needs beside the answer there?
 
-        Called for every row before anything is generated, so that an hour's answers are not lost to a missing column.
+        Called before anything is generated, so that an hour's answers are not lost to a missing column: for every row that
+        the model answers, and for metrics of pairs for every row.
 
         Raises:
             ValueError: something is missing; the message begins with the row and says what was expected.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_ft.candidates import candidate_likelihoods
+from lightning_ft.data.encode import pair_of
 from lightning_ft.decoding import decode
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import as_metrics
@@ -71,12 +72,16 @@ def score_examples(
     a metric reads text and `generate` says so, the model also answers the last assistant turn; that turn's content and
     `meta["references"]` are the accepted answers.
 
+    Of a pair the better answer is scored as the given one, and where a metric reads pairs the worse one, too; of both only the
+    answer, no turn of the prompt. A pair of which `max_length` leaves one answer no supervised token has 0 tokens there: it is
+    a wrong one for the metrics of pairs, never dropped.
+
     Args:
         model: A causal language model; its modes are as before afterwards.
         encoder: Makes token ids and labels of examples.
         template: Renders prompts; the one that `encoder` has.
         tokenizer: The model's tokenizer.
-        examples: What to score. Of a pair the better answer is scored, of a classified text its label.
+        examples: What to score. Of a classified text its label is scored.
         rows: `file:line` of each example.
         metrics: Decide whether text is generated.
         sampling: How tokens of the answers are chosen.
@@ -90,6 +95,7 @@ def score_examples(
         DataError: rows lack what a metric needs.
     """
     made, spent = as_metrics(metrics), costs or Costs()
+    reading = {metric.reads for metric in made if generate or metric.reads != "text"}
     given = [as_given(example) for example in examples]
     encoded = encoder.encode(given, rows)
     assert len(encoded) == len(examples) == len(rows), "the encoder must return one result per example"
@@ -99,12 +105,18 @@ def score_examples(
     words = any(metric.reads_words for metric in made)
     for found, item in zip(scored, encoded, strict=True):
         _add_text(tokenizer, item, found, words=words)
-    reading = {metric.reads for metric in made if generate or metric.reads != "text"}
     prompts = [_prompt(one, template) for one in given]
-    check_rows(made, unanswered(examples, rows, candidates), reading)
+    check_rows(made, unanswered(examples, rows, candidates), reading - {"pair"})
+    check_rows(made, scored, reading & {"pair"})
+    pairs = [(row, row.example) for row in scored if "pair" in reading and isinstance(row.example, Preference)]
+    encoded += encoder.encode([pair_of(pair)[1] for _, pair in pairs], [row.row for row, _ in pairs])
     with evaluating(model):
         started = time.perf_counter()
-        _add_likelihoods(model, tokenizer, encoded, scored, batch_tokens, progress)
+        results = _likelihoods(model, tokenizer, encoded, batch_tokens, progress)
+        for row, (nll, tokens, correct) in zip(scored, results, strict=False):  # after them come the worse answers
+            row.nll, row.tokens, row.correct = nll, tokens, correct
+        for (row, _), (nll, tokens, _) in zip(pairs, results[len(scored) :], strict=True):
+            row.worse = nll, tokens
         if "candidates" in reading:
             _add_candidates(model, encoder, given, scored, candidates, progress)
         spent.likelihood_seconds += time.perf_counter() - started
@@ -153,11 +165,11 @@ def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Co
 
 
 def as_given(example: Example) -> Conversation | Text:
-    """The text whose likelihood counts, as a conversation or raw text."""
+    """The text whose likelihood counts, as a conversation or raw text; of answers to a prompt the prompt does not count."""
     if isinstance(example, Preference):
-        return Conversation(example.prompt + example.chosen, meta=example.meta)
+        return pair_of(example)[0]
     if isinstance(example, Unpaired):
-        return Conversation(example.prompt + example.completion, meta=example.meta)
+        return Conversation(_unweighted(example.prompt) + example.completion, meta=example.meta)
     if isinstance(example, Classified):
         return example.as_conversation()
     return example
@@ -175,15 +187,10 @@ def references_of(example: Conversation | Text) -> tuple[str, ...]:
     return tuple(dict.fromkeys(((example.messages[last].content,) if last is not None else ()) + further))
 
 
-def _add_likelihoods(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[Encoded],
-    scored: Sequence[ScoredRow],
-    batch_tokens: int,
-    progress: bool,
-) -> None:
-    """Fill in nll, tokens and correct; a row without a supervised token keeps its zeros."""
+def _likelihoods(
+    model: Any, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded], batch_tokens: int, progress: bool
+) -> list[tuple[float, int, int]]:
+    """Of each text sum of nll (nats), supervised tokens and right ones; zeros where nothing is supervised."""
     from lightning_ft.data.collate import pad
     from lightning_ft.engine.loss import score_rows
 
@@ -191,13 +198,15 @@ def _add_likelihoods(
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     device = next(model.parameters()).device
     batches = batches_by_length([len(encoded[i].input_ids) for i in used], batch_tokens)
+    found = [(0.0, 0, 0)] * len(encoded)
     for batch in tracked(batches, "scoring", shown=progress):
         members = [used[j] for j in batch]
         with torch.no_grad():
             results = score_rows(model, pad([encoded[i] for i in members], pad_id).to(device))
-        for i, (nll, tokens, correct) in zip(members, results, strict=True):
-            assert tokens == encoded[i].supervised, "the loss and the encoder must count the same supervised tokens"
-            scored[i].nll, scored[i].tokens, scored[i].correct = nll, tokens, correct
+        for i, result in zip(members, results, strict=True):
+            assert result[1] == encoded[i].supervised, "the loss and the encoder must count the same supervised tokens"
+            found[i] = result
+    return found
 
 
 def _add_candidates(
@@ -255,7 +264,11 @@ def _asks(example: Conversation) -> bool:
 def _only_last(example: Conversation) -> Conversation:
     """The conversation with nothing but its last turn supervised."""
     *before, last = example.messages
-    return replace(example, messages=(*(replace(turn, weight=0.0) for turn in before), replace(last, weight=1.0)))
+    return replace(example, messages=(*_unweighted(before), replace(last, weight=1.0)))
+
+
+def _unweighted(turns: Sequence[Message]) -> tuple[Message, ...]:
+    return tuple(replace(turn, weight=0.0) for turn in turns)
 
 
 def _prompt(example: Conversation | Text, template: Template) -> str | None:

@@ -30,7 +30,7 @@ class Task(ABC):
     automatic: ClassVar[bool] = True
     """Whether `--task auto` may take it; False: `matches` is so of no row, and users name the task."""
     metrics: ClassVar[tuple[str, ...]] = ()
-    """Names of the metrics that judge generated answers."""
+    """Names of the metrics that judge what the model answers, or which of two answers it holds likelier."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Everyday options (`epochs`, `max_length` ...) that this task sets where the user does not."""
     makes: ClassVar[type[Example] | tuple[type[Example], ...]] = Conversation

@@ -324,6 +324,9 @@ class ScoredRow:
     candidates: Mapping[str, float] | None = None
     """Log-likelihood (nats, summed over the tokens of answer and end of turn) of each answer that the task allows; None: it
     allows any."""
+    worse: tuple[float, int] | None = None
+    """Of the worse answer of a pair, whose better one `nll` and `tokens` are of: sum of the negative log-likelihoods (nats) of
+    its supervised tokens, and their number; None: the row is no pair, or no metric asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,8 +141,9 @@ def test_dropout_is_off_and_modes_are_restored(scored: list[ScoredRow]) -> None:
 def test_every_kind_of_example_is_scored_as_its_given_answer() -> None:
     question, good, bad = (Message("user", "q"),), (Message("assistant", "good"),), (Message("assistant", "bad"),)
     pair = Preference(question, good, bad, meta={"references": "fine"})
-    assert as_given(pair) == Conversation(question + good, meta={"references": "fine"})
-    assert as_given(Unpaired(question, bad, desirable=False)) == Conversation(question + bad)
+    unweighted = (replace(question[0], weight=0.0),)
+    assert as_given(pair) == Conversation(unweighted + good, meta={"references": "fine"})
+    assert as_given(Unpaired(question, bad, desirable=False)) == Conversation(unweighted + bad)
     assert as_given(Classified("my text", "refund")) == chat("my text", "refund")
     given = as_given(pair)
     assert references_of(given) == ("good", "fine")

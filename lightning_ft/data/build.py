@@ -86,16 +86,17 @@ class Build:
         say: Prints a line.
         window: The part of the training files that is wanted; None: all of them.
         stop: Ends the build when it is set.
+        further: Example types that are taken, too, where no task makes one of `kinds` of the rows.
     """
 
     def __init__(
         self, config: TrainingConfig, places: Sequence[Place], registry: Registry, encoder: Encoder, task: Task | None,
         kinds: tuple[type[Example], ...], shares: Sequence[float], say: Callable[[str], None], window: Window | None = None,
-        stop: Event | None = None,
+        stop: Event | None = None, further: tuple[type[Example], ...] = (),
     ) -> None:  # fmt: skip
         self.config, self.places, self.registry, self.encoder = config, places, registry, encoder
         self.task, self.kinds, self.shares, self.say = task, kinds, shares, say
-        self.window, self.stop = window, stop
+        self.window, self.stop, self.further = window, stop, further
         self.ledger = Ledger(max_length=encoder.max_length)
         keep = window is not None or sum(place.bytes for place in places) <= KEPT_BYTES
         self._kept: list[tuple[Row, Parts]] | None = [] if keep else None
@@ -253,7 +254,7 @@ class Build:
         assert self.task is not None
         examples = examples_of(self.task, row)
         for _, example in examples:
-            if not isinstance(example, self.kinds):
+            if not isinstance(example, self.kinds + self.further):
                 raise UsageError(self._wrong_kind(type(example)))
         return examples
 

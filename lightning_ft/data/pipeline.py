@@ -71,14 +71,15 @@ class Pipeline:
         task: The task class and its options, or None to detect it.
         kinds: Example types that the objective eats.
         say: Prints a line.
+        further: Example types that are taken, too, where no task makes one of `kinds` of the rows: they are not for training.
     """
 
     def __init__(
         self, config: TrainingConfig, registry: Registry, encoder: Encoder, task: Task | None,
-        kinds: tuple[type[Example], ...], say: Callable[[str], None],
+        kinds: tuple[type[Example], ...], say: Callable[[str], None], further: tuple[type[Example], ...] = (),
     ) -> None:  # fmt: skip
         self.config, self.registry, self.encoder, self.kinds, self.say = config, registry, encoder, kinds, say
-        self.task = task
+        self.task, self.further = task, further
         given: list[tuple[list[str] | None, Split | None]] = [
             (config.data, None), (config.val_data, "validation"), (config.test_data, "test"),
         ]  # fmt: skip
@@ -181,7 +182,7 @@ class Pipeline:
             # Parts of a file say little of its middle.
             "stream": self.config.stream and (self.config.stream, [place.stamp for place in self._places]),
             "alike": finders(self.registry),
-            "kinds": [kind.__name__ for kind in self.kinds],
+            "kinds": [[kind.__name__ for kind in kinds] for kinds in (self.kinds, self.further)],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -210,7 +211,7 @@ class Pipeline:
         window = None if self.config.stream is None else Window(Position(), self.config.stream)
         build = Build(
             self.config, self._places, self.registry, self.encoder, self.task, self.kinds, self.config.split, self.say,
-            window=window,
+            window=window, further=self.further,
         )  # fmt: skip
         with whole_folder(target) as folder:
             build.run(folder, target.with_suffix(".unfinished"))

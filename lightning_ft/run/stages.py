@@ -27,6 +27,7 @@ from lightning_ft.run.quiet import say, silent
 from lightning_ft.run.team import Team
 from lightning_ft.run.verdict import allowed_answers, names_for
 from lightning_ft.scoring import Costs, score_examples
+from lightning_ft.types import Preference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 KINDS = {
     "text": "answers that the model generated to conversations",
     "candidates": "likelihoods of a fixed set of answers",
+    "pair": "likelihoods of a better and of a worse answer",
     "tokens": "likelihoods of given answers",
 }
 """What metrics read, in words."""
@@ -80,7 +82,7 @@ def evaluate_files(
     values = {"model": model, "data": list(data), "task": task, "output": output, "metrics": named, "devices": 1, **options}
     config = TrainingConfig.from_dict(values)
     config.test_data, config.data = config.data, []  # every row is held out, whatever its split column says
-    ready = _prepare(config)
+    ready = _prepare(config, further=(Preference,))
     tables = ready.prepared.tables
     rows: list[tuple[Split, int]] = [(split, i) for split in SPLITS for i in range(len(tables[split]))]
     if not rows:
@@ -102,8 +104,13 @@ class _Ready:
     encoder: Encoder
 
 
-def _prepare(config: TrainingConfig) -> _Ready:
-    """The model and the data as training would have encoded them, on every process."""
+def _prepare(config: TrainingConfig, further: tuple[type[Example], ...] = ()) -> _Ready:
+    """The model and the data as training would have encoded them, on every process.
+
+    Args:
+        config: The options.
+        further: Example types that are scored where no task makes of the rows what the objective trains on.
+    """
     team = Team.of(config)
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     check_output(config.output, RESULTS)
@@ -112,7 +119,8 @@ def _prepare(config: TrainingConfig) -> _Ready:
     limit = config.max_length or min(2048, _positions(loaded))
     encoder = Encoder(loaded.tokenizer, loaded.template, limit)
     told = say if team.main else silent
-    prepared = Pipeline(config, registry(), encoder, choices.task, choices.objective.examples, told).prepare()
+    kinds = choices.objective.examples
+    prepared = Pipeline(config, registry(), encoder, choices.task, kinds, told, further).prepare()
     return _Ready(config, team, loaded, prepared, encoder)
 
 
@@ -127,7 +135,7 @@ def _score(
     names = names_for(prepared.task, config.metrics)
     metrics = [registry().metrics[name].cls() for name in names]
     if not generate and config.metrics is None:
-        metrics = [metric for metric in metrics if metric.reads == "tokens"]
+        metrics = [metric for metric in metrics if metric.reads in ("tokens", "pair")]
     chosen = Sampling(max_new_tokens=config.max_new_tokens, seed=config.seed, **sampling)
     examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in rows]
     ids = [prepared.tables[split][i].row for split, i in rows]

@@ -17,9 +17,11 @@ from lightning_ft.data.split import SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics
+from lightning_ft.objective import Objective
 from lightning_ft.run.quiet import silent
 from lightning_ft.scoring import NO_CANDIDATES, check_rows, score_examples, unanswered
 from lightning_ft.signs import lines_of, signs
+from lightning_ft.types import Preference, ScoredRow
 from lightning_ft.vocabulary import grow
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from lightning_ft.types import Example
 
 ALWAYS = ("loss", "perplexity", "token_accuracy")
-"""Metrics of every verdict; the task's come on top."""
+"""Metrics of every verdict but one on pairs; the task's come on top."""
 KEEPS = ("loss", "token_accuracy")
 """Metrics of the retention set."""
 GENERAL = Path(__file__).parents[1] / "assets" / "data" / "general.jsonl"
@@ -42,9 +44,19 @@ KNOWN_FROM = 10_000
 
 
 def names_for(task: Task, named: Sequence[str] | None) -> tuple[str, ...]:
-    """Metrics of an evaluation: the likelihoods, then those that the user named or the task brings."""
+    """Metrics of an evaluation: the likelihoods, then those that the user named or the task brings.
+
+    Of pairs only the latter: training on which answer is the better one may rightly lower the likelihood of both.
+    """
+    if of_pairs(task):
+        return tuple(dict.fromkeys(task.metrics if named is None else named))
     own = named if named is not None else task.metrics or ("bits_per_byte",)
     return tuple(dict.fromkeys([*ALWAYS, *own]))
+
+
+def of_pairs(task: Task) -> bool:
+    """Whether all that a task makes are pairs of a better and a worse answer."""
+    return all(issubclass(kind, Preference) for kind in task.kinds())
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,9 @@ class HeldOut:
         found = compare(self.test.metrics, before, self.test.score(session, session.tuned))
         if self.retention and kept:
             found.retention = compare(KEEPS, kept, self.retention.score(session, session.tuned)).comparisons
-        found.signs = signs(lines_of(session.folder.metrics), _loss(found.comparisons), _loss(found.retention))
+        # The loss of training on pairs is no likelihood, so that of the better answers says nothing of its course.
+        loss = None if of_pairs(session.prepared.task) else _loss(found.comparisons)
+        found.signs = signs(lines_of(session.folder.metrics), loss, _loss(found.retention))
         return found
 
 
@@ -108,6 +122,7 @@ def held_out(session: Session) -> HeldOut | None:
     allowed = allowed_answers(prepared, examples, made)
     asked = unanswered(examples, ids, allowed)
     check_rows(made, asked, {"text", "candidates"})
+    check_rows(made, [ScoredRow(row, example) for row, example in zip(ids, examples, strict=True)], {"pair"})
     wanted = [metric.name for metric in made if metric.reads == "text" and config.metrics is not None]
     if wanted and not asked:
         raise UsageError(
@@ -140,7 +155,7 @@ def allowed_answers(prepared: Prepared, examples: Sequence[Example], metrics: Se
 
 
 def _retention(session: Session) -> Rows | None:
-    """General rows, encoded as the run's own are, whatever they are rows of."""
+    """General rows, encoded as the run's own are, whatever they are rows of and the run trains on."""
     config = session.config
     if config.retention == "none":
         return None
@@ -150,8 +165,7 @@ def _retention(session: Session) -> Rows | None:
     own = TrainingConfig(model=config.model, data=[name], on_error=config.on_error)
     own.test_data, own.data = own.data, []
     own.max_lost = 1.0  # a long text that is cut is general text all the same
-    kinds = session.choices.objective.examples
-    prepared = Pipeline(own, session.registry, session.encoder, None, kinds, silent).prepare()
+    prepared = Pipeline(own, session.registry, session.encoder, None, Objective.examples, silent).prepare()
     places = [(split, i) for split in SPLITS for i in range(len(prepared.tables[split]))]
     examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in places]
     if not examples:

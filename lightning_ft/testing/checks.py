@@ -135,12 +135,13 @@ def check_task(task: Task | type[Task], rows: Sequence[Mapping[str, Any]] | None
     run_clauses(TASK_CLAUSES, made, getattr(made, "samples", ()) if rows is None else rows)
 
 
-def scored_rows(*, right: bool) -> list[ScoredRow]:
-    """Six rows as an evaluation hands them out, all answers right (and certain) or all wrong."""
+def scored_rows(*, right: bool, pairs: bool = False) -> list[ScoredRow]:
+    """Six conversations or pairs as an evaluation hands them out, all answers right (and certain) or all wrong."""
     rows = []
     for i in range(6):
         answer = f"the answer number {i} is {'blue' if i % 2 else 'green'}"
-        example = Conversation((Message("user", f"question {i}"), Message("assistant", answer)))
+        asked, given, other = Message("user", f"question {i}"), Message("assistant", answer), Message("assistant", "zzz qqq")
+        example = Preference((asked,), (given,), (other,)) if pairs else Conversation((asked, given))
         rows.append(
             ScoredRow(
                 row=f"rows.jsonl:{i + 1}",
@@ -155,6 +156,7 @@ def scored_rows(*, right: bool) -> list[ScoredRow]:
                 prediction=answer if right else "zzz qqq",
                 references=(answer,),
                 candidates={answer: -0.01, "zzz qqq": -30.0} if right else {answer: -30.0, "zzz qqq": -0.01},
+                worse=(30.0 + i if right else 0.01 * (i + 1), 5 + i),
             )
         )
     return rows
@@ -171,7 +173,7 @@ def rows_for(metric: type[Metric], *, right: bool) -> list[ScoredRow]:
         rows.append(
             ScoredRow(f"rows.jsonl:{i + 1}", example, prompt=f"question {i}", prediction=prediction, references=(reference,))
         )
-    return rows or scored_rows(right=right)
+    return rows or scored_rows(right=right, pairs=metric.reads == "pair")
 
 
 def _prepared(metric: type[Metric], rows: Sequence[ScoredRow]) -> Metric:
@@ -190,7 +192,7 @@ def metric_declared(metric: type[Metric], right: Sequence[ScoredRow], wrong: Seq
     """It has a name, says what it reads, has a docstring, and is made without arguments."""
     name = getattr(metric, "name", None)
     require("declared", metric.__name__, isinstance(name, str) and name != "", "it needs a class variable `name`")
-    kinds = ("tokens", "text", "candidates")
+    kinds = ("tokens", "text", "candidates", "pair")
     require("declared", metric.__name__, metric.reads in kinds, f"`reads` must be one of {', '.join(kinds)}")
     require("declared", metric.__name__, "__doc__" in vars(metric) and bool(metric.__doc__), "it needs a docstring")
 

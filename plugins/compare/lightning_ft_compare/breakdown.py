@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_ft_compare.evaluations import Side
 
 LIKELIHOOD = "likelihood"
-"""The score of a row that is not a metric's: the summed log-likelihood of its given answer."""
+"""The score of a row that is no pair and not a metric's: the summed log-likelihood of its given answer."""
 SAME = 1e-6
 """Relative difference of likelihoods up to which they are the same, as batches differ by so much."""
 SHOWN = 5
@@ -45,9 +45,12 @@ def row_scores(metric: Metric, base: Evaluation, other: Evaluation) -> Scores:
 
 
 def likelihoods(base: Evaluation, other: Evaluation) -> Scores:
-    """Log-likelihoods (nats) of the rows' given answers; sums, which do not depend on how a tokenizer cuts the text."""
+    """Log-likelihoods (nats) of the rows' given answers; sums, which do not depend on how a tokenizer cuts the text.
+
+    Pairs have none here: training on which answer is the better one may rightly lower the likelihood of both.
+    """
     pairs = zip(base.rows, other.rows, strict=True)
-    scores = [(-a.nll, -b.nll) if a.tokens and b.tokens else None for a, b in pairs]
+    scores = [(-a.nll, -b.nll) if a.tokens and b.tokens and a.worse is None else None for a, b in pairs]
     return [pair if pair and math.isfinite(pair[0]) and math.isfinite(pair[1]) else None for pair in scores]
 
 

@@ -35,7 +35,8 @@ def parser() -> CommandParser:
         help="the baseline first; run folders, adapters, model folders, hub ids, embedded, or folders that `evaluate` wrote",
     )  # fmt: skip
     add("--data", nargs="+", default=[], metavar="FILE", help="files, globs or folders; not needed for evaluations that exist")
-    add("--metrics", nargs="+", metavar="NAME", help="default: loss, perplexity, token accuracy and those of the task")
+    said = "default: loss, perplexity, token accuracy and those of the task; of pairs the latter alone"
+    add("--metrics", nargs="+", metavar="NAME", help=said)
     add("--task", default="auto", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns")
     add("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
     add("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: each model's own")

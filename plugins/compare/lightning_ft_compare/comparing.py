@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from lightning_ft.metric import Metric
     from lightning_ft_compare.judging import Judge
 
-READ = {"text": "answers", "tokens": "likelihoods", "candidates": "likelihoods of the answers that are allowed"}
+READ = {
+    "text": "answers",
+    "tokens": "likelihoods",
+    "candidates": "likelihoods of the answers that are allowed",
+    "pair": "likelihoods of a better and of a worse answer",
+}
 """What metrics read, in words."""
 
 
@@ -36,7 +41,8 @@ def compare(
     Args:
         models: The baseline first; each is anything that `lightning_ft.evaluate` takes, or a folder that it wrote.
         data: Files, globs or folders; none where every model is the folder of an evaluation.
-        metrics: Names; None: those that all evaluations have, of new ones loss, perplexity, token accuracy and the task's.
+        metrics: Names; None: those that all evaluations have, of new ones loss, perplexity, token accuracy and the task's, of
+            pairs the latter alone.
         task: What a row is; auto: by its columns.
         output: Folder to write; None: the first free runs/compare_<n>.
         by: Column of the breakdown; None: `task`, where there is one.

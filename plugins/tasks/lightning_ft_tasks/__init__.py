@@ -36,7 +36,7 @@ def register_tasks() -> Iterable[type[Task]]:
 
 @hookimpl
 def register_metrics() -> Iterable[type[Metric]]:
-    """Overlap with references, translation, classes, length and variety of answers, what each task looks at, and code."""
+    """Overlap with references, translation, classes, length and variety of answers, what each task looks at, code, pairs."""
     from lightning_ft_tasks import (
         adherence,
         classes,
@@ -46,6 +46,7 @@ def register_metrics() -> Iterable[type[Metric]]:
         diversity,
         final_answers,
         metrics,
+        pair_metrics,
         safety_metrics,
         translation,
     )
@@ -67,4 +68,5 @@ def register_metrics() -> Iterable[type[Metric]]:
         codebleu.Codebleu, codebleu.CodebleuSyntax, codebleu.CodebleuDataflow,
         passing.PassAt1, passing.PassAt5, passing.PassAt10, passing.PassAt100,
         coverage.VocabularyCoverage,
+        pair_metrics.PreferenceAccuracy, pair_metrics.PreferenceAccuracyAvg, pair_metrics.PreferenceMargin,
     ]  # fmt: skip

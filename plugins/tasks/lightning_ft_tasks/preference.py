@@ -30,6 +30,7 @@ class PreferencePairs(Task):
 
     name: ClassVar[str] = "preference"
     precedence: ClassVar[int] = 70
+    metrics: ClassVar[tuple[str, ...]] = ("preference_accuracy", "preference_accuracy_avg", "preference_margin")
     makes: ClassVar[type[Preference]] = Preference
     columns_help: ClassVar[str] = "chosen, rejected, with a prompt (instruction, prompt, question) or conversations"
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
