@@ -129,6 +129,9 @@ def test_preferences_are_what_training_reads(rate: Callable[..., str], scratch: 
         assert (example.prompt[-1].role, example.prompt[-1].content) == ("user", row["prompt"])
         assert "good" in example.chosen[0].content
         assert "poor" in example.rejected[0].content
+    options: dict[str, Any] = {"verdict_rows": 0, "max_steps": 2, "log_every": 1, "preflight": False}
+    lightning_ft.fit(model="embedded", data="out/preferences.jsonl", objective="dpo", output="trained", **options)
+    assert [line["step"] for line in scratch.read("trained/metrics.jsonl") if "reward_margin" in line] == [1, 2]
 
 
 def test_back_skip_show_again_and_what_is_no_key(rate: Callable[..., str]) -> None:

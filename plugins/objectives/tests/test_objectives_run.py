@@ -2,10 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import lightning_ft
 from lightning_ft.cli import main
@@ -76,3 +80,47 @@ def test_the_preset_trains(model: Path, rows: Path, tmp_path: Path) -> None:
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "dropout: 0" in config
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_are_one(strategy: str, model: Path, rows: Path, tmp_path: Path) -> None:
+    """6 pairs a step, an odd number in the last: the processes have different numbers of them."""
+    common = OPTIONS | {"objective": "dpo", "preflight": False, "packing": "off"}
+    lightning_ft.fit(model=str(model), data=rows, output=str(tmp_path / "one"), batch_size=6, **common)
+    words = ["--model", model, "--data", rows, "--output", tmp_path / "two", "--batch_size", 3]
+    for name, value in common.items():
+        words += [f"--{name}", str(value).lower() if isinstance(value, bool) else value]
+    fit = [sys.executable, "-m", "lightning_ft", "fit", "--devices", "2", "--strategy", strategy, *map(str, words)]
+    done = subprocess.run(fit, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for key in ("loss", "val_loss"):
+        one, two = (lines_of(tmp_path / name, key) for name in ("one", "two"))
+        assert len(one) == len(two) > 1
+        for mine, theirs in zip(one, two, strict=True):
+            for name in mine.keys() & {
+                "loss",
+                "val_loss",
+                "reward_margin",
+                "reward_accuracy",
+                "val_reward_margin",
+                "val_reward_accuracy",
+            }:
+                assert theirs[name] == pytest.approx(mine[name], rel=1e-4, abs=1e-5), name
+    whole, parts = (load_file(tmp_path / name / "final_model" / "model.safetensors") for name in ("one", "two"))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
+    first, second = (load_file(tmp_path / name / "reference.safetensors") for name in ("one", "two"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [*registry().methods])
+def test_every_method_begins_at_its_own_reference(method: str, model: Path, rows: Path, tmp_path: Path) -> None:
+    """Whatever a method adds at its start is in both: the first loss is ln 2, and the second step is another one."""
+    given = OPTIONS | {"method": method, "max_steps": 2, "learning_rate": 1e-2, "preflight": False, "dropout": 0.0}
+    folder = tiny_backbone_folder(tmp_path / "gpt2", "gpt2") if method == "bitfit" else model  # the other has no biases
+    lightning_ft.fit(model=str(folder), data=rows, output=str(tmp_path / "run"), objective="dpo", batch_size=8, **given)
+    first, second = lines_of(tmp_path / "run", "loss")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["grad_norm"] > 0
+    assert second["reward_margin"] != first["reward_margin"]
