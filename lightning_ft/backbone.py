@@ -210,7 +210,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     at every pass (as Falcon's do) get a copy of their own. Layer drop and the heads of classifiers are no dropout here.
 
     Raises:
-        UsageError: the model has none.
+        UsageError: the model has none, and was to get some.
     """
     from torch import nn
 
@@ -225,7 +225,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.config = copy.copy(module.config)
             vars(module.config).update(dict.fromkeys(asked, probability))
         found += len(kept) + len(asked)
-    if not found:
+    if not found and probability:
         raise UsageError(
             f"Expected a model with dropouts for --dropout, got {type(model).__name__}, which has none; leave --dropout out."
         )

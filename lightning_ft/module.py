@@ -86,7 +86,8 @@ class FineTuner(L.LightningModule):
         self.noise: EmbeddingNoise | None = None
         self.grad_norm = torch.zeros(())
         self.step_loss = torch.zeros(())
-        self.counted: dict[str, Tensor] = {}
+        self.counted: dict[tuple[str, str], Tensor] = {}
+        """By term and what divides it: what this process summed over in the step."""
         self.logged: dict[str, tuple[Tensor, Tensor]] = {}
         """Sum and count of what the objective logs, over this process's part of the step."""
         self._micro: list[tuple[Tensor, Batch]] = []
@@ -258,14 +259,15 @@ class FineTuner(L.LightningModule):
         with contextlib.nullcontext() if self.noise is None else self.noise.on(batch):
             output = self.objective(self.model, batch, **smoothing)
         loss = torch.zeros((), device=self.device)
-        for term in output.terms.values():
+        for name, term in output.terms.items():
             loss = loss + term.weight * term.sum / step.totals[term.per]
             count = torch.as_tensor(term.count, dtype=torch.float64, device="cpu" if isinstance(term.count, float) else None)
-            self.counted[term.per] = self.counted.get(term.per, torch.zeros_like(count)) + count.detach()
+            before = self.counted.get((name, term.per), torch.zeros_like(count))
+            self.counted[name, term.per] = before + count.detach()
         for name, term in output.logs.items():
             found = tuple(torch.as_tensor(value, dtype=torch.float32).detach() for value in (term.sum, term.count))
-            before = self.logged.get(name, (torch.zeros_like(found[0]), torch.zeros_like(found[1])))
-            self.logged[name] = before[0] + found[0], before[1] + found[1]
+            sums = self.logged.get(name, (torch.zeros_like(found[0]), torch.zeros_like(found[1])))
+            self.logged[name] = sums[0] + found[0], sums[1] + found[1]
         self._micro.append((loss.detach(), batch))
         return loss * self.data_place[1]
 

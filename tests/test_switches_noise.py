@@ -236,6 +236,7 @@ def test_a_run_with_dropout_repeats_itself_and_validates_without(tiny_fit: TinyF
 def test_a_model_without_dropout_is_refused_before_there_is_a_folder(tiny_fit: TinyFit, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="got Linear, which has none; leave --dropout out"):
         set_dropout(nn.Linear(2, 2), 0.1)
+    set_dropout(nn.Linear(2, 2), 0.0)  # asks for nothing
     config = tf.MambaConfig(vocab_size=260, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=256)
     model: Any = tf.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # of transformers
     model.save_pretrained(tmp_path / "mamba")

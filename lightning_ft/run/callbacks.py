@@ -316,13 +316,13 @@ class Recorder(L.Callback):
             self._reset()
 
     def _check_counts(self, module: FineTuner, batch: Step) -> None:
-        """The tokens that the ranks really summed over must be those that the schedule promised to divide by."""
-        for name, count in module.counted.items():
+        """What the ranks really summed each term over must be what the schedule promised to divide by."""
+        for (name, per), count in module.counted.items():
             total = float(summed(module, count))
-            if not math.isclose(total, batch.totals[name], rel_tol=1e-5, abs_tol=1e-3):
+            if not math.isclose(total, batch.totals[per], rel_tol=1e-5, abs_tol=1e-3):
                 raise TrainingError(
-                    f"Step {batch.number} summed its loss over {total:g} {name} where the schedule counted "
-                    f"{batch.totals[name]:g}; the objective counts wrongly."
+                    f"Step {batch.number} summed `{name}` over {total:g} {per} where the schedule counted "
+                    f"{batch.totals[per]:g}; the objective counts wrongly."
                 )
 
     def _line(self, module: FineTuner, step: int) -> dict[str, Any]:
