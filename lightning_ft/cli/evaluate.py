@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
     add_model(parser)
     parser.add_argument("--data", nargs="+", metavar="FILE", help="files, globs or folders; every row is measured")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME",
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
         help="default: loss, perplexity, token accuracy and those of the task; of pairs the latter alone",
     )
     parser.add_argument("--task", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns")
