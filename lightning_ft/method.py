@@ -93,7 +93,7 @@ class Method(ABC):
 
     @contextlib.contextmanager
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model as it was before training, for the length of a `with` block (DPO's reference, KL terms).
+        """The model as it was before training, for the length of a `with` block (what a reward is measured from, KL terms).
 
         Raises:
             NotImplementedError: the base weights themselves changed; a second copy has to be loaded.

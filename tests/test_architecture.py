@@ -31,7 +31,7 @@ LAYERS = (
     ("models and their answers", "backbone vocabulary loading decoding generation endpoint"),
     ("the core's own plugin", "defaults builtin likelihood"),
     ("evidence", "evaluation candidates scoring signs bootstrap charts curves page report"),
-    ("one optimiser step", "optim doubt master shortage module"),
+    ("one optimiser step", "optim doubt master shortage validation module"),
     ("the kit for plugins", "testing"),
     ("what surrounds training", "run"),
     ("the Python interface", "api"),

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE, BENCHMARKS = (ROOT / folder / "README.md" for folder in (".", "plugins", "benchmarks"))
 PAGES = (README, GUIDE, BENCHMARKS)
-SUPPORT = "lightning_ft/assets/data/support.jsonl"
+SUPPORT, PAIRS = "lightning_ft/assets/data/support.jsonl", "lightning_ft/assets/data/preference.jsonl"
 EGGPLANT = ROOT / "tests" / "distributions" / "eggplant"
 ROWS = {"train": 16, "validation": 2, "test": 4}
 """Rows of the shipped data that the examples get, so that they take seconds."""
 PARSED_ONLY = "<!-- parsed only:"
 STAGES = ("fit", "validate", "test", "predict")
-OPTIONAL = {"quarantine.jsonl"}
+OPTIONAL = {"quarantine.jsonl", "reference.safetensors"}
 """What the tree of a run names that not every run has."""
 
 
@@ -109,6 +109,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     chosen = [row for split, count in ROWS.items() for row in [r for r in rows if r["split"] == split][:count]]
     (tmp_path / SUPPORT).parent.mkdir(parents=True)
     (tmp_path / SUPPORT).write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    (tmp_path / PAIRS).write_bytes((ROOT / PAIRS).read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTNING_FT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))

@@ -154,7 +154,7 @@ def test_validation_batches_have_as_many_rows_as_asked_for(tmp_path: Path) -> No
 
     from lightning_ft.data.datamodule import FineTuneData
 
-    tables: Any = {"validation": SimpleNamespace(lengths=np.array([5, 4000, 7, 3000, 9, 2000, 1]))}
+    tables: Any = {"validation": SimpleNamespace(padded=np.array([5, 4000, 7, 3000, 9, 2000, 1]))}
     schedule: Any = SimpleNamespace(total_steps=1)
 
     def plan(rows: int | None) -> list[tuple[int, ...]]:
