@@ -110,7 +110,7 @@ def prefix(model: nn.Module, options: dict[str, Any], share: float) -> Callable[
     from lightning_ft.engine.verify import verify_shared
 
     tokens = round(share * options["row_tokens"])
-    if not verify_shared(model, tokens, options["vocab_size"]):
+    if verify_shared(model, tokens, options["vocab_size"]) is None:
         raise RuntimeError("Expected the model to allow it; its losses differ.")
     batches = {True: shared(packed(options, prefix=share), tokens), False: packed(options, prefix=share)}
     return batches.__getitem__

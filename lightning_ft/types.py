@@ -178,8 +178,8 @@ class Supervised:
 class Shared:
     """How a packed row of T tokens is computed with what its documents begin with only once: as a row of S tokens."""
 
-    prefix: int
-    """Tokens that all of them begin with."""
+    alike: tuple[int, ...]
+    """Of each document the tokens at its beginning that are computed in an earlier one."""
     keep: Tensor
     """(S,) positions of the packed row that are computed, ascending."""
     place: Tensor
@@ -247,7 +247,7 @@ class Batch:
         ids, shared = change(self.input_ids), self.shared
         if shared is not None and shared.input_ids is self.input_ids and shared.labels is self.labels:
             read = None if shared.read is None else change(shared.read)
-            shared = Shared(shared.prefix, change(shared.keep), change(shared.place), read, ids, labels)
+            shared = Shared(shared.alike, change(shared.keep), change(shared.place), read, ids, labels)
         else:
             shared = None
         return replace(

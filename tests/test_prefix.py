@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from lightning_ft.data.collate import muted, pack
 from lightning_ft.data.halve import halved
-from lightning_ft.data.prefix import LEAST, common_prefix, share
+from lightning_ft.data.prefix import LEAST, common_prefix, common_prompts, share, share_each
 from lightning_ft.data.table import EncodedTable, TableWriter
 from lightning_ft.data.targets import found_ahead
 from lightning_ft.engine.loss import score_rows, token_logps, token_loss
@@ -60,7 +60,7 @@ def assert_same(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None
 def test_losses_and_gradients_are_those_of_whole_rows(family: str) -> None:
     model = make(family)
     assert check_packing(model, VOCAB).way == "documents"
-    assert "computed once" in verify_shared(model, PREFIX, VOCAB)
+    assert verify_shared(model, PREFIX, VOCAB) is not None
     expected = gradients(model, plain())
     assert_same(expected, gradients(model, once()))
     assert verify_last_layer(model, plain())
@@ -141,10 +141,10 @@ def test_dropout_keeps_it_off() -> None:
     torch.manual_seed(0)
     for changed in ({"attn_pdrop": 0.1}, {"resid_pdrop": 0.1}):
         model = tf.AutoModelForCausalLM.from_config(tf.GPT2Config(**(GPT2 | changed)))  # type: ignore[no-untyped-call]  # of transformers
-        assert verify_shared(model, PREFIX, VOCAB) == ""
-    assert verify_shared(from_config("gpt2"), PREFIX, VOCAB)
+        assert verify_shared(model, PREFIX, VOCAB) is None
+    assert verify_shared(from_config("gpt2"), PREFIX, VOCAB) is not None
     adapted = get_peft_model(make("llama"), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1))
-    assert verify_shared(adapted, PREFIX, VOCAB) == ""
+    assert verify_shared(adapted, PREFIX, VOCAB) is None
 
 
 def test_layers_that_pass_nothing_on_keep_it_off() -> None:
@@ -156,7 +156,7 @@ def test_layers_that_pass_nothing_on_keep_it_off() -> None:
         return forward(*args, **kwargs)
 
     model.model.layers[0].forward = deaf
-    assert verify_shared(model, PREFIX, VOCAB) == ""
+    assert verify_shared(model, PREFIX, VOCAB) is None
 
 
 def table(tmp_path: Path, *blocks: list[Encoded]) -> EncodedTable:
@@ -188,3 +188,53 @@ def test_the_beginning_of_all_rows(tmp_path: Path, blocks: list[list[Encoded]], 
 def test_a_padded_batch_and_a_single_row_are_left_alone() -> None:
     assert share(found_ahead(pack(rows()[:1])), PREFIX).shared is None
     assert share(plain(), 0).shared is None
+
+
+def pairs_of() -> tuple[Batch, list[int]]:
+    """Three pairs of a prompt and two answers, which begin alike in the second, too; and what is alike in each document."""
+    draw = torch.Generator().manual_seed(3)
+
+    def tokens(count: int) -> list[int]:
+        found: list[int] = torch.randint(3, VOCAB, (count,), generator=draw).tolist()
+        return found
+
+    made, alike = [], []
+    for prompt, common, lengths in ((9, 0, (5, 12)), (13, 2, (4, 9)), (3, 0, (7, 1))):
+        begun, begins = tokens(prompt), tokens(common)
+        answers = [[*begins, 3 + n, *tokens(length - 1)] for n, length in enumerate(lengths)]
+        ids = [token for answer in answers for token in (*begun, *answer)]
+        labels = [label for answer in answers for label in (*([IGNORE_INDEX] * prompt), *answer)]
+        made.append(Encoded(ids, labels, "a:1", parts=tuple(prompt + len(answer) for answer in answers)))
+        alike += [0, prompt + common]
+    return found_ahead(pack(made, 200)), alike
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_prompt_of_a_pair_is_computed_once(family: str) -> None:
+    model = make(family)
+    assert check_packing(model, VOCAB).way == "documents"
+    assert verify_shared(model, 9, VOCAB, pairs=True) is not None
+    (plain, alike), (shared, _) = pairs_of(), pairs_of()
+    shared = share_each(shared, alike)
+    assert shared.shared is not None
+    assert len(shared.shared.keep) == 200 - sum(alike)
+    torch.testing.assert_close(token_logps(model, shared), token_logps(model, plain))
+    assert_same(gradients(model, plain), gradients(model, shared))
+    for batch in (plain, shared):
+        parts = halved(halved([batch]))
+        assert [len(part.rows) for part in parts] == [2, 2, 2]
+        assert all((part.shared is not None) == (batch is shared) for part in parts)
+        torch.testing.assert_close(torch.cat([token_logps(model, part) for part in parts]), token_logps(model, plain))
+
+
+def test_prompts_are_found_in_the_table(tmp_path: Path) -> None:
+    rows = [
+        Encoded([1, 2, 3, 4, 1, 2, 3, 5, 6], [1] * 9, "a:1", parts=(4, 5)),
+        Encoded([7, 7, 7], [1] * 3, "a:2", parts=(2, 1)),
+    ]
+    same = [Encoded([5] * 40 + [5] * 40, [1] * 80, f"a:{n}", parts=(40, 40)) for n in range(3, 5)]
+    found = common_prompts(table(tmp_path, rows + same))
+    assert found is not None
+    assert found.tolist() == [3, 0, 39, 39]
+    assert common_prompts(table(tmp_path, rows)) is None
+    assert common_prompts(table(tmp_path, [Encoded([1] * 30, [1] * 30, "a:1")])) is None

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_ft.data.collate import muted, pack, pad
-from lightning_ft.data.prefix import share
+from lightning_ft.data.collate import muted as without_weight
+from lightning_ft.data.collate import pack, pad
+from lightning_ft.data.prefix import share_each
 from lightning_ft.data.shapes import best_lengths, filled
 from lightning_ft.data.stream import Shard
 from lightning_ft.data.targets import found_ahead
@@ -21,6 +22,7 @@ from lightning_ft.types import Batch, Step
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from lightning_ft.data.schedule import Schedule
@@ -97,10 +99,12 @@ class FineTuneData(L.LightningDataModule):
         """By split, (rows, texts) log-probabilities under the model that training began with; None: nothing needs them."""
         self.prefix = 0
         """Tokens that all rows begin with and that a packed row has only once; 0: it has all tokens of its rows."""
+        self.prompts: NDArray[np.int64] | None = None
+        """(N,) tokens that the texts of each training row begin with and that a packed row has only once; None: it has all."""
 
-    def share(self, prefix: int) -> None:
-        """Let packed rows be computed with so many tokens, which all training rows begin with, only once."""
-        self.prefix = prefix
+    def share(self, prefix: int = 0, prompts: NDArray[np.int64] | None = None) -> None:
+        """Let packed rows be computed with only once what all training rows, or the texts of each of them, begin with."""
+        self.prefix, self.prompts = prefix, prompts
         self.__dict__.pop("row_lengths", None)
 
     @property
@@ -114,7 +118,7 @@ class FineTuneData(L.LightningDataModule):
         looked = self.known_steps(LOOKED_AT)
         lengths = self.schedule.lengths
         tokens = [
-            int(lengths[list(micro)].sum()) - self.spared(len(micro))
+            int(lengths[list(micro)].sum()) - sum(self.alike(micro))
             for n in looked for rank in self.schedule.step(n).ranks for micro in rank
         ]  # fmt: skip
         return best_lengths(tokens, self.total_steps / max(1, len(looked)))
@@ -130,25 +134,37 @@ class FineTuneData(L.LightningDataModule):
         plan = shard.step(number)
         batches = []
         for position, micro in enumerate(plan.ranks[rank]):
-            rows = [shard.table[i] for i in micro]
-            if self.schedule.packed:
-                spared = self.spared(len(rows))
-                length = self.filled(sum(len(row.input_ids) for row in rows) - spared) + spared
-                batch = pack(rows, length, self.pad_id)
-            else:
-                batch = pad(rows, self.pad_id)
-            batch = found_ahead(muted(batch) if (rank, position) in plan.fillers else batch)
-            batch.reference = self._reference("train", micro)
-            batches.append(share(batch, self.prefix))
+            batches.append(self.training_batch(micro, shard.table, muted=(rank, position) in plan.fillers))
         return Step(number, tuple(batches), {"tokens": plan.tokens, "rows": float(plan.rows)})
+
+    def training_batch(self, micro: Sequence[int], table: EncodedTable | None = None, *, muted: bool = False) -> Batch:
+        """Training rows as a micro-batch.
+
+        Args:
+            micro: Their numbers in the table.
+            table: That of their shard; None: the only one there is.
+            muted: Whether they count nowhere.
+        """
+        rows = [(table or self.tables["train"])[i] for i in micro]
+        alike = self.alike(micro)
+        if self.schedule.packed:
+            length = self.filled(sum(len(row.input_ids) for row in rows) - sum(alike)) + sum(alike)
+            batch = pack(rows, length, self.pad_id)
+        else:
+            batch = pad(rows, self.pad_id)
+        batch = found_ahead(without_weight(batch) if muted else batch)
+        batch.reference = self._reference("train", micro)
+        return share_each(batch, alike)
 
     def _reference(self, split: Split, rows: Sequence[int]) -> Tensor | None:
         """(rows * texts,) of rows in this order."""
         return None if self.references is None else self.references[split][list(rows)].flatten()
 
-    def spared(self, rows: int) -> int:
-        """Tokens of a packed row of so many documents that are not computed."""
-        return (rows - 1) * self.prefix
+    def alike(self, rows: Sequence[int]) -> list[int]:
+        """Of each document of a packed row of these training rows, the tokens that are computed in an earlier one."""
+        if self.prompts is None:
+            return [0] + [self.prefix] * (len(rows) - 1)
+        return [tokens for i in rows for tokens in (0, int(self.prompts[i]))]
 
     def filled(self, tokens: int) -> int:
         """What a packed row of so many computed tokens is filled up to."""
@@ -158,7 +174,7 @@ class FineTuneData(L.LightningDataModule):
         """Rows and tokens, filling or padding included, that are computed of these rows of the schedule."""
         lengths = self.schedule.lengths[list(micro)]
         if self.schedule.packed:
-            return 1, self.filled(int(lengths.sum()) - self.spared(len(lengths)))
+            return 1, self.filled(int(lengths.sum()) - sum(self.alike(micro)))
         together = max(1, len(self.tables["train"][micro[0]].parts))
         return len(micro) * together, int(lengths.max()) // together
 

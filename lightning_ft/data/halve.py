@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from lightning_ft.data.prefix import share
+from lightning_ft.data.prefix import share_each
 from lightning_ft.data.shapes import filled
 from lightning_ft.data.targets import found_ahead
 from lightning_ft.types import IGNORE_INDEX, Batch
@@ -64,8 +64,9 @@ def _documents(batch: Batch, first: int, last: int) -> Batch:
     assert batch.documents is not None
     start, end = batch.documents[first], batch.documents[last]
     tokens = end - start
-    prefix = 0 if batch.shared is None else batch.shared.prefix
-    computed = tokens - (last - first - 1) * prefix
+    # The first of all, and the first of those that belong together, have all of their tokens.
+    alike = () if batch.shared is None else (0, *batch.shared.alike[first + 1 : last])
+    computed = tokens - sum(alike)
     extra = filled(computed) - computed
     positions = batch.position_ids[:, start:end]
     if extra:
@@ -79,4 +80,4 @@ def _documents(batch: Batch, first: int, last: int) -> Batch:
         weights=None if batch.weights is None else F.pad(batch.weights[:, start:end], (0, extra)),
         lengths=batch.lengths[first:last], reference=None if batch.reference is None else batch.reference[first:last],
     )  # fmt: skip
-    return share(found_ahead(part), prefix)
+    return share_each(found_ahead(part), alike)

@@ -1,7 +1,7 @@
-"""What all rows begin with (a system prompt, the first words of a template), and packed rows in which it is computed once.
+"""What documents begin with alike (all rows a system prompt, a pair its prompt), and packed rows in which it is computed once.
 
-A causal model makes the same of it in every document. So the model gets the tokens of the first document, and of the others
-those behind what they have in common; attention puts the rows together again (`engine.attention`).
+A causal model makes the same of it in every document. So the model gets all tokens of the first document, and of the others
+those behind what they have in common with it; attention puts the rows together again (`engine.attention`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from lightning_ft.data.targets import read_positions, supervised
 from lightning_ft.types import Batch, Shared
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
     from lightning_ft.data.table import EncodedTable
+    from lightning_ft.types import Encoded
 
 LEAST = 8
 """Tokens from which on a common beginning is worth it."""
@@ -41,6 +46,24 @@ def common_prefix(table: EncodedTable) -> int:
     return common if common >= max(LEAST, SHARE * float(table.lengths.mean())) else 0
 
 
+def common_prompts(table: EncodedTable) -> NDArray[np.int64] | None:
+    """(N,) tokens that the texts of each row begin with alike, of a table of pairs; None where they are too few to matter."""
+    if not table.pairs:
+        return None
+    found = np.array([_alike(table[i]) for i in range(len(table))], dtype=np.int64)
+    return found if found.sum() >= max(LEAST * len(table), SHARE * float(table.lengths.sum())) else None
+
+
+def _alike(row: Encoded) -> int:
+    """Tokens that all texts of a row begin with, at most all but one of the shortest."""
+    first, *others = (np.asarray(text.input_ids) for text in row.texts())
+    common = min(len(first), *map(len, others)) - 1
+    for other in others:
+        differs = first[:common] != other[:common]
+        common = int(differs.argmax()) if differs.any() else common
+    return common
+
+
 def share(batch: Batch, prefix: int) -> Batch:
     """The batch, which knows how to be computed with what its documents begin with only once.
 
@@ -48,17 +71,29 @@ def share(batch: Batch, prefix: int) -> Batch:
         batch: Packed, or left alone.
         prefix: Tokens that every document begins with, but for one that only fills the row up.
     """
+    return share_each(batch, [0] + [prefix] * (len(batch.rows) - 1))
+
+
+def share_each(batch: Batch, alike: Sequence[int]) -> Batch:
+    """The batch, which knows how to be computed with what is alike only once.
+
+    Args:
+        batch: Packed, or left alone.
+        alike: Of each document but one that only fills the row up, how many tokens it begins with as its lead does: the first
+            of those that belong together, or where none do, the first of all. 0 for a lead itself.
+    """
     batch.shared = None
-    if not prefix or batch.documents is None or len(batch.rows) < 2:
+    if batch.documents is None or not any(alike):
         return batch
-    starts, total = batch.documents[1 : len(batch.rows)], batch.documents[-1]
+    starts, total = batch.documents[: len(batch.rows)], batch.documents[-1]
     kept = np.ones(total, dtype=bool)
-    for start in starts:
-        kept[start : start + prefix] = False
+    for start, length in zip(starts, alike, strict=True):
+        kept[start : start + length] = False
     place = np.cumsum(kept) - 1
-    for start in starts:
-        place[start : start + prefix] = np.arange(prefix)
+    for number, (start, length) in enumerate(zip(starts, alike, strict=True)):
+        lead = starts[number - number % batch.together] if batch.together > 1 else 0
+        place[start : start + length] = place[lead : lead + length]
     keep, where = torch.from_numpy(np.flatnonzero(kept)), torch.from_numpy(place)
     index = torch.unique(where[supervised(batch).index])
-    batch.shared = Shared(prefix, keep, where, read_positions(index, len(keep)), batch.input_ids, batch.labels)
+    batch.shared = Shared(tuple(alike), keep, where, read_positions(index, len(keep)), batch.input_ids, batch.labels)
     return batch

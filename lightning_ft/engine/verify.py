@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ft.data.collate import pack
-from lightning_ft.data.prefix import share
+from lightning_ft.data.prefix import share_each
 from lightning_ft.data.targets import supervised
 from lightning_ft.engine import last_layer
 from lightning_ft.engine.attention import packs_documents
@@ -94,23 +94,27 @@ def verify_last_layer(model: nn.Module, batch: Batch, tolerance: float | None = 
     return f"MLP and output projection of the last layer at these positions only, equal to {difference:.1e}."
 
 
-def verify_shared(model: nn.Module, prefix: int, vocabulary: int, tolerance: float | None = None) -> str:
+def verify_shared(
+    model: nn.Module, prefix: int, vocabulary: int, tolerance: float | None = None, *, pairs: bool = False
+) -> float | None:
     """Whether what packed documents begin with may be computed only once (`data.prefix`), by a comparison on random rows.
 
     Args:
         model: as it will be trained, whole in this process; `verify_head` and the check of packing have seen it.
-        prefix: tokens that all rows begin with; 0: there is nothing to share.
+        prefix: tokens that all rows, or both texts of a pair, begin with; 0: there is nothing to share.
         vocabulary: token ids are drawn below it.
         tolerance: as for `verify_head`.
+        pairs: whether it is the texts of a pair.
 
     Returns:
-        One sentence for the log; empty where it may not.
+        The largest relative difference; None where it may not.
     """
     if not prefix or not packs_documents(model) or _drops(model):
-        return ""
+        return None
     device, path = next(model.parameters()).device, head_path(model)
-    plain = _begun_alike(min(prefix, _SAMPLE_TOKENS), vocabulary).to(device)
-    once = share(plain.to("cpu"), min(prefix, _SAMPLE_TOKENS)).to(device)
+    tokens = min(prefix, _SAMPLE_TOKENS)
+    plain = _begun_alike(tokens, vocabulary, pairs=pairs).to(device)
+    once = share_each(plain.to("cpu"), [0, tokens, 0 if pairs else tokens, tokens]).to(device)
     # Norms of many families are float32 in any case.
     tolerance = max(_tolerance(model, None), 1e-6) if tolerance is None else tolerance
     try:
@@ -118,20 +122,22 @@ def verify_shared(model: nn.Module, prefix: int, vocabulary: int, tolerance: flo
         difference = _difference(expected, _loss_and_gradients(model, once, path))
     except (RuntimeError, TypeError, ValueError, TrainingError):  # its layers do not pass on what attention has to know
         difference = float("inf")
-    if _over_ranks(difference, device) > tolerance:
-        return ""
-    return f"the {prefix} tokens that all rows begin with are computed once in a packed row, equal to {difference:.1e}"
+    difference = _over_ranks(difference, device)
+    return None if difference > tolerance else difference
 
 
-def _begun_alike(prefix: int, vocabulary: int) -> Batch:
-    """Three packed documents of random tokens that are the same up to `prefix`; what comes behind is trained."""
+def _begun_alike(prefix: int, vocabulary: int, *, pairs: bool) -> Batch:
+    """Four packed documents of random tokens, of which all, or two each, are the same up to `prefix`; the rest is trained."""
     draw = torch.Generator().manual_seed(0)
-    common = torch.randint(vocabulary, (prefix,), generator=draw).tolist()
     rows = []
-    for number, length in enumerate((9, 5, 14)):
+    for number, length in enumerate((9, 5, 14, 3)):
+        if number == 0 or (pairs and number == 2):
+            common = torch.randint(vocabulary, (prefix,), generator=draw).tolist()
         own = torch.randint(vocabulary, (length,), generator=draw).tolist()
         rows.append(Encoded(common + own, [IGNORE_INDEX] * prefix + own, f"{number}"))
-    return pack(rows)
+    batch = pack(rows)
+    batch.together = 2 if pairs else 1
+    return batch
 
 
 def _drops(model: nn.Module) -> bool:
