@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_ft.cli import BROKEN_PIPE, CORE, main
-from lightning_ft.errors import CheckFailedError, RunInterruptedError, TrainingError
+from lightning_ft.errors import CheckFailedError, RunInterruptedError, TrainingError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "lightning", "transformers", "peft"}
@@ -195,6 +195,21 @@ def test_errors_become_exit_codes(
     if code in (1, 3, 143):
         assert main(["doctor", "--debug"]) == code
         assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_all_processes_would_say_is_said_by_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_ft.cli import doctor
+
+    def fail(argv: object) -> int:
+        raise UsageError("Typed wrongly.") if argv else TrainingError("Died here.")
+
+    monkeypatch.setattr(doctor, "main", fail)
+    for rank, words, said in (("0", ["x"], "Typed wrongly."), ("1", ["x"], ""), ("1", [], "Died here.")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main(["doctor", *words]) == (2 if words else 1)
+        assert capsys.readouterr().err == (f"lightning-ft: {said}\n" if said else "")
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -11,7 +11,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from lightning_ft.errors import LightningFTError, PluginError, RunInterruptedError, UsageError, did_you_mean
+from lightning_ft.errors import DataError, LightningFTError, PluginError, RunInterruptedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LightningFTError as error:
         if debug:
             traceback.print_exc()
-        _say(str(error).strip())
+        if not (isinstance(error, (DataError, UsageError)) and _another_says_it()):
+            _say(str(error).strip())
         return 128 + error.signum if isinstance(error, RunInterruptedError) else error.exit_code
     except Exception as error:
         if debug:
@@ -73,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"{type(error).__name__}: {shown or 'no message'}; run again with --debug for the traceback.")
         return 1
     return code
+
+
+def _another_says_it() -> bool:
+    """Whether this is not the first process of its machine: of what was typed and of files all of them say the same."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _say(message: str) -> None:

@@ -282,7 +282,8 @@ class Session:
     def facts(self) -> dict[str, str]:
         """Lines of the model card."""
         return {
-            "method": self.choices.method.name, "task": self.prepared.task.name, "chat template": self.template.name,
+            "method": self.choices.method.name, "objective": self.choices.objective.name,
+            "task": self.prepared.task.name, "chat template": self.template.name,
             "data": ", ".join(self.prepared.ledger.sources), "rows trained on": f"{len(self.prepared.tables['train']):,}",
             "trained with": f"lightning-ft {self.folder.record.get('versions', {}).get('lightning-ft', '')}",
         }  # fmt: skip
