@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lightning_ft.errors import UsageError, did_you_mean
-from lightning_ft.monitor import Mode, check_monitor
+from lightning_ft.monitor import Mode  # noqa: TC001  # types of options are read when flags are made
 from lightning_ft.quantization import ComputeType, Format, wanted
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -140,7 +140,7 @@ class TrainingConfig:
     """How many checkpoints are kept beside the newest, best first."""
     monitor: str = "val_loss"
     """What `keep_best`, `best_model` and `early_stopping` look at: val_loss, val_token_accuracy, val_loss/FILE with several
-    files, or what a callback of yours logs."""
+    files, `val_` and what the objective measures (val_reward_accuracy ...), or what a callback of yours logs."""
     monitor_mode: Mode = "auto"
     """Which way `monitor` is better, min or max; auto: known of what validation measures."""
     early_stopping: int | None = None
@@ -251,8 +251,6 @@ class TrainingConfig:
                 f"Expected --name to be the name of a folder under runs/; got '{self.name}': use --output for a path."
             )
         self._check_readers()
-        if self.objective is None:  # others say themselves what they measure
-            check_monitor(self)
         if len(self.split) not in (2, 3) or min(self.split) < 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
             raise UsageError(f"Expected --split to be 2 or 3 shares that add up to 1, as [0.8,0.1,0.1]; got {self.split}.")
         if self.trust_remote_code and not self.revision:

@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from lightning_ft.types import Batch, Step
     from lightning_ft.validation import Validation
 
-ADAPTER_RATE, BASE_RATE = 2e-4, 2e-5
-"""Peak learning rates where the user gives none: adapters start from zero and stand ten times as much."""
-
 
 class FineTuner(L.LightningModule):
     """Trains what a method attached to a backbone, on an objective, over scheduled steps.
@@ -81,8 +78,7 @@ class FineTuner(L.LightningModule):
         """What float32 parameters are gathered in under FSDP2; None: as they are."""
         self.start_from: Path | None = None
         """Folder of an adapter to go on training from."""
-        usual = method.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
-        self.learning_rate = config.learning_rate or usual * objective.pace
+        self.learning_rate = config.learning_rate or optim.usual_rate(method, objective)
         self.noise: EmbeddingNoise | None = None
         self.grad_norm = torch.zeros(())
         self.step_loss = torch.zeros(())

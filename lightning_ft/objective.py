@@ -37,7 +37,7 @@ class Objective(ABC):
     """Factor of the usual learning rate, where the user gives none."""
     measures: ClassVar[Mapping[str, Literal["min", "max"]]] = {}
     """Logs that a validation reports beside the loss, and which way each is better; then the loss is that of its own terms.
-    None: a validation reports likelihoods per token."""
+    Empty: a validation reports likelihoods per token."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
@@ -52,5 +52,5 @@ class Objective(ABC):
         return "label_smoothing" in inspect.signature(cls.__call__).parameters
 
     def prepare(self, model: nn.Module, batch: Batch) -> Batch:
-        """Add to the batch what must be computed without gradient first (reference log-probabilities, rollouts)."""
+        """Add to the batch what must be computed without gradient first, by the model as it is (rollouts)."""
         return batch

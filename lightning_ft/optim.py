@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_ft.config import DecayShape, Schedule
+    from lightning_ft.method import Method
+    from lightning_ft.objective import Objective
 
+ADAPTER_RATE, BASE_RATE = 2e-4, 2e-5
+"""Peak learning rates of methods that name none: adapters start from zero and stand ten times as much."""
 TIMESCALE = 10_000
 """Steps in which `inverse_sqrt` falls by a factor of sqrt(2) where no warm-up says how many."""
 KNOWN = frozenset({"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"})
@@ -26,6 +30,11 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda x: 1 - math.sqrt(x),
 }
 """From 1 at the beginning to 0 at the end of a decay, by the share of it that is done."""
+
+
+def usual_rate(method: Method, objective: Objective) -> float:
+    """The peak learning rate where the user gives none."""
+    return objective.pace * (method.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE))
 
 
 def is_elementwise(optimizer: type[torch.optim.Optimizer]) -> bool:

@@ -123,7 +123,7 @@ class Shortage:
         """
         if not out_of_memory(error) or not self.survives:
             raise error
-        rows = ", ".join(batch.rows)
+        rows = ", ".join(dict.fromkeys(batch.rows))
         tokens = sum(batch.lengths) or batch.input_ids.numel()
         said = (
             f"The memory does not suffice for row {rows} of {tokens} tokens, alone in its micro-batch ({first_line(error)}); "

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FEWEST = 10
 """Training lines below which their course is not judged."""
+LEAST = 0.05
+"""What a smaller loss counts as (nats): how it moves below is no trouble, as after learning by heart or on pairs told apart."""
 SURE = 3.0
 """Standard errors by which two ends of a course must differ."""
 
@@ -82,7 +84,8 @@ class Course:
 
 
 def _column(lines: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
-    return np.array([math.nan if line[key] is None else line[key] for line in lines if key in line], dtype=float)
+    found = np.array([math.nan if line[key] is None else line[key] for line in lines if key in line], dtype=float)
+    return np.maximum(found, LEAST)
 
 
 def divergence(course: Course) -> str | None:
@@ -97,7 +100,12 @@ def divergence(course: Course) -> str | None:
 
 def not_falling(course: Course) -> str | None:
     """The last fifth of the training losses is below the first by less than 1 % or 2 standard errors (or a little above)."""
-    if not course.long_enough or divergence(course) or course.fall >= max(0.01 * course.part(0), 2 * course.error):
+    if (
+        not course.long_enough
+        or divergence(course)
+        or course.part(0) == LEAST
+        or course.fall >= max(0.01 * course.part(0), 2 * course.error)
+    ):
         return None
     return f"training loss is {course.part(0):.4g} at the beginning and {course.part(1):.4g} at the end"
 
@@ -140,7 +148,7 @@ def overfitting(course: Course) -> str | None:
 
 def spikes(course: Course) -> str | None:
     """A training loss is 30 % above the median of the seven around it, and that by 8 robust standard deviations."""
-    if not course.long_enough or course.train.min() <= 0:
+    if not course.long_enough:
         return None
     middle = _running(course.train, 7, np.median)
     above = np.log(course.train / middle)

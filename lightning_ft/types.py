@@ -139,7 +139,7 @@ class Encoded:
     """Tokens of each text where the row is several, end to end (the two answers of a pair); empty: it is one."""
 
     def texts(self) -> tuple[Encoded, ...]:
-        """Each text of the row as a row of its own, all of the same name."""
+        """Each text of the row as a row of its own, all of the same name; roles and what was cut are those of the row alone."""
         if not self.parts:
             return (self,)
         ends = [sum(self.parts[: i + 1]) for i in range(len(self.parts))]
@@ -172,6 +172,8 @@ class Supervised:
     read: Tensor | None = None
     """(K,) positions whose output has to be right: those of `index` and some that only make for fewer different shapes, each
     once. None: so many that it is not worth it."""
+    rows: Tensor | None = None
+    """(N,) row or document of each position, found ahead where rows belong together; None: to be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,8 @@ class Batch:
         if known is not None and known.labels is self.labels and known.row_weights is self.weights:
             own = None if known.weights is None else change(known.weights)
             read = None if known.read is None else change(known.read)
-            known = Supervised(change(known.index), change(known.targets), own, labels, weights, read)
+            rows = None if known.rows is None else change(known.rows)
+            known = Supervised(change(known.index), change(known.targets), own, labels, weights, read, rows)
         else:
             known = None
         ids, shared = change(self.input_ids), self.shared

@@ -81,7 +81,7 @@ class OwnTerms(Validation):
     @torch.no_grad()
     def add(self, model: nn.Module, batch: Batch) -> None:
         """Sum and count of each term and log."""
-        output = self.objective(model, batch)
+        output = self.objective(model, self.objective.prepare(model, batch))
         self.weights = self.weights or {name: term.weight for name, term in output.terms.items()}
         found = table(output, self.names)
         if not len(self.sums):

@@ -248,7 +248,7 @@ def test_every_command_option_and_format_is_documented() -> None:
 
 def test_every_hook_contract_and_fixture_is_documented() -> None:
     from lightning_ft import hookspecs, testing
-    from lightning_ft.testing import checks, fixtures, methods
+    from lightning_ft.testing import checks, fixtures, methods, objectives
 
     text = GUIDE.read_text(encoding="utf-8")
     hooks = [name for name in vars(hookspecs) if name.startswith(("register_", "load_"))]
@@ -260,7 +260,7 @@ def test_every_hook_contract_and_fixture_is_documented() -> None:
     assert [name for name in shown if f"`{name}`" not in text] == []
     clauses: dict[str, Any] = {
         "method": methods.METHOD_CLAUSES, "task": checks.TASK_CLAUSES, "metric": checks.METRIC_CLAUSES,
-        "objective": checks.OBJECTIVE_CLAUSES,
+        "objective": objectives.OBJECTIVE_CLAUSES,
     }  # fmt: skip
     for kind, table_ in clauses.items():
         row = re.search(rf"^\| {kind} \| (.*) \|$", text, re.MULTILINE)

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from lightning_ft.data.collate import muted, pack
 from lightning_ft.data.halve import halved
-from lightning_ft.data.prefix import LEAST, common_prefix, common_prompts, share, share_each
+from lightning_ft.data.prefix import LEAST, common_prefix, common_prompt, prompt_tokens, share, share_each
 from lightning_ft.data.table import EncodedTable, TableWriter
 from lightning_ft.data.targets import found_ahead
 from lightning_ft.engine.loss import score_rows, token_logps, token_loss
@@ -233,8 +233,9 @@ def test_prompts_are_found_in_the_table(tmp_path: Path) -> None:
         Encoded([7, 7, 7], [1] * 3, "a:2", parts=(2, 1)),
     ]
     same = [Encoded([5] * 40 + [5] * 40, [1] * 80, f"a:{n}", parts=(40, 40)) for n in range(3, 5)]
-    found = common_prompts(table(tmp_path, rows + same))
-    assert found is not None
-    assert found.tolist() == [3, 0, 39, 39]
-    assert common_prompts(table(tmp_path, rows)) is None
-    assert common_prompts(table(tmp_path, [Encoded([1] * 30, [1] * 30, "a:1")])) is None
+    assert [prompt_tokens(row) for row in rows + same] == [3, 0, 39, 39]
+    mean, saved = common_prompt(table(tmp_path, rows + same))
+    assert mean == 20
+    assert saved == pytest.approx(81 / (9 + 3 + 80 + 80))
+    assert common_prompt(table(tmp_path, rows)) == (0, 0.0)
+    assert common_prompt(table(tmp_path, [Encoded([1] * 30, [1] * 30, "a:1")])) == (0, 0.0)

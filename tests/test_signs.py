@@ -89,6 +89,14 @@ def test_too_few_lines_say_nothing(lines: list[dict[str, Any]]) -> None:
     assert signs(lines) == []
 
 
+@pytest.mark.parametrize("kind", ["healthy", "oscillation", "overfitting", "spikes", "divergence"])
+def test_what_a_loss_near_nothing_does_is_no_trouble(kind: str) -> None:
+    """As of pairs that are told apart, or rows that are known by heart: a thousandth of the loss, and the same course."""
+    for seed in range(5):
+        small = [{key: value if key == "step" else value / 1000 for key, value in line.items()} for line in course(kind, seed)]
+        assert names(small) == []
+
+
 def diverged(base: float, tuned: float, better: bool | None) -> list[str]:
     found = Comparison("loss", base, tuned, tuned - base, 0.0, 0.0, 0.0, better, 60, higher_is_better=False)
     return [sign.name for sign in signs(course("healthy", 0), found)]

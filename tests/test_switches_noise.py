@@ -20,9 +20,9 @@ from lightning_ft.engine.loss import score_rows
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.registry import registry
-from lightning_ft.testing.checks import text_batch
 from lightning_ft.testing.methods import attach
 from lightning_ft.testing.models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from lightning_ft.testing.objectives import text_batch
 from lightning_ft.types import Batch
 
 if TYPE_CHECKING:

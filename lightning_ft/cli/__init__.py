@@ -11,7 +11,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from lightning_ft.errors import DataError, LightningFTError, PluginError, RunInterruptedError, UsageError, did_you_mean
+from lightning_ft.errors import LightningFTError, PluginError, RunInterruptedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LightningFTError as error:
         if debug:
             traceback.print_exc()
-        if not (isinstance(error, (DataError, UsageError)) and _another_says_it()):
+        if not (isinstance(error, UsageError) and _another_says_it()):
             _say(str(error).strip())
         return 128 + error.signum if isinstance(error, RunInterruptedError) else error.exit_code
     except Exception as error:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _another_says_it() -> bool:
-    """Whether this is not the first process of its machine: of what was typed and of files all of them say the same."""
+    """Whether this is not the first process of its machine: of what was typed all of them say the same."""
     return os.environ.get("LOCAL_RANK", "0") != "0"
 
 

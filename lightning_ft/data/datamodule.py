@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_ft.data.collate import muted as without_weight
 from lightning_ft.data.collate import pack, pad
-from lightning_ft.data.prefix import share_each
+from lightning_ft.data.prefix import prompt_tokens, share_each
 from lightning_ft.data.shapes import best_lengths, filled
 from lightning_ft.data.stream import Shard
 from lightning_ft.data.targets import found_ahead
@@ -99,12 +99,12 @@ class FineTuneData(L.LightningDataModule):
         """By split, (rows, texts) log-probabilities under the model that training began with; None: nothing needs them."""
         self.prefix = 0
         """Tokens that all rows begin with and that a packed row has only once; 0: it has all tokens of its rows."""
-        self.prompts: NDArray[np.int64] | None = None
-        """(N,) tokens that the texts of each training row begin with and that a packed row has only once; None: it has all."""
+        self._prompts: dict[int, int] | None = None
+        """By training row what `prompt_tokens` is; None: a packed row has all tokens of its texts."""
 
-    def share(self, prefix: int = 0, prompts: NDArray[np.int64] | None = None) -> None:
+    def share(self, prefix: int = 0, *, prompts: bool = False) -> None:
         """Let packed rows be computed with only once what all training rows, or the texts of each of them, begin with."""
-        self.prefix, self.prompts = prefix, prompts
+        self.prefix, self._prompts = prefix, {} if prompts else None
         self.__dict__.pop("row_lengths", None)
 
     @property
@@ -156,15 +156,25 @@ class FineTuneData(L.LightningDataModule):
         batch.reference = self._reference("train", micro)
         return share_each(batch, alike)
 
+    def trained_rows(self) -> NDArray[np.int64]:
+        """Numbers of the training rows that any step of the run has, ascending; of a run without a stream."""
+        steps = (self.schedule.step(number) for number in range(self.total_steps))
+        return np.unique([i for step in steps for rank in step.ranks for micro in rank for i in micro])
+
     def _reference(self, split: Split, rows: Sequence[int]) -> Tensor | None:
         """(rows * texts,) of rows in this order."""
-        return None if self.references is None else self.references[split][list(rows)].flatten()
+        known = (self.references or {}).get(split)
+        return None if known is None else known[list(rows)].flatten()
 
     def alike(self, rows: Sequence[int]) -> list[int]:
         """Of each document of a packed row of these training rows, the tokens that are computed in an earlier one."""
-        if self.prompts is None:
+        if self._prompts is None:
             return [0] + [self.prefix] * (len(rows) - 1)
-        return [tokens for i in rows for tokens in (0, int(self.prompts[i]))]
+        table = self.tables["train"]
+        for i in rows:
+            if i not in self._prompts:
+                self._prompts[i] = prompt_tokens(table[i])
+        return [tokens for i in rows for tokens in (0, *[self._prompts[i]] * (table.texts - 1))]
 
     def filled(self, tokens: int) -> int:
         """What a packed row of so many computed tokens is filled up to."""
@@ -175,7 +185,7 @@ class FineTuneData(L.LightningDataModule):
         lengths = self.schedule.lengths[list(micro)]
         if self.schedule.packed:
             return 1, self.filled(int(lengths.sum()) - sum(self.alike(micro)))
-        together = max(1, len(self.tables["train"][micro[0]].parts))
+        together = self.tables["train"].texts
         return len(micro) * together, int(lengths.max()) // together
 
     def train_dataloader(self) -> DataLoader[Step]:
@@ -194,18 +204,31 @@ class FineTuneData(L.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """A step in smaller micro-batches, if the memory has not sufficed for the scheduled ones."""
+        """A step with what needs this process: references, and smaller micro-batches if the memory has not sufficed."""
         if not isinstance(batch, Step):
             return batch
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
+        if self.references is not None:  # a worker that makes steps began before they were known
+            for micro, rows in zip(batch.micro, self.schedule.step(batch.number).ranks[module.data_place[0]], strict=True):
+                micro.reference = self._reference("train", rows)
         step: Step = module.shortage.cut(batch)
         return step.pin_memory() if step is not batch and module.device.type == "cuda" else step
 
-    def validation_plan(self, split: Split = "validation", rank: int = 0, world_size: int = 1) -> list[tuple[int, ...]]:
-        """Row indices of each evaluation batch of a rank: like lengths together, bounded in rows or in tokens."""
+    def validation_plan(
+        self, split: Split = "validation", rank: int = 0, world_size: int = 1, rows: NDArray[np.int64] | None = None
+    ) -> list[tuple[int, ...]]:
+        """Row indices of each evaluation batch of a rank: like lengths together, bounded in rows or in tokens.
+
+        Args:
+            split: Of which rows.
+            rank: The process among those that see different rows.
+            world_size: How many these are.
+            rows: The rows that are meant; None: all.
+        """
         lengths = self.tables[split].padded
-        order = np.argsort(-lengths, kind="stable").tolist()
+        chosen = np.arange(len(lengths)) if rows is None else rows
+        order = chosen[np.argsort(-lengths[chosen], kind="stable")].tolist()
         batches: list[list[int]] = []
         for i in order:
             if batches and len(batches[-1]) < (self.eval_rows or VALIDATION_TOKENS // int(lengths[batches[-1][0]])):
@@ -218,9 +241,10 @@ class FineTuneData(L.LightningDataModule):
 
     def validation_batch(self, indices: tuple[int, ...], split: Split = "validation") -> Batch:
         """The rows as a padded batch; without any, a batch that names no row: it keeps a rank in step and counts nowhere."""
-        shortest = int(self.tables[split].lengths.argmin())
-        batch = pad([self.tables[split][i] for i in indices or (shortest,)], self.pad_id)
-        batch.reference = self._reference(split, indices or (shortest,)) if split in (self.references or ()) else None
+        table = self.tables[split]
+        rows = indices or (int(table.lengths.argmin()),)
+        batch = pad([table[i] for i in rows], self.pad_id)
+        batch.reference = self._reference(split, rows)
         if not indices:
             batch.rows = ()
         return batch

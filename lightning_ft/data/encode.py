@@ -204,7 +204,10 @@ def pair_of(example: Preference) -> tuple[Conversation, Conversation]:
 
 
 def _joined(texts: Sequence[Encoded | str], row: str) -> Encoded | str:
-    """The texts of a row end to end; where one of them has nothing to train, as after a cut, none has."""
+    """The texts of a row end to end; where one of them has nothing to train, as after a cut, none has.
+
+    Weights of turns are not kept: the log-probability of an answer is a sum over its tokens. A turn of weight 0 is none of it.
+    """
     wrong = next((text for text in texts if isinstance(text, str)), None)
     if wrong is not None or len(texts) == 1:
         return wrong if wrong is not None else texts[0]
@@ -215,7 +218,7 @@ def _joined(texts: Sequence[Encoded | str], row: str) -> Encoded | str:
     trained: Counter[str] = Counter()
     for text in found:
         roles.update({role: tokens for role, (tokens, _) in text.roles.items()})
-        trained.update({role: supervised for role, (_, supervised) in text.roles.items()})
+        trained.update({role: supervised if whole else 0 for role, (_, supervised) in text.roles.items()})
     return Encoded(
         list(chain.from_iterable(text.input_ids for text in found)), list(chain.from_iterable(labels)), row,
         truncated=sum(text.truncated for text in found), supervised_lost=sum(text.supervised_lost for text in found),

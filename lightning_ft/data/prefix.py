@@ -17,8 +17,6 @@ from lightning_ft.types import Batch, Shared
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from lightning_ft.data.table import EncodedTable
     from lightning_ft.types import Encoded
 
@@ -26,6 +24,8 @@ LEAST = 8
 """Tokens from which on a common beginning is worth it."""
 MOST = 4096
 """Tokens of it that are looked at."""
+LOOKED_AT = 1000
+"""Rows of several texts that decide whether what each begins with is worth it."""
 SHARE = 0.12
 """Part of the rows' tokens that it has to be: attention copies queries, keys and values for it, which eats up what less than
 a tenth saves (`benchmarks/suites/tricks.yaml`)."""
@@ -46,15 +46,20 @@ def common_prefix(table: EncodedTable) -> int:
     return common if common >= max(LEAST, SHARE * float(table.lengths.mean())) else 0
 
 
-def common_prompts(table: EncodedTable) -> NDArray[np.int64] | None:
-    """(N,) tokens that the texts of each row begin with alike, of a table of pairs; None where they are too few to matter."""
-    if not table.pairs:
-        return None
-    found = np.array([_alike(table[i]) for i in range(len(table))], dtype=np.int64)
-    return found if found.sum() >= max(LEAST * len(table), SHARE * float(table.lengths.sum())) else None
+def common_prompt(table: EncodedTable) -> tuple[int, float]:
+    """Tokens that the texts of a row begin with alike, in the mean over rows all over a table, and their share of all tokens.
+
+    Zeros where a row is one text, or they are too few to matter.
+    """
+    if table.texts == 1:
+        return 0, 0.0
+    looked = range(0, len(table), -(-len(table) // LOOKED_AT))
+    mean = sum(prompt_tokens(table[i]) for i in looked) / len(looked)
+    share = (table.texts - 1) * mean / float(table.lengths[list(looked)].mean())
+    return (round(mean), share) if mean >= LEAST and share >= SHARE else (0, 0.0)
 
 
-def _alike(row: Encoded) -> int:
+def prompt_tokens(row: Encoded) -> int:
     """Tokens that all texts of a row begin with, at most all but one of the shortest."""
     first, *others = (np.asarray(text.input_ids) for text in row.texts())
     common = min(len(first), *map(len, others)) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +92,10 @@ class EncodedTable:
             parts=tuple(parts.as_py()) if parts.is_valid else (),
         )
 
-    @property
-    def pairs(self) -> bool:
-        """Whether its rows are several texts each."""
-        return len(self) > 0 and bool(self[0].parts)
+    @cached_property
+    def texts(self) -> int:
+        """Texts of each row."""
+        return max(1, len(self[0].parts)) if len(self) else 1
 
     def tokens(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
         """Block by block: the tokens of its rows end to end, and where each row begins in them, with the end."""
@@ -122,6 +123,7 @@ def _padded(columns: Mapping[str, Any]) -> NDArray[np.int64]:
     parts, lengths = columns["parts"], _list_lengths(columns["input_ids"])
     if parts.null_count == len(parts):
         return lengths
+    assert not parts.null_count, "one task makes pairs of all rows or of none"
     longest = np.maximum.reduceat(parts.values.to_numpy(), parts.offsets.to_numpy()[:-1])
     return longest.astype(np.int64) * _list_lengths(parts)
 

@@ -29,7 +29,15 @@ def supervised(batch: Batch) -> Supervised:
     weights = None
     if batch.weights is not None:
         weights = F.pad(batch.weights[:, 1:], (0, 1)).flatten()[index]
-    return Supervised(index, flat[index], weights, batch.labels, batch.weights, read_positions(index, len(flat)))
+    rows = row_numbers(batch, index) if batch.together > 1 else None
+    return Supervised(index, flat[index], weights, batch.labels, batch.weights, read_positions(index, len(flat)), rows)
+
+
+def row_numbers(batch: Batch, index: Tensor) -> Tensor:
+    """(N,) number of the row, or of the packed row's document, that each flat position belongs to."""
+    if batch.documents is None:
+        return index // batch.input_ids.shape[1]
+    return torch.bucketize(index, torch.tensor(batch.documents[1:], device=index.device), right=True)
 
 
 def read_positions(index: Tensor, total: int) -> Tensor | None:

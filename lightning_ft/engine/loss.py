@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ft.data.targets import supervised
+from lightning_ft.data.targets import row_numbers, supervised
 from lightning_ft.engine import last_layer
 from lightning_ft.engine.attention import documents, forward_kwargs, packs_documents, whole_rows
 from lightning_ft.engine.cross_entropy import chunked_nll, summed_cross_entropy, token_cross_entropy, wide_dtype
@@ -25,17 +25,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.types import Batch, Shared, Supervised
 
-__all__ = [
-    "HeadPath",
-    "head_path",
-    "loss_by",
-    "rows_of",
-    "score_rows",
-    "supervised",
-    "token_counts",
-    "token_logps",
-    "token_loss",
-]
+__all__ = ["HeadPath", "head_path", "loss_by", "score_rows", "supervised", "token_counts", "token_logps", "token_loss"]
 
 ROUND = 32
 """Supervised positions of a micro-batch are a multiple of this on a CPU."""
@@ -56,22 +46,21 @@ def token_logps(model: nn.Module, batch: Batch) -> Tensor:
         (B,), or of a packed row one per document.
     """
     chosen, path = supervised(batch), head_path(model)
-    states = _states(model, batch, path, chosen)
     if path.name == "chunked":
-        weight, bias = _head_weights(model)
-        nll = token_cross_entropy(states, weight, bias, chosen.targets, cap=path.cap)
+        rounded = _rounded(chosen)
+        states, (weight, bias) = _states(model, batch, path, rounded), _head_weights(model)
+        nll = token_cross_entropy(states, weight, bias, rounded.targets, cap=path.cap)[: len(chosen.index)]
     else:
-        nll = _plain_nll(states, chosen.targets)
+        nll = _plain_nll(_states(model, batch, path, chosen), chosen.targets)
     sums = nll.new_zeros(_num_rows(batch))
-    return sums.index_add(0, rows_of(batch, chosen.index), -nll)
+    return sums.index_add(0, _rows(batch, chosen), -nll)
 
 
 def token_counts(batch: Batch) -> Tensor:
     """(B,) supervised tokens of each row, or of a packed row of each document, as float32."""
-    index = supervised(batch).index
-    return torch.zeros(_num_rows(batch), device=index.device).index_add_(
-        0, rows_of(batch, index), torch.ones_like(index).float()
-    )
+    chosen = supervised(batch)
+    ones = torch.ones(len(chosen.index), device=chosen.index.device)
+    return torch.zeros(_num_rows(batch), device=ones.device).index_add_(0, _rows(batch, chosen), ones)
 
 
 @torch.no_grad()
@@ -90,7 +79,7 @@ def score_rows(model: nn.Module, batch: Batch) -> list[tuple[float, int, int]]:
         nll = _plain_nll(states, chosen.targets)
         hits = states.argmax(-1) == chosen.targets
     columns = torch.stack([nll.double(), torch.ones_like(nll, dtype=torch.float64), hits.double()], 1)
-    sums = columns.new_zeros(_num_rows(batch), 3).index_add_(0, rows_of(batch, chosen.index), columns)
+    sums = columns.new_zeros(_num_rows(batch), 3).index_add_(0, _rows(batch, chosen), columns)
     return [(loss, int(tokens), int(right)) for loss, tokens, right in sums.tolist()]
 
 
@@ -173,13 +162,11 @@ def _plain_nll(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tenso
     return F.cross_entropy(logits.to(wide_dtype(logits.dtype)), targets, reduction="none", label_smoothing=smoothing)
 
 
+def _rows(batch: Batch, chosen: Supervised) -> Tensor:
+    """(N,) row or document of each chosen position; where the data loader found it no host waits for a GPU."""
+    return row_numbers(batch, chosen.index) if chosen.rows is None else chosen.rows
+
+
 def _num_rows(batch: Batch) -> int:
     # `rows` before documents: a packed row may end with a document that only fills it up.
     return len(batch.rows) or (len(batch.input_ids) if batch.documents is None else len(batch.documents) - 1)
-
-
-def rows_of(batch: Batch, index: Tensor) -> Tensor:
-    """(N,) number of the row, or of the packed row's document, that each flat position belongs to."""
-    if batch.documents is None:
-        return index // batch.input_ids.shape[1]
-    return torch.bucketize(index, torch.tensor(batch.documents[1:], device=index.device), right=True)

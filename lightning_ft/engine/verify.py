@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lightning_ft.data.collate import pack
 from lightning_ft.data.prefix import share_each
-from lightning_ft.data.targets import supervised
+from lightning_ft.data.targets import row_numbers, supervised
 from lightning_ft.engine import last_layer
 from lightning_ft.engine.attention import packs_documents
 from lightning_ft.engine.head import HeadPath, demote, head_path, reshard
-from lightning_ft.engine.loss import loss_by, rows_of
+from lightning_ft.engine.loss import loss_by
 from lightning_ft.errors import TrainingError
 from lightning_ft.types import IGNORE_INDEX, Batch, Encoded
 
@@ -165,8 +165,8 @@ def _sample(batch: Batch) -> Batch | None:
     length = batch.input_ids.shape[1]
     index = supervised(batch).index
     pieces: list[tuple[int, int, int]] = []
-    for row in torch.unique(rows_of(batch, index)).tolist()[:_SAMPLE_ROWS]:
-        first = int(index[rows_of(batch, index) == row][0]) % length
+    for row in torch.unique(row_numbers(batch, index)).tolist()[:_SAMPLE_ROWS]:
+        first = int(index[row_numbers(batch, index) == row][0]) % length
         line, start, end = (row, 0, length) if batch.documents is None else (0, *batch.documents[row : row + 2])
         start = max(start, first - _SAMPLE_TOKENS // 2)
         pieces.append((line, start, min(end, start + _SAMPLE_TOKENS)))

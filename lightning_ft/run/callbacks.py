@@ -268,7 +268,9 @@ class Recorder(L.Callback):
         self._seconds, self._cpu_seconds = kept["seconds"], kept["cpu_seconds"]
         if trainer.is_global_zero:
             self._loss, self._tokens, self._cells = kept["sums"][0], int(kept["sums"][1]), int(kept["sums"][2])
-            self._logs = dict(kept.get("logs", {}))  # none of before objectives could log
+        for name, (total, count) in kept.get("logs", {}).items():  # all have the names: they will be summed over ranks again
+            mine = float(trainer.is_global_zero)
+            self._logs[name] = mine * total, mine * count
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the lines after the step that a resume starts from: they will be written again."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_ft.errors import UsageError, did_you_mean
 from lightning_ft.method import Method
+from lightning_ft.monitor import better_of, check_monitor
 from lightning_ft.objective import Objective
 from lightning_ft.task import Task
 
@@ -44,10 +45,12 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
     """
     method = instance("method", config.method, registry)
     objective = instance("objective", config.objective, registry)
+    check_monitor(config, better=better_of(objective))
     if config.label_smoothing and not objective.smooths():
+        own = hasattr(objective, "label_smoothing")
         raise UsageError(
-            f"Expected --objective to be one that smooths labels with --label_smoothing, got {objective.name}, which has none; "
-            "leave --label_smoothing out."
+            f"Expected --objective to be one that smooths labels with --label_smoothing, got {objective.name}, which does not; "
+            f"{'type --objective.label_smoothing, which is another thing, or ' if own else ''}leave --label_smoothing out."
         )
     if objective.reference and config.stream is not None:
         raise UsageError(

@@ -39,12 +39,14 @@ def check_sizes(config: TrainingConfig, world: World, table: EncodedTable) -> No
             f"Expected at least as many training rows as processes that share them, {ranks}, got {rows}; type --devices {rows}"
             " or less."
         )
-    budget, longest = config.batch_tokens, int(table.lengths.max())
+    lengths = table.padded if config.packing == "off" else table.lengths
+    budget, longest = config.batch_tokens, int(lengths.max())
     if budget is not None and longest > budget:
-        number, row = int((table.lengths > budget).sum()), table[int(table.lengths.argmax())].row
+        number, row = int((lengths > budget).sum()), table[int(lengths.argmax())].row
         raise UsageError(
             f"Expected --batch_tokens of at least {longest}, the tokens of the longest row ({row}), "
-            f"got {budget}, which {number} rows exceed; type --batch_tokens {longest}, or cut rows with --max_length {budget}."
+            f"got {budget}, which {number} rows exceed; type --batch_tokens {longest}, or cut texts with --max_length "
+            f"{budget // table.texts}."
         )
 
 

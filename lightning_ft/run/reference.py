@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_ft.atomic import write_bytes
 from lightning_ft.engine.sharding import summed
 from lightning_ft.errors import TrainingError
+from lightning_ft.shortage import first_line, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from lightning_ft.data.datamodule import FineTuneData
     from lightning_ft.data.split import Split
     from lightning_ft.module import FineTuner
 
 REFERENCE = "reference.safetensors"
-"""File in the run folder: by split, (rows, texts) float32 log-probabilities in nats."""
+"""File in the run folder: by split, (rows, texts) float32 log-probabilities in nats; NaN of rows that no step has."""
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -72,12 +77,19 @@ class ReferencePass(L.Callback):
     def _compute(self, trainer: L.Trainer, module: FineTuner) -> dict[Split, Tensor]:
         from safetensors.torch import save
 
-        rows = sum(len(self.data.tables[split]) for split in SPLITS)
-        self.say(f"reference: log-probabilities of {rows:,} rows by the model as it is now")
+        rows = {"train": self.data.trained_rows(), "validation": np.arange(len(self.data.tables["validation"]))}
+        self.say(f"reference: log-probabilities of {sum(map(len, rows.values())):,} rows by the model as it is now")
         training = [part for part in module.modules() if part.training]
         module.eval()
         try:
-            found = {split: self._of_split(split, trainer, module) for split in SPLITS}
+            found = {split: self._of_split(split, rows[split], trainer, module) for split in SPLITS}
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"The memory does not suffice for the log-probabilities before training ({first_line(error)}); type "
+                "--eval_batch_size 1, or more of it that fits, or a lower --max_length."
+            ) from error
         finally:
             for part in training:
                 part.training = True
@@ -86,13 +98,15 @@ class ReferencePass(L.Callback):
         trainer.strategy.barrier()
         return found
 
-    def _of_split(self, split: Split, trainer: L.Trainer, module: FineTuner) -> Tensor:
-        """(rows, texts) of all processes' rows."""
+    def _of_split(self, split: Split, rows: NDArray[np.int64], trainer: L.Trainer, module: FineTuner) -> Tensor:
+        """(rows, texts) of all processes' rows; NaN where a row is not asked for."""
         from lightning_ft.engine.loss import token_logps
+        from lightning_ft.generation import tracked
 
         data, table, (rank, size) = self.data, self.data.tables[split], module.data_place
-        out = torch.zeros(len(table), len(table[0].parts) or 1 if len(table) else 1)
-        for members in data.validation_plan(split, rank, size) if len(table) else ():
+        out = torch.zeros(len(table), table.texts)
+        batches = data.validation_plan(split, rank, size, rows) if len(rows) else []
+        for members in tracked(batches, "reference", shown=trainer.is_global_zero and sys.stderr.isatty()):
             # As a step has them: in 16 bits the sums of a packed row are rounded otherwise than those of a padded one.
             made = data.training_batch(members) if split == "train" and members else data.validation_batch(members, split)
             batch = made.to(module.device)
@@ -100,4 +114,8 @@ class ReferencePass(L.Callback):
                 logps = token_logps(module.model, batch).float().cpu()
             if members:
                 out[list(members)] = logps.view(len(members), -1)
-        return summed(module, out.to(module.device)).cpu()
+        found = summed(module, out.to(module.device)).cpu()
+        unasked = torch.ones(len(table), dtype=torch.bool)
+        unasked[rows] = False
+        found[unasked] = torch.nan
+        return found

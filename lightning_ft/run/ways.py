@@ -72,7 +72,7 @@ def take_ways(module: FineTuner, data: FineTuneData) -> Iterator[str]:
     Yields:
         Lines for the log.
     """
-    from lightning_ft.data.prefix import common_prefix, common_prompts
+    from lightning_ft.data.prefix import common_prefix, common_prompt
     from lightning_ft.engine.head import base_model
     from lightning_ft.engine.verify import verify_head, verify_last_layer, verify_shared
 
@@ -82,14 +82,11 @@ def take_ways(module: FineTuner, data: FineTuneData) -> Iterator[str]:
     # Noise on embeddings would have to be each document's own; a compiled layer is told of nothing but the borders.
     if data.schedule.packed and data.stream is None and module.noise is None and not module.config.compile:
         table, vocabulary = data.tables["train"], int(base_model(model).config.get_text_config().vocab_size)
-        prompts = common_prompts(table)
-        if prompts is not None:
-            difference = verify_shared(model, int(prompts.mean()), vocabulary, pairs=True)
-            what = f"the prompt of both answers of a pair ({prompts.sum() / table.lengths.sum():.0%} of all tokens) is"
-        else:
-            prefix = 0 if table.pairs else common_prefix(table)
-            difference = verify_shared(model, prefix, vocabulary)
-            what = f"the {prefix} tokens that all rows begin with are"
+        prompt, saved = common_prompt(table)
+        prefix = common_prefix(table) if table.texts == 1 else 0
+        difference = verify_shared(model, prompt or prefix, vocabulary, pairs=prompt > 0)
         if difference is not None:
-            data.share(prompts=prompts) if prompts is not None else data.share(prefix)
+            data.share(prefix, prompts=prompt > 0)
+            both = f"the prompt of both answers of a pair ({saved:.0%} of all tokens) is"
+            what = both if prompt else f"the {prefix} tokens that all rows begin with are"
             yield f"packing: {what} computed once in a packed row, equal to {difference:.1e}"

@@ -18,9 +18,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_ft.testing.checks import check_metric, check_objective, check_task
+    from lightning_ft.testing.checks import check_metric, check_task
     from lightning_ft.testing.methods import check_method
     from lightning_ft.testing.models import tiny_backbone_folder, tiny_gpt2, tiny_llama, tiny_model, tiny_tokenizer
+    from lightning_ft.testing.objectives import check_objective
 
 __all__ = [
     "check_method",
@@ -39,5 +40,5 @@ def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used."""
     if name not in __all__:
         raise AttributeError(f"module 'lightning_ft.testing' has no attribute '{name}'")
-    home = "methods" if name == "check_method" else "checks" if name.startswith("check_") else "models"
-    return getattr(importlib.import_module(f"lightning_ft.testing.{home}"), name)
+    homes = {"check_method": "methods", "check_objective": "objectives", "check_metric": "checks", "check_task": "checks"}
+    return getattr(importlib.import_module(f"lightning_ft.testing.{homes.get(name, 'models')}"), name)

@@ -1,4 +1,4 @@
-"""The contracts of tasks, metrics and objectives as clauses."""
+"""The contracts of tasks and metrics as clauses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,8 @@ from lightning_ft.types import Conversation, Example, Message, Preference, Score
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import nn
-
     from lightning_ft.metric import Metric
-    from lightning_ft.objective import Objective
     from lightning_ft.task import Task
-    from lightning_ft.types import Batch, LossOutput, LossTerm
 
 
 def trained_texts(example: Example) -> list[str]:
@@ -274,124 +270,3 @@ def check_metric(
     bad = rows_for(metric, right=False) if wrong is None else wrong
     require("direction", f"metric {metric.__name__}", len(good) > 0 and len(bad) > 0, "it needs right and wrong rows, got none")
     run_clauses(METRIC_CLAUSES, metric, good, bad)
-
-
-def text_batch(rows: int = 4, length: int = 12) -> Batch:
-    """A padded micro-batch of rows of different lengths, the first three tokens of each a prompt."""
-    import torch
-
-    from lightning_ft.types import IGNORE_INDEX, Batch
-
-    lengths = [length - i for i in range(rows)]
-    ids = torch.randint(32, 200, (rows, length), generator=torch.Generator().manual_seed(5))
-    labels = ids.clone()
-    labels[:, :3] = IGNORE_INDEX
-    for i, n in enumerate(lengths):
-        ids[i, n:], labels[i, n:] = 256, IGNORE_INDEX
-    positions = torch.arange(length).repeat(rows, 1)
-    names = tuple(f"rows.jsonl:{i + 1}" for i in range(rows))
-    return Batch(ids, labels, positions, None, names, lengths=tuple(lengths))
-
-
-def halves(batch: Batch) -> list[Batch]:
-    """A padded batch cut into two by rows."""
-    middle = len(batch.rows) // 2
-    return [
-        type(batch)(
-            batch.input_ids[s], batch.labels[s], batch.position_ids[s], None, batch.rows[s],
-            None if batch.weights is None else batch.weights[s], batch.lengths[s], batch.together,
-            None if batch.reference is None else batch.reference[s],
-        )
-        for s in (slice(None, middle), slice(middle, None))
-    ]  # fmt: skip
-
-
-def objective_options(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
-    """Its options are a frozen dataclass with documented fields; it says which examples it eats."""
-    options_documented(type(objective))
-    require("options", f"objective {objective.name}", bool(objective.examples), "`examples` is empty")
-
-
-def objective_gradient(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
-    """It returns at least one finite term with a gradient that reaches the model."""
-    subject = f"objective {objective.name}"
-    output = _output(objective, model, whole)
-    require("gradient", subject, bool(output.terms), "it returned no term")
-    model.zero_grad()
-    total = sum(term.weight * term.sum for term in output.terms.values())
-    require("gradient", subject, getattr(total, "requires_grad", False), "its sum has no gradient")
-    total.backward()  # type: ignore[union-attr]  # a tensor: there is a term
-    reached = any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-    require("gradient", subject, reached, "no parameter of the model gets a gradient")
-    for name, term in output.logs.items():
-        require("gradient", subject, not term.sum.requires_grad, f"log `{name}` carries a gradient; detach it")
-
-
-def objective_sums(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
-    """Terms are sums, not means: those of two halves of a batch, and their counts, add up to those of the whole."""
-    subject = f"objective {objective.name}"
-    all_of_it = _output(objective, model, whole)
-    pieces = [_output(objective, model, part) for part in parts]
-    for kind in ("terms", "logs"):
-        for name, term in getattr(all_of_it, kind).items():
-            for quantity in ("sum", "count"):
-                expected = _number(term, quantity)
-                got = sum(_number(getattr(piece, kind)[name], quantity) for piece in pieces)
-                equal = math.isclose(got, expected, rel_tol=1e-4, abs_tol=1e-5)
-                message = f"the {quantity} of `{name}` is {expected:.6g} for the batch, but {got:.6g} for its halves together"
-                require("sums", subject, equal, message)
-
-
-def objective_smoothing(objective: Objective, model: nn.Module, whole: Batch, parts: Sequence[Batch]) -> None:
-    """Where its call takes `label_smoothing`, that changes the sums and no count."""
-    if not objective.smooths():
-        return
-    subject, batch = f"objective {objective.name}", objective.prepare(model, whole)
-    options: dict[str, float] = {"label_smoothing": 0.3}
-    plain, smoothed = objective(model, batch).terms, objective(model, batch, **options).terms
-    counts = [{name: _number(term, "count") for name, term in terms.items()} for terms in (plain, smoothed)]
-    require("smoothing", subject, counts[0] == counts[1], f"counts are {counts[0]}, and {counts[1]} with it")
-    changed = any(not math.isclose(_number(plain[name], "sum"), _number(smoothed[name], "sum")) for name in plain)
-    require("smoothing", subject, changed, "it changes no term; leave the keyword out")
-
-
-def _number(term: LossTerm, quantity: str) -> float:
-    value = getattr(term, quantity)
-    return float(value.detach() if hasattr(value, "detach") else value)
-
-
-def _output(objective: Objective, model: nn.Module, batch: Batch) -> LossOutput:
-    return objective(model, objective.prepare(model, batch))
-
-
-OBJECTIVE_CLAUSES: dict[str, Callable[[Objective, nn.Module, Batch, Sequence[Batch]], None]] = {
-    "options": objective_options,
-    "gradient": objective_gradient,
-    "sums": objective_sums,
-    "smoothing": objective_smoothing,
-}
-
-
-def check_objective(
-    objective: Objective | type[Objective],
-    *,
-    model: nn.Module | None = None,
-    whole: Batch | None = None,
-    parts: Sequence[Batch] | None = None,
-) -> None:
-    """Every clause of the objective contract.
-
-    Args:
-        objective: an instance, or a class that is taken with its defaults.
-        model: the model it is run on; None: a tiny Llama, everything trainable.
-        whole: a micro-batch of the kind that the objective eats; None: four padded rows of text.
-        parts: the same rows in several micro-batches; None: `whole` cut in two.
-
-    Raises:
-        AssertionError: a clause is broken; the message names it.
-    """
-    from lightning_ft.testing.models import tiny_llama
-
-    made = objective() if isinstance(objective, type) else objective
-    batch = whole or text_batch()
-    run_clauses(OBJECTIVE_CLAUSES, made, tiny_llama() if model is None else model, batch, parts or halves(batch))

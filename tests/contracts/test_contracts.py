@@ -9,16 +9,10 @@ import pytest
 import torch
 
 from lightning_ft.registry import registry
-from lightning_ft.testing.checks import (
-    METRIC_CLAUSES,
-    OBJECTIVE_CLAUSES,
-    TASK_CLAUSES,
-    halves,
-    rows_for,
-    text_batch,
-)
+from lightning_ft.testing.checks import METRIC_CLAUSES, TASK_CLAUSES, rows_for
 from lightning_ft.testing.methods import METHOD_CLAUSES, Trained, trained
 from lightning_ft.testing.models import FAMILIES, Family, tiny_llama
+from lightning_ft.testing.objectives import OBJECTIVE_CLAUSES, halves, text_batch
 from lightning_ft.types import Conversation
 
 CORE_ROWS: dict[str, list[dict[str, Any]]] = {

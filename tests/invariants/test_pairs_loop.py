@@ -173,8 +173,9 @@ def test_an_adapter_is_compared_with_its_base(
 def test_what_the_reference_was_is_kept_for_a_run_that_goes_on(
     of_run: Any, plain_backbone: Path, pairs: Path, environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Steps are made by a worker, and the run ends between two lines of the log."""
     whole, halted = tmp_path / "whole", tmp_path / "halted"
-    given = options(environment, monkeypatch)
+    given = options(environment, monkeypatch, workers=1, log_every=3)
     lightning_ft.fit(model=str(plain_backbone), data=str(pairs), output=str(whole), **given)
 
     class Stop(L.Callback):
@@ -195,8 +196,45 @@ def test_what_the_reference_was_is_kept_for_a_run_that_goes_on(
     file.write_bytes(reference)
     lightning_ft.fit(model=str(plain_backbone), data=str(pairs), resume=str(halted), **given)
     assert file.read_bytes() == reference
+    lines, again = of_run.lines(whole), of_run.lines(halted)
+    assert [line["step"] for line in lines if "margin" in line] == [3, 6, 8]
+    assert again == lines
     for name, value in of_run.weights(whole).items():
         assert torch.equal(of_run.weights(halted)[name], value), name
+
+
+def test_rows_that_no_step_has_are_not_computed(
+    plain_backbone: Path, pairs: Path, environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = options(environment, monkeypatch, max_steps=2, preflight=False)
+    lightning_ft.fit(model=str(plain_backbone), data=str(pairs), output=str(tmp_path / "run"), **given)
+    kept = load_file(tmp_path / "run" / "reference.safetensors")
+    assert kept["train"].isnan().any(1).sum() == 29 - 2 * ROWS
+    assert not kept["validation"].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"monitor": "val_margn"}, r"what a validation measures \(val_loss, val_margin.*Did you mean 'val_margin'"),
+        ({"monitor": "val_token_accuracy"}, r"what a validation measures \(val_loss, val_margin"),
+        (
+            {"packing": "off", "batch_tokens": 100},
+            r"at least \d+, the tokens of the longest row .* cut texts with --max_length 50",
+        ),
+        ({"label_smoothing": 0.1}, "got pairwise, which does not; leave --label_smoothing out"),
+    ],
+)
+def test_what_does_not_fit_pairs_is_refused(
+    plain_backbone: Path, pairs: Path, environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    wrong: dict[str, Any], said: str,
+) -> None:  # fmt: skip
+    given = options(environment, monkeypatch) | wrong
+    if "batch_tokens" in wrong:
+        del given["batch_size"]
+    with pytest.raises(UsageError, match=said):
+        lightning_ft.fit(model=str(plain_backbone), data=str(pairs), output=str(tmp_path / "run"), **given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stream_has_no_reference(plain_backbone: Path, pairs: Path) -> None:

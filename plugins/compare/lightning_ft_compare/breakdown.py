@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_ft.types import Classified
+from lightning_ft.types import Classified, Preference
 from lightning_ft_compare.evaluations import prompt_of
 from lightning_ft_compare.results import Change, Confusion, Wins
 
@@ -50,7 +50,7 @@ def likelihoods(base: Evaluation, other: Evaluation) -> Scores:
     Pairs have none here: training on which answer is the better one may rightly lower the likelihood of both.
     """
     pairs = zip(base.rows, other.rows, strict=True)
-    scores = [(-a.nll, -b.nll) if a.tokens and b.tokens and a.worse is None else None for a, b in pairs]
+    scores = [(-a.nll, -b.nll) if a.tokens and b.tokens and not isinstance(a.example, Preference) else None for a, b in pairs]
     return [pair if pair and math.isfinite(pair[0]) and math.isfinite(pair[1]) else None for pair in scores]
 
 

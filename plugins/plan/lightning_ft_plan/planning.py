@@ -262,7 +262,7 @@ class Planning:
             },
             tuple(dict.fromkeys(speed.said for speed in self._speeds.values() if speed is not None)),
             recommend(_ways(rows), self.target.memory, goal, self.work.trained_rows, self.parameters),
-            tuple(advise(options, self.chosen, values)),
+            tuple(advise(options, self.chosen, values, self.work.choices.objective)),
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lightning_ft.method import Method
+    from lightning_ft.objective import Objective
     from lightning_ft_plan.forecast import Row
 
 Goal = Literal["one_task", "several_tasks", "domain_shift", "new_task"]
@@ -136,13 +137,16 @@ def enough(trained: int, parameters: float, kind: Kind) -> list[str]:
     return said
 
 
-def advise(options: Mapping[str, Any], method: Method, values: Mapping[str, Any]) -> list[str]:
+def advise(
+    options: Mapping[str, Any], method: Method, values: Mapping[str, Any], objective: Objective | None = None
+) -> list[str]:
     """A line for each given option that is out of its usual range.
 
     Args:
         options: Those of the method that the user gave.
         method: The method with them.
         values: Everyday options that the user gave.
+        objective: What is minimised; None: what is by itself.
     """
     lines = []
     rank, alpha = getattr(method, "rank", None), getattr(method, "alpha", None)
@@ -153,9 +157,10 @@ def advise(options: Mapping[str, Any], method: Method, values: Mapping[str, Any]
     if "dropout" in options and not DROPOUT[0] <= options["dropout"] <= DROPOUT[1]:
         lines.append(f"--method.dropout {options['dropout']:g}: {DROPOUT[0]} to {DROPOUT[1]} is usual")
     if (rate := values.get("learning_rate")) is not None:
-        from lightning_ft.module import ADAPTER_RATE, BASE_RATE
+        from lightning_ft.builtin import SFT
+        from lightning_ft.optim import usual_rate
 
-        usual = method.learning_rate or (BASE_RATE if method.trains_base else ADAPTER_RATE)
+        usual = usual_rate(method, objective or SFT())
         if not usual / RATE <= rate <= usual * RATE:
             span = f"{usual / RATE:.1g} to {usual * RATE:.1g}"
             lines.append(f"--learning_rate {rate:g}: {span} is usual for {method.name}")

@@ -14,7 +14,7 @@ from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
 from lightning_ft.data.datamodule import FineTuneData
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
-from lightning_ft.data.prefix import common_prefix, common_prompts
+from lightning_ft.data.prefix import common_prefix, common_prompt
 from lightning_ft.data.render import Template
 from lightning_ft.data.sources import expand
 from lightning_ft.errors import UsageError
@@ -155,10 +155,10 @@ class Workload:
         schedule = planner.whole(tables["train"], lambda line: None)
         data = FineTuneData(tables, schedule, self.tokenizer.pad_token_id or 0)
         if self.choices.objective.reference:  # what it is makes no difference to sizes and times
-            data.references = {split: torch.zeros(len(table), 2) for split, table in tables.items()}
+            data.references = {split: torch.zeros(len(table), table.texts) for split, table in tables.items()}
         if packed and self.config.stream is None and self._shares:
             table = tables["train"]
-            data.share(0 if table.pairs else common_prefix(table), common_prompts(table))
+            data.share(common_prefix(table) if table.texts == 1 else 0, prompts=common_prompt(table)[0] > 0)
         looked = data.known_steps(LOOKED_AT)
         sizes = {number: max(self._sizes(data, schedule, number)) for number in looked}
         largest = max(looked, key=lambda number: sizes[number])

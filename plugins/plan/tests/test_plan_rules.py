@@ -8,6 +8,7 @@ from lightning_ft_plan.forecast import TIGHT, TIGHT_MEASURED, Row
 from lightning_ft_plan.machine import Target, machine_memory, parse_memory, show_memory
 from lightning_ft_plan.rules import GOALS, Kind, advise, enough, recommend
 
+from lightning_ft.builtin import SFT
 from lightning_ft.errors import UsageError
 from lightning_ft.registry import registry
 
@@ -154,6 +155,15 @@ def test_usual_options_get_none() -> None:
     options = {"rank": 64, "alpha": 128.0, "dropout": 0.05}
     assert advise(options, default_method(**options), {"learning_rate": 1e-4, "epochs": 3.0}) == []
     assert advise({}, default_method(), {}) == []
+
+
+def test_the_usual_rate_is_at_the_pace_of_the_objective() -> None:
+    class Slow(SFT):
+        pace = 0.1
+
+    assert advise({}, default_method(), {"learning_rate": 2e-5}, Slow()) == []
+    assert advise({}, default_method(), {"learning_rate": 2e-3}, Slow()) != []
+    assert advise({}, default_method(), {"learning_rate": 2e-5}) != []
 
 
 def test_flags_are_divided_between_the_command_and_fit() -> None:

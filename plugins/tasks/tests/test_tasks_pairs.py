@@ -181,3 +181,15 @@ def test_folders_of_before_there_were_pairs_are_read(tmp_path: Path) -> None:
     found["files"]["predictions.jsonl"] = sha256(file)
     results.write_text(json.dumps(found), encoding="utf-8")
     assert all(row.worse is None for row in Evaluation.read(tmp_path).rows)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "same", "rejected": "same"},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": "same", "rejected": {"from": "gpt", "value": "same"}},
+    ],
+)
+def test_the_same_answer_twice_is_no_preference(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected 'chosen' and 'rejected' to be different answers, got the same twice"):
+        PreferencePairs().format(row)
