@@ -85,7 +85,8 @@ class Course:
 
 def _column(lines: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
     found = np.array([math.nan if line[key] is None else line[key] for line in lines if key in line], dtype=float)
-    return np.maximum(found, LEAST)
+    counted: NDArray[np.float64] = np.maximum(found, LEAST)
+    return counted
 
 
 def divergence(course: Course) -> str | None:
@@ -100,12 +101,9 @@ def divergence(course: Course) -> str | None:
 
 def not_falling(course: Course) -> str | None:
     """The last fifth of the training losses is below the first by less than 1 % or 2 standard errors (or a little above)."""
-    if (
-        not course.long_enough
-        or divergence(course)
-        or course.part(0) == LEAST
-        or course.fall >= max(0.01 * course.part(0), 2 * course.error)
-    ):
+    if not course.long_enough or divergence(course) or course.part(0) <= LEAST + 1e-9:
+        return None
+    if course.fall >= max(0.01 * course.part(0), 2 * course.error):
         return None
     return f"training loss is {course.part(0):.4g} at the beginning and {course.part(1):.4g} at the end"
 
