@@ -26,6 +26,8 @@ class PreferencePairs(Task):
     2. Turns before the answers: `conversations` or `messages`, with `chosen` and `rejected` as one turn (or text) each.
     3. Whole conversations: `chosen` and `rejected` (or `chosen_messages`, `rejected_messages`) are lists of turns; what
        they have in common at the start is the prompt.
+
+    A turn's weight of 0 keeps it out of its answer; any other counts as 1.
     """
 
     name: ClassVar[str] = "preference"
