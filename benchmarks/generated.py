@@ -13,7 +13,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.setting import CHAT_TEMPLATE, SPECIAL, Messages, Setting, encode, save_model, write
+from benchmarks.setting import CHAT_TEMPLATE, SPECIAL, Messages, Setting, encode_line, save_model, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,8 @@ def build(options: dict[str, Any], data: Path | None, folder: Path) -> Setting:
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = word_tokenizer(options["vocab_size"])
-    rows = [(messages, encode(tokenizer, messages, sys.maxsize)) for messages in generate_rows(options)]
+    lines = [{"messages": messages} for messages in generate_rows(options)]
+    rows = [(line, encode_line(tokenizer, line, sys.maxsize)) for line in lines]
     return write(options, model(options, tokenizer, folder), {"train": rows}, folder)
 
 

@@ -3,7 +3,7 @@
 Precision, batching by length and the chunked head are what `fit` does by itself; only what the setting fixes for all
 contestants is said here, and what would add work that the others do not do (verdict, preflight, validation) is off.
 LoRA: bf16 base weights, float32 adapter, no autocast. Full fine-tuning: float32 weights under bf16 autocast, but for another
-`master_weights`.
+`master_weights`. On pairs it learns by DPO.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def train(setting: Setting, folder: Path, **more: Any) -> Path:
         "max_length": options["max_length"], "learning_rate": options["learning_rate"], "lr_scheduler": "linear", "warmup": 0,
         "weight_decay": 0.0, "max_grad_norm": 1.0, "seed": options["seed"], "verdict_rows": 0, "preflight": False,
         "eval_every": 10**9, "save_every": 0, "split": [1.0, 0.0], "data": str(setting.folder / "train.jsonl"),
-        "output": str(folder / "run"), **more,
+        "output": str(folder / "run"),
     }  # fmt: skip
-    run = lightning_ft.fit(model=setting.model, **given)
+    if setting.pairs:
+        given |= {"task": "preference", "objective": {"name": "dpo", "beta": options["beta"]}}
+    run = lightning_ft.fit(model=setting.model, **{**given, **more})
     return Path(run.folder) / "final_model"
 
 

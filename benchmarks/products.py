@@ -47,13 +47,14 @@ def needed_flops(options: dict[str, Any]) -> float:
 
     Of a weight and a token 2 in the forward pass, 2 for the gradient of the inputs and 2 for that of the weight, the last
     only where it trains: 4 N + 6 N_lora for LoRA, 6 N for full fine-tuning. The head counts at supervised positions only.
-    Attention and what somebody computes twice are not counted.
+    Pairs need a forward pass more, the reference's, 2 N. Attention and what somebody computes twice are not counted.
     """
     full = options.get("method") == "full"
+    of_weight = (6.0 if full else 4.0) + (2.0 if options.get("pairs") else 0.0)
     flops = 0.0
     for product in products(options):
         tokens = options["train_supervised_tokens" if product.head else "train_tokens"]
-        flops += (6.0 if full else 4.0) * product.in_features * product.out_features * product.count * tokens
+        flops += of_weight * product.in_features * product.out_features * product.count * tokens
         if not (full or product.head):
             flops += 6.0 * options["rank"] * (product.in_features + product.out_features) * product.count * tokens
     return flops

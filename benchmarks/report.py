@@ -85,7 +85,8 @@ def render(result: dict[str, Any]) -> str:
         "",
     ]
     if result.get("untrained"):
-        lines += [f"Held-out loss before training: {result['untrained']['heldout_loss']:.4f}.", ""]
+        found = ", ".join(f"{metric} {value:.4f}" for metric, value in result["untrained"].items())
+        lines += [f"Before training: {found}.", ""]
     lines += [f"- {'met' if met else 'MISSED'}: {line}" for line, met in check(result)]
     for name, versions in result["versions"].items():
         lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}")

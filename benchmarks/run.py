@@ -140,7 +140,7 @@ class Bench:
         return {"round": number, "contestant": contestant, "load_before": load, "metrics": metrics}
 
     def score(self, *trained: str) -> dict[str, float]:
-        """The held-out loss of an adapter or a model (without one: of the untrained model), by the same script for all."""
+        """What an adapter or a model (without one: the untrained model) makes of the held-out rows, by one script for all."""
         command = [self.pythons["main"], "-m", "benchmarks.score", str(self.work / "setting"), *trained]
         done = subprocess.run(command, check=True, cwd=ROOT, env=self.environment(0), capture_output=True, text=True)
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,8 @@
 """The training setting of a suite: model, tokenizer and rows, built from a seed and from public data, equal for everybody.
 
 A setting folder holds `model/` (a Llama shape with seeded random weights in bfloat16, and a real byte-pair tokenizer cut
-to the vocabulary), `train.jsonl` and `heldout.jsonl` (one `{"messages": [...]}` per line) and `setting.json`.
+to the vocabulary), `train.jsonl` and `heldout.jsonl` (a `Line` per line: conversations or, where the setting says `pairs`,
+preference pairs) and `setting.json`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 Messages = list[dict[str, str]]
-Row = tuple[Messages, dict[str, list[int]]]
-"""A conversation, and what it is encoded to."""
+Line = dict[str, Messages]
+"""A conversation, `messages`; or a pair: `messages` before the answers, the better one `chosen`, the worse one `rejected`."""
+Encoded = dict[str, list[int]]
+"""`input_ids` and `labels` of a text."""
+Row = tuple[Line, list[Encoded]]
+"""A line, and what its texts are encoded to."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +53,36 @@ class Setting:
         """The model folder."""
         return str(self.folder / "model")
 
+    @property
+    def pairs(self) -> bool:
+        """Whether rows are preference pairs."""
+        return bool(self.options.get("pairs"))
+
+    def lines(self, part: str) -> list[Line]:
+        """The rows of `train` or `heldout` as they are written."""
+        return [json.loads(line) for line in (self.folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+
     def rows(self, part: str) -> list[Messages]:
         """The conversations of `train` or `heldout`."""
-        lines = (self.folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["messages"] for line in lines]
+        return [line["messages"] for line in self.lines(part)]
 
-    def encoded(self, part: str, tokenizer: Any) -> list[dict[str, list[int]]]:
-        """`input_ids` and `labels` of all rows, the answer with its stop token supervised, cut at `max_length`."""
-        return [encode(tokenizer, messages, self.options["max_length"]) for messages in self.rows(part)]
+    def encoded(self, part: str, tokenizer: Any) -> list[Encoded]:
+        """The texts of all rows, the answer with its stop token supervised, cut at `max_length`."""
+        return [text for line in self.lines(part) for text in encode_line(tokenizer, line, self.options["max_length"])]
+
+    def encoded_pairs(self, part: str, tokenizer: Any) -> list[tuple[Encoded, Encoded]]:
+        """The text with the better and that with the worse answer of every pair."""
+        texts = self.encoded(part, tokenizer)
+        return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def encode(tokenizer: Any, messages: Messages, max_length: int) -> dict[str, list[int]]:
+def encode_line(tokenizer: Any, line: Line, max_length: int) -> list[Encoded]:
+    """The conversation of a line; of a pair two, that with the better answer first."""
+    answers = [line[side] for side in ("chosen", "rejected")] if "chosen" in line else [[]]
+    return [encode(tokenizer, line["messages"] + answer, max_length) for answer in answers]
+
+
+def encode(tokenizer: Any, messages: Messages, max_length: int) -> Encoded:
     """Token ids of prompt and answer, and labels that are `IGNORE_INDEX` on the prompt."""
     prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
     ids = tokenizer.apply_chat_template(messages, return_dict=False)[:max_length]
@@ -92,10 +116,11 @@ def write(options: dict[str, Any], sizes: dict[str, int], parts: dict[str, list[
     """
     facts: dict[str, Any] = dict(sizes)
     for part, chosen in parts.items():
-        lines = [json.dumps({"messages": messages}, ensure_ascii=False) for messages, _ in chosen]
+        lines = [json.dumps(line, ensure_ascii=False) for line, _ in chosen]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        facts[f"{part}_tokens"] = sum(len(encoded["input_ids"]) for _, encoded in chosen)
-        facts[f"{part}_supervised_tokens"] = sum(label != IGNORE_INDEX for _, encoded in chosen for label in encoded["labels"])
+        texts = [text for _, encoded in chosen for text in encoded]
+        facts[f"{part}_tokens"] = sum(len(text["input_ids"]) for text in texts)
+        facts[f"{part}_supervised_tokens"] = sum(label != IGNORE_INDEX for text in texts for label in text["labels"])
     setting = Setting(folder, {**options, **facts})
     (folder / "setting.json").write_text(json.dumps(setting.options, indent=1) + "\n", encoding="utf-8")
     return setting
@@ -154,15 +179,15 @@ def save_model(
 
 
 def select_rows(tokenizer: Any, options: dict[str, Any], path: Path) -> list[Row]:
-    """`train_rows + heldout_rows` conversations that fit into `max_length` uncut, in a seeded random order."""
+    """`train_rows + heldout_rows` rows whose texts all fit into `max_length` uncut, in a seeded random order."""
     wanted = options["train_rows"] + options["heldout_rows"]
-    conversations = list(read_rows(path))
-    random.Random(options["seed"]).shuffle(conversations)
+    lines = list(read_pairs(path)) if options.get("pairs") else [{"messages": messages} for messages in read_rows(path)]
+    random.Random(options["seed"]).shuffle(lines)
     rows: list[Row] = []
-    for messages in conversations:
-        encoded = encode(tokenizer, messages, 10**9)
-        if len(encoded["input_ids"]) <= options["max_length"]:
-            rows.append((messages, encoded))
+    for line in lines:
+        encoded = encode_line(tokenizer, line, sys.maxsize)
+        if max(len(text["input_ids"]) for text in encoded) <= options["max_length"]:
+            rows.append((line, encoded))
         if len(rows) == wanted:
             return rows
     raise ValueError(f"Expected {wanted} rows of at most {options['max_length']} tokens in {path}, found {len(rows)}.")
@@ -170,13 +195,41 @@ def select_rows(tokenizer: Any, options: dict[str, Any], path: Path) -> list[Row
 
 def read_rows(path: Path) -> Iterator[Messages]:
     """The rows of an instruction file (JSON list or JSON lines; instruction, input, output or question, answer)."""
-    text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-    for row in rows:
-        question = "\n".join(part.strip() for part in (row.get("instruction") or row["question"], row.get("input", "")) if part)
-        answer = (row.get("output") or row.get("answer", "")).strip()
+    for row in read_json(path):
+        question, answer = question_of(row), (row.get("output") or row.get("answer", "")).strip()
         if question and answer:
-            yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            yield [turn("user", question), turn("assistant", answer)]
+
+
+def read_pairs(path: Path) -> Iterator[Line]:
+    """The pairs of such a file with chosen and rejected for its answers; those that are the same say nothing."""
+    for row in read_json(path):
+        question, chosen, rejected = question_of(row), row["chosen"].strip(), row["rejected"].strip()
+        if question and chosen and rejected and chosen != rejected:
+            yield {
+                "messages": [turn("user", question)],
+                "chosen": [turn("assistant", chosen)],
+                "rejected": [turn("assistant", rejected)],
+            }
+
+
+def read_json(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON list or of JSON lines."""
+    text = path.read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = (
+        json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    )
+    return rows
+
+
+def question_of(row: dict[str, Any]) -> str:
+    """Instruction and input, or the question."""
+    return "\n".join(part.strip() for part in (row.get("instruction") or row["question"], row.get("input", "")) if part)
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    """A turn of a conversation."""
+    return {"role": role, "content": content}
 
 
 if __name__ == "__main__":

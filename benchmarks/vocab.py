@@ -16,7 +16,7 @@ from benchmarks import ours
 from benchmarks.baselines import plain_torch
 from benchmarks.baselines.measure import Clock
 from benchmarks.generated import generate_rows, word_tokenizer
-from benchmarks.setting import Setting, encode, save_model, write
+from benchmarks.setting import Setting, encode_line, save_model, write
 
 
 def build(options: dict[str, Any], data: Path, folder: Path) -> None:
@@ -30,7 +30,8 @@ def build(options: dict[str, Any], data: Path, folder: Path) -> None:
         facts[f"parameters_{vocabulary}"] = sizes["parameters"]
         for share in options["supervised"]:
             own = {**options, "vocab_size": options["words"], "supervised": share}
-            rows = [(messages, encode(tokenizer, messages, options["max_length"])) for messages in generate_rows(own)]
+            lines = [{"messages": messages} for messages in generate_rows(own)]
+            rows = [(line, encode_line(tokenizer, line, options["max_length"])) for line in lines]
             cell = cell_of(folder, vocabulary, share)
             cell.mkdir()
             (cell / "model").symlink_to(model.resolve())

@@ -17,11 +17,14 @@ from benchmarks.setting import Setting
 
 
 class Clock:
-    """Notes the time of the first forward pass with gradients and after every optimiser step, and writes `measure.json`."""
+    """Notes the times of the first forward passes and after every optimiser step, and writes `measure.json`."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.first: float | None = None
+        """Of the first forward pass of any kind."""
         self.begin: float | None = None
+        """Of the first with gradients."""
         self._watch = register_module_forward_pre_hook(self._first_forward)
         self._inside = 0
         # torch calls these around every step of every optimiser, inside a trainer or not.
@@ -38,8 +41,10 @@ class Clock:
             self.ends.append(time.perf_counter())
 
     def _first_forward(self, module: torch.nn.Module, args: Any) -> None:
+        now = time.perf_counter()
+        self.first = self.first or now
         if torch.is_grad_enabled() and module.training:
-            self.begin = time.perf_counter()
+            self.begin = now
             self._watch.remove()
 
     def write(self, folder: Path, setting: Setting, trained: Path) -> None:
@@ -51,8 +56,9 @@ class Clock:
         """Numbers of the run that just ended.
 
         `examples_per_s` is of the whole epoch, from the first forward pass with gradients to the end of the last
-        optimiser step. No step may be left out: who groups rows by length takes the longest first. `tokens_per_s` is that
-        times the mean tokens of a row, without padding; `flops_per_s` is by the work that the rows need (`needed_flops`),
+        optimiser step. No step may be left out: who groups rows by length takes the longest first. Of pairs it begins with
+        the first forward pass of any kind, as some compute what the reference makes of them before they train. `tokens_per_s`
+        is that times the mean tokens of a row, of a pair those of both texts, without padding; `flops_per_s` is by the work that the rows need (`needed_flops`),
         whatever the contestant computes beside it. `training_s` is from the start of `main` to the last step: imports,
         loading of the model and preparation of the rows included.
         """
@@ -60,9 +66,9 @@ class Clock:
         rows, size = options["train_rows"], options["batch_size"]
         if len(self.ends) != rows // size or rows % size:
             raise RuntimeError(f"Expected {rows / size} steps of {size} rows (one epoch), counted {len(self.ends)} steps.")
-        if self.begin is None:
+        if self.first is None or self.begin is None:
             raise RuntimeError("Expected a forward pass with gradients, saw none.")
-        examples = rows / (self.ends[-1] - self.begin)
+        examples = rows / (self.ends[-1] - (self.first if setting.pairs else self.begin))
         return {
             "examples_per_s": examples,
             "tokens_per_s": examples * options["train_tokens"] / rows,

@@ -6,24 +6,34 @@ Frozen weights are bf16, those that train float32.
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from benchmarks.baselines.measure import Clock, arguments
 from benchmarks.baselines.trained import trained_model
-from benchmarks.setting import IGNORE_INDEX, Setting
+from benchmarks.setting import IGNORE_INDEX, Encoded, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
 
 
-def buckets(rows: list[dict[str, list[int]]], size: int, seed: int) -> list[list[dict[str, list[int]]]]:
+def buckets(rows: list[Encoded], size: int, seed: int) -> list[list[Encoded]]:
     """Batches of rows sorted by length, the batches in random order."""
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    return batches_of(rows, lambda row: len(row["input_ids"]), size, seed)
+
+
+def batches_of(rows: list[R], length: Callable[[R], int], size: int, seed: int) -> list[list[R]]:
+    """Batches of any rows sorted by their length, the batches in random order."""
+    ordered = sorted(rows, key=length)
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     random.Random(seed).shuffle(batches)
     return batches
 
 
-def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
+def collate(rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:
     """Rows padded on the right to the longest of them."""
     longest = max(len(row["input_ids"]) for row in rows)
 
@@ -41,21 +51,26 @@ def train(setting: Setting) -> Any:
     options = setting.options
     torch.manual_seed(options["seed"])
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
-    batches = buckets(setting.encoded("train", tokenizer), options["batch_size"], options["seed"])
+    rows = buckets(setting.encoded("train", tokenizer), options["batch_size"], options["seed"])
     model = trained_model(setting)
+    batches = [collate(batch, tokenizer.pad_token_id) for batch in rows]
+    descend(model, batches, lambda batch: model(**batch).loss, options["learning_rate"])
+    return model
+
+
+def descend(model: Any, batches: list[R], loss_of: Callable[[R], torch.Tensor], learning_rate: float) -> None:
+    """A step of AdamW on each batch's loss, under bf16 autocast, with a rate that falls linearly to zero."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=options["learning_rate"], weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
-    for rows in batches:
-        batch = collate(rows, tokenizer.pad_token_id)
+    for batch in batches:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model(**batch).loss
+            loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    return model
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from benchmarks.baselines.measure import Clock, arguments
 from benchmarks.baselines.trained import adapter, dtype, is_full
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.setting import Setting
 
 
@@ -24,30 +26,41 @@ def prompt_completion(setting: Setting) -> Any:
     ])  # fmt: skip
 
 
+def configured(setting: Setting, folder: Path) -> dict[str, Any]:
+    """What both of TRL's trainers that are measured take."""
+    options = setting.options
+    return {
+        "output_dir": str(folder / "trainer"), "use_cpu": True, "bf16": True, "model_init_kwargs": {"dtype": dtype(options)},
+        "train_sampling_strategy": "group_by_length", "gradient_checkpointing": False,
+        "max_length": options["max_length"], "per_device_train_batch_size": options["batch_size"], "num_train_epochs": 1,
+        "learning_rate": options["learning_rate"], "lr_scheduler_type": "linear", "warmup_steps": 0, "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "optim": "adamw_torch_fused", "dataloader_pin_memory": False, "logging_steps": 1000,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": options["seed"],
+    }  # fmt: skip
+
+
+def train(trainer: type, config: Any, rows: Any, setting: Setting, folder: Path) -> Path:
+    """Train one epoch; the folder of what was trained."""
+    from transformers import AutoTokenizer
+
+    options = setting.options
+    made = trainer(
+        model=setting.model, args=config, train_dataset=rows, peft_config=None if is_full(options) else adapter(options),
+        processing_class=AutoTokenizer.from_pretrained(setting.model),
+    )  # fmt: skip
+    made.train()
+    made.model.save_pretrained(folder / "trained")
+    return folder / "trained"
+
+
 def main() -> None:
     """Train one epoch and save what was trained."""
     clock = Clock()
-    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     setting, folder = arguments()
-    options = setting.options
-    config = SFTConfig(
-        output_dir=str(folder / "trainer"), use_cpu=True, bf16=True, model_init_kwargs={"dtype": dtype(options)},
-        train_sampling_strategy="group_by_length", gradient_checkpointing=False, completion_only_loss=True,
-        max_length=options["max_length"], per_device_train_batch_size=options["batch_size"], num_train_epochs=1,
-        learning_rate=options["learning_rate"], lr_scheduler_type="linear", warmup_steps=0, weight_decay=0.0,
-        max_grad_norm=1.0, optim="adamw_torch_fused", dataloader_pin_memory=False, logging_steps=1000,
-        save_strategy="no", report_to="none", disable_tqdm=True, seed=options["seed"],
-    )  # fmt: skip
-    trainer = SFTTrainer(
-        model=setting.model, args=config, train_dataset=prompt_completion(setting),
-        peft_config=None if is_full(options) else adapter(options),
-        processing_class=AutoTokenizer.from_pretrained(setting.model),
-    )  # fmt: skip
-    trainer.train()
-    trainer.model.save_pretrained(folder / "trained")
-    clock.write(folder, setting, folder / "trained")
+    config = SFTConfig(**configured(setting, folder), completion_only_loss=True)
+    clock.write(folder, setting, train(SFTTrainer, config, prompt_completion(setting), setting, folder))
 
 
 if __name__ == "__main__":
