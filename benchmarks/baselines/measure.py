@@ -58,9 +58,9 @@ class Clock:
         `examples_per_s` is of the whole epoch, from the first forward pass with gradients to the end of the last
         optimiser step. No step may be left out: who groups rows by length takes the longest first. Of pairs it begins with
         the first forward pass of any kind, as some compute what the reference makes of them before they train. `tokens_per_s`
-        is that times the mean tokens of a row, of a pair those of both texts, without padding; `flops_per_s` is by the work that the rows need (`needed_flops`),
-        whatever the contestant computes beside it. `training_s` is from the start of `main` to the last step: imports,
-        loading of the model and preparation of the rows included.
+        is that times the mean tokens of a row, of a pair those of both texts, without padding; `flops_per_s` is by the work
+        that the rows need (`needed_flops`), whatever the contestant computes beside it. `training_s` is from the start of
+        `main` to the last step: imports, loading of the model and preparation of the rows included.
         """
         options = setting.options
         rows, size = options["train_rows"], options["batch_size"]

@@ -58,7 +58,7 @@ def train(setting: Setting) -> Any:
     return model
 
 
-def descend(model: Any, batches: list[R], loss_of: Callable[[R], torch.Tensor], learning_rate: float) -> None:
+def descend(model: Any, batches: list[R], loss_of: Callable[[R], Any], learning_rate: float) -> None:
     """A step of AdamW on each batch's loss, under bf16 autocast, with a rate that falls linearly to zero."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)

@@ -5,7 +5,7 @@ What the reference makes of the pairs is computed before the first step, by the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -13,7 +13,9 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from benchmarks.baselines.measure import Clock, arguments
 from benchmarks.baselines.plain_torch import batches_of, collate, descend
 from benchmarks.baselines.trained import trained_model
-from benchmarks.setting import Setting
+
+if TYPE_CHECKING:
+    from benchmarks.setting import Setting
 
 
 def answer_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
