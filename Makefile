@@ -34,9 +34,10 @@ $(STAMP):
 quickstart: $(STAMP)
 	$(VENV)/bin/lightning-ft quickstart
 
-# -ra (pyproject.toml) ends the output with every skipped test and why.
+# -ra (pyproject.toml) ends the output with every skipped test and why. Each process begins with a part of its own, so that what the
+# tests of a file share is made once.
 test: $(STAMP)
-	$(ENVIRONMENT) $(PY) -m pytest -n $(JOBS) $(TESTS)
+	$(ENVIRONMENT) $(PY) -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 test-long: $(STAMP)
 	$(ENVIRONMENT) $(PY) -m pytest -m long --timeout 7200 $(TESTS)

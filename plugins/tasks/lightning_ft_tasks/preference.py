@@ -23,7 +23,8 @@ class PreferencePairs(Task):
     """A prompt with a better (`chosen`) and a worse (`rejected`) answer, in three layouts.
 
     1. Text: `instruction` (and `input`), `prompt` or `question`, with `chosen` and `rejected` as texts.
-    2. Turns before the answers: `conversations` or `messages`, with `chosen` and `rejected` as one turn (or text) each.
+    2. Turns before the answers: `conversations` or `messages`, or `prompt` as a list, with `chosen` and `rejected` as one turn,
+       a list of turns or a text each.
     3. Whole conversations: `chosen` and `rejected` (or `chosen_messages`, `rejected_messages`) are lists of turns; what
        they have in common at the start is the prompt.
 
@@ -40,6 +41,10 @@ class PreferencePairs(Task):
         {
             "conversations": [{"from": "human", "value": "Greet."}],
             "chosen": {"from": "gpt", "value": "Hello."}, "rejected": {"from": "gpt", "value": "What?"},
+        },
+        {
+            "prompt": [{"role": "user", "content": "Greet."}],
+            "chosen": [{"role": "assistant", "content": "Hello."}], "rejected": [{"role": "assistant", "content": "What?"}],
         },
         {
             "chosen": [{"role": "user", "content": "Greet."}, {"role": "assistant", "content": "Hello."}],
@@ -128,8 +133,10 @@ def _prompt(row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, set[str
     turns = (Message("system", system),) if system else ()
     if (column := first_of(TURNS, row)) is not None:
         return (*turns, *turns_of(row[column], column)), {column, "system"}
-    if first_of(QUESTIONS, row) is None:
+    if (column := first_of(QUESTIONS, row)) is None:
         return None, {"system"}
+    if isinstance(row[column], list):
+        return (*turns, *turns_of(row[column], column)), {column, "system"}
     user, read = asked(row)
     return (*turns, user), read | {"system"}
 

@@ -193,3 +193,14 @@ def test_folders_of_before_there_were_pairs_are_read(tmp_path: Path) -> None:
 def test_the_same_answer_twice_is_no_preference(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected 'chosen' and 'rejected' to be different answers, got the same twice"):
         PreferencePairs().format(row)
+
+
+def test_turns_as_the_prompt_are_read_as_trl_writes_them() -> None:
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Greet."}]
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    found = PreferencePairs().format({"prompt": turns, **answers, "id": 3})
+    assert found.prompt == (Message("system", "Be kind."), Message("user", "Greet."))
+    assert (found.chosen, found.rejected) == ((Message("assistant", "chosen"),), (Message("assistant", "rejected"),))
+    assert found.meta == {"id": 3}
+    with pytest.raises(ValueError, match="expected each turn to be an object"):
+        PreferencePairs().format({"prompt": ["q"], **answers})
