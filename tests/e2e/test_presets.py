@@ -58,7 +58,7 @@ def test_every_key_has_its_reason_and_names_an_option(name: str) -> None:
 
 def test_every_task_that_a_user_names_has_a_preset() -> None:
     found = {values_of(name)["task"] for name in presets() if "task" in values_of(name)}
-    assert found == set(OF_TASKS)
+    assert found == {*OF_TASKS, "preference"}, "pairs have one by the name of their objective"
     trainable = {example for entry in registry().objectives.values() for example in entry.cls.examples}
     trained = {name for name, entry in registry().tasks.items() if set(entry.cls.kinds()) <= trainable}
     assert found | BY_CONTENT == trained, "a task that no objective trains on needs none yet"
@@ -88,7 +88,7 @@ def test_a_run_with_it_is_what_it_says(name: str, tmp_path: Path, monkeypatch: p
     for key, value in values_of(name).items():
         if key in not_kept:
             continue
-        if key in ("method", "task"):
+        if key in ("method", "task", "objective"):
             assert written[key]["name"] == (value["name"] if isinstance(value, dict) else value)
             assert not isinstance(value, dict) or written[key].items() >= value.items()
         else:
