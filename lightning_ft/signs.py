@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FEWEST = 10
 """Training lines below which their course is not judged."""
-LEAST = 0.05
+LEAST = 0.02
 """What a smaller loss counts as (nats): how it moves below is no trouble, as after learning by heart or on pairs told apart."""
 SURE = 3.0
 """Standard errors by which two ends of a course must differ."""
