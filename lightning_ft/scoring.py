@@ -61,6 +61,7 @@ def score_examples(
     metrics: Sequence[Metric | type[Metric] | str],
     sampling: Sampling,
     generate: bool = True,
+    always: bool = False,
     candidates: Sequence[str] = (),
     batch_tokens: int = 8192,
     progress: bool = False,
@@ -86,6 +87,7 @@ def score_examples(
         metrics: Decide whether text is generated.
         sampling: How tokens of the answers are chosen.
         generate: False: likelihoods only, whatever the metrics read.
+        always: True: answers, even if no metric reads them.
         candidates: All answers that the task allows: where a metric reads them, the likelihood of each is computed.
         batch_tokens: Most tokens of a batch, padding and answers included.
         progress: Show a progress bar.
@@ -95,7 +97,7 @@ def score_examples(
         DataError: rows lack what a metric needs.
     """
     made, spent = as_metrics(metrics), costs or Costs()
-    reading = {metric.reads for metric in made if generate or metric.reads != "text"}
+    reading = {metric.reads for metric in made if generate or metric.reads != "text"} | ({"text"} if always else set())
     given = [as_given(example) for example in examples]
     encoded = encoder.encode(given, rows)
     assert len(encoded) == len(examples) == len(rows), "the encoder must return one result per example"
@@ -151,12 +153,15 @@ def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Co
 
     Raises:
         DataError: they have not; names up to 20 rows.
+        UsageError: a metric cannot be computed of any row.
     """
     wrong = []
     for metric in metrics:
         for row in rows if metric.reads in reading else ():
             try:
                 metric.check(row)
+            except UsageError:  # of the metric itself, whatever the row
+                raise
             except ValueError as error:
                 wrong.append(f"{error} (metric {metric.name}).")
     if wrong:

@@ -137,6 +137,8 @@ class Encoded:
     """Weight of each token on top of the row's, where turns are weighted differently; None: all 1."""
     parts: tuple[int, ...] = ()
     """Tokens of each text where the row is several, end to end (the two answers of a pair); empty: it is one."""
+    whole: int = 0
+    """Tokens of the longest text before the cut, where the row is several."""
 
     def texts(self) -> tuple[Encoded, ...]:
         """Each text of the row as a row of its own, all of the same name; roles and what was cut are those of the row alone."""

@@ -61,6 +61,7 @@ def test_each_text_is_cut_and_without_one_of_them_there_is_no_pair(tokenizer: An
     assert cut.parts == (whole.parts[0], most)
     assert cut.truncated == whole.parts[1] - most
     assert cut.supervised == whole.supervised - cut.supervised_lost
+    assert (cut.whole, whole.whole) == (whole.parts[1], whole.parts[1]), "what `--max_length` would have to be"
     prompt = list(whole.labels).index(next(label for label in whole.labels if label != IGNORE_INDEX))
     lost, _ = encoder_of(tokenizer, prompt).encode([short, long], ["f:1", "f:2"])
     assert lost.supervised == 0

@@ -358,7 +358,7 @@ def _account(row: Row, item: Encoded, split: Split, ledger: Ledger) -> bool:
     if item.truncated:
         ledger.add_cut(
             row.source,
-            length=len(item.input_ids) + item.truncated,
+            length=item.whole or len(item.input_ids) + item.truncated,
             lost=item.truncated,
             supervised_lost=item.supervised_lost,
         )

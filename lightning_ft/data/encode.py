@@ -224,6 +224,7 @@ def _joined(texts: Sequence[Encoded | str], row: str) -> Encoded | str:
         truncated=sum(text.truncated for text in found), supervised_lost=sum(text.supervised_lost for text in found),
         roles={role: (tokens, trained[role]) for role, tokens in roles.items()},
         parts=tuple(len(text.input_ids) for text in found),
+        whole=max(len(text.input_ids) + text.truncated for text in found),
     )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ class Ledger:
             counts.role_supervised[role] += trained
 
     def add_cut(self, source: str, *, length: int, lost: int, supervised_lost: int = 0) -> None:
-        """A row of `length` tokens lost some to `max_length`; comes on top of `add_used` or `add_dropped`."""
+        """A row with a text of `length` tokens lost some to `max_length`; on top of `add_used` or `add_dropped`."""
         counts = self.source(source)
         counts.truncated += 1
         counts.tokens_lost += lost

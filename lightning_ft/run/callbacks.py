@@ -370,7 +370,7 @@ class Recorder(L.Callback):
         if self.say:
             done, total = line["step"], self.schedule.total_steps
             left = (time.perf_counter() - self._began) / max(1, done - self._first) * (total - done)
-            known = ("loss", "grad_norm", "tokens_per_second")
+            known = ("loss", *self._logs, "grad_norm", "tokens_per_second")
             shown = {k: v for k, v in line.items() if k in known or (k.startswith("val_") and "/" not in k)}
             self.say(f"step {done}/{total}  " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()) + f"  {left:.0f} s left")
 

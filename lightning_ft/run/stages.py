@@ -59,7 +59,7 @@ def evaluate_split(config: TrainingConfig, split: Split, *, generate: bool) -> E
             f"Expected rows in the {split} split, got none; look at --split, or name files with --{split[:4]}_data."
         )
     rows = [(split, i) for i in range(len(ready.prepared.tables[split]))]
-    return _score(ready, rows, generate=generate)
+    return _score(ready, rows, generate=generate, always=generate)
 
 
 def evaluate_files(
@@ -129,8 +129,9 @@ def _positions(loaded: Loaded) -> int:
 
 
 def _score(
-    ready: _Ready, rows: Sequence[tuple[Split, int]], *, generate: bool, by: str | None = None, **sampling: Any
-) -> Evaluation:
+    ready: _Ready, rows: Sequence[tuple[Split, int]], *, generate: bool, always: bool = False, by: str | None = None,
+    **sampling: Any,
+) -> Evaluation:  # fmt: skip
     config, prepared, loaded, team = ready.config, ready.prepared, ready.loaded, ready.team
     names = names_for(prepared.task, config.metrics)
     metrics = [registry().metrics[name].cls() for name in names]
@@ -145,7 +146,7 @@ def _score(
     costs = Costs()
     mine = score_examples(
         loaded.model, ready.encoder, loaded.template, loaded.tokenizer, team.share(examples), team.share(ids),
-        metrics=metrics, sampling=chosen, generate=generate or config.metrics is not None,
+        metrics=metrics, sampling=chosen, generate=generate or config.metrics is not None, always=always,
         candidates=allowed_answers(prepared, examples, metrics), progress=team.main and sys.stderr.isatty(), costs=costs,
     )  # fmt: skip
     shares = team.gather((mine, costs))

@@ -124,3 +124,20 @@ def test_every_method_begins_at_its_own_reference(method: str, model: Path, rows
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["grad_norm"] > 0
     assert second["reward_margin"] != first["reward_margin"]
+
+
+@pytest.mark.parametrize("packing", ["off", "auto"])
+@pytest.mark.parametrize("objective", ["dpo", "simpo", "orpo"])
+def test_pairs_are_planned(objective: str, packing: str, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "embedded", "--data", str(rows), "--objective", objective, "--packing", packing]
+    assert main(words) == 0
+    assert f"--method lora --objective {objective}`" in capsys.readouterr().out
+
+
+def test_predict_answers_the_prompts_of_pairs(model: Path, rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    lightning_ft.fit(model=str(model), data=rows, output=str(run), objective="dpo", **(OPTIONS | {"max_steps": 1}))
+    assert main(["predict", str(run), "--max_new_tokens", "3", "--output", str(tmp_path / "out")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert lines
+    assert all(line["prediction"] is not None and "Count to" in line["prompt"] for line in lines)

@@ -253,6 +253,10 @@ class Planning:
         load = self._load(packed=self.packs)
         values = {name: getattr(self.config, name) for name in self.given if hasattr(self.config, name)}
         options = {k: v for k, v in self.method_given.items() if k != "name"}
+        objective = self.work.choices.objective
+        advised = recommend(_ways(rows), self.target.memory, goal, self.work.trained_rows, self.parameters)
+        if not objective.default:  # without it the command would be another run
+            advised = replace(advised, flags=(*advised.flags, "--objective", objective.name))
         return Plan(
             self.target, self.config.model, tuple(self.config.data), self.parameters, tuple(rows),
             {
@@ -261,8 +265,8 @@ class Planning:
                 "max_length": self.work.max_length, "packed": self.packs,
             },
             tuple(dict.fromkeys(speed.said for speed in self._speeds.values() if speed is not None)),
-            recommend(_ways(rows), self.target.memory, goal, self.work.trained_rows, self.parameters),
-            tuple(advise(options, self.chosen, values, self.work.choices.objective)),
+            advised,
+            tuple(advise(options, self.chosen, values, objective)),
         )  # fmt: skip
 
 

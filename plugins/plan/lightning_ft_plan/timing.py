@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -94,16 +95,22 @@ def _cut(step: Step, tokens: int, device: torch.device) -> Step:
     """About so many of the first tokens of the largest micro-batch; token ids are 0."""
     batch = step.micro[0]
     length = batch.input_ids.shape[1]
-    rows = 1 if batch.documents is not None else max(1, tokens // length)
-    width = min(length, tokens)
+    together, width = batch.together, min(length, tokens)
+    rows = 1 if batch.documents is not None else max(together, tokens // length // together * together)
     labels = batch.labels[:rows, :width].clamp(max=0)
-    documents = None
+    documents, lengths = None, (width,) * rows
     if batch.documents is not None:
-        documents = (*(border for border in batch.documents if border < width), width)
+        borders = [*(border for border in batch.documents if border < width), width]
+        while (len(borders) - 1) % together:  # what belongs together is whole
+            borders[1:-1] = borders[1:-2] if len(borders) > 2 else [width // 2]
+        documents, lengths = tuple(borders), tuple(b - a for a, b in itertools.pairwise(borders))
     if not bool((labels >= 0).any()):
         labels = torch.zeros_like(labels)
-    ids = torch.zeros_like(labels)
-    part = Batch(ids, labels, batch.position_ids[:rows, :width].clone(), documents, tuple(map(str, range(rows))))
+    ids, names = torch.zeros_like(labels), tuple(map(str, range(len(lengths))))
+    part = Batch(
+        ids, labels, batch.position_ids[:rows, :width].clone(), documents, names, lengths=lengths, together=together,
+        reference=None if batch.reference is None else torch.zeros(len(names)),
+    )  # fmt: skip
     return Step(0, (part.to(device),), {name: max(1.0, total) for name, total in step.totals.items()})
 
 
