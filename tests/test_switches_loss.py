@@ -198,7 +198,7 @@ class Bare(Objective):
 
 
 def test_an_objective_that_smooths_nothing_refuses_it(tiny_fit: TinyFit) -> None:
-    expected = r"^Expected --objective to be one that smooths labels with --label_smoothing, got bare, which has none; leave "
+    expected = r"^Expected --objective to be one that smooths labels with --label_smoothing, got bare, which does not; leave "
     with pytest.raises(UsageError, match=expected):
         tiny_fit(label_smoothing=E, objective=Bare())
     tiny_fit(objective=Bare(), max_steps=1)

@@ -76,8 +76,6 @@ class PreferencePairs(Task):
             raise ValueError("expected a column with the prompt (instruction, prompt, question, conversations), got none")
         if not better or not worse:
             raise ValueError(f"expected '{columns[0]}' and '{columns[1]}' to end in different answers, got none of their own")
-        if better == worse:
-            raise ValueError(f"expected '{columns[0]}' and '{columns[1]}' to be different answers, got the same twice")
         meta = {key: value for key, value in row.items() if key not in {*read, *columns}}
         return Preference(prompt, better, worse, meta)
 

@@ -183,18 +183,6 @@ def test_folders_of_before_there_were_pairs_are_read(tmp_path: Path) -> None:
     assert all(row.worse is None for row in Evaluation.read(tmp_path).rows)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "q", "chosen": "same", "rejected": "same"},
-        {"conversations": [{"from": "human", "value": "q"}], "chosen": "same", "rejected": {"from": "gpt", "value": "same"}},
-    ],
-)
-def test_the_same_answer_twice_is_no_preference(row: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected 'chosen' and 'rejected' to be different answers, got the same twice"):
-        PreferencePairs().format(row)
-
-
 def test_turns_as_the_prompt_are_read_as_trl_writes_them() -> None:
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Greet."}]
     answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
