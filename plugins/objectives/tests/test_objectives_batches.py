@@ -145,7 +145,7 @@ def test_a_batch_that_counts_nowhere_is_exactly_0(objective: Objective, kind: st
     for term in (*output.terms.values(), *output.logs.values()):
         assert term.sum.item() == 0
         assert term.count == 0
-    torch.stack([term.weight * term.sum for term in output.terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([term.weight * term.sum for term in output.terms.values()]).sum().backward()  # type: ignore[no-untyped-call]  # torch
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, f"{name} keeps no rank in step"
         assert not parameter.grad.any()

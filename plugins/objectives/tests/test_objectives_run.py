@@ -140,3 +140,11 @@ def test_predict_answers_the_prompts_of_pairs(model: Path, rows: Path, tmp_path:
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert lines
     assert all(line["prediction"] is not None and "Count to" in line["prompt"] for line in lines)
+
+
+def test_the_rate_is_a_tenth_of_the_methods_where_none_is_given(model: Path, rows: Path, tmp_path: Path) -> None:
+    given = {name: value for name, value in OPTIONS.items() if name != "learning_rate"}
+    options = given | {"max_steps": 1, "lr_scheduler": "constant", "preflight": False}
+    lightning_ft.fit(model=str(model), data=rows, output=str(tmp_path / "run"), objective="dpo", **options)
+    (line,) = lines_of(tmp_path / "run", "loss")
+    assert line["learning_rate"] == pytest.approx(2e-6), "2e-5 is usual where all weights train"
