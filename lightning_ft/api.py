@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.config import TrainingConfig
+from lightning_ft.config import TrainingConfig, from_python
 from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.loading import Loaded, load
 from lightning_ft.run.signals import stoppable
@@ -56,11 +56,12 @@ class Run:
         return self._loaded
 
 
-def fit(*, model: str, data: str | Path | Sequence[str | Path], **options: Any) -> Run:
+def fit(*, model: str | None = None, data: str | Path | Sequence[str | Path] | None = None, **options: Any) -> Run:
     """Fine-tune a model and compare it with its base.
 
     Args:
-        model: Folder, hub id, run folder, adapter, or `embedded`.
+        model: Folder, hub id, run folder, adapter, or `embedded`. With `resume` and the name of a run, model, data and every
+            option that is not given are the run's.
         data: Files, globs or folders.
         **options: Fields of `TrainingConfig`; `method`, `task`, `objective` and `optimizer` also take instances.
 
@@ -70,8 +71,31 @@ def fit(*, model: str, data: str | Path | Sequence[str | Path], **options: Any) 
     Raises:
         UsageError: wrong options or data. TrainingError: the run failed. CheckFailedError: a check said no.
     """
-    files = [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
-    return fit_config(TrainingConfig.from_dict({"model": model, "data": files, **options}), given=frozenset(options))
+    if model is not None:
+        options["model"] = model
+    if data is not None:
+        options["data"] = [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
+    options = _with_those_of_the_run(options)
+    return fit_config(TrainingConfig.from_dict(options), given=frozenset(options))
+
+
+def _with_those_of_the_run(options: dict[str, Any]) -> dict[str, Any]:
+    """What was given, and the rest as the run has it that `resume` names, as on the command line.
+
+    Raises:
+        UsageError: the run had objects of Python among its Trainer arguments, which have to be given again.
+    """
+    from lightning_ft.run.folder import options_of
+    from lightning_ft.run.resume import run_of
+
+    if options.get("resume") in (None, "auto"):
+        return options
+    run, _ = run_of(str(options["resume"]))
+    began = options_of(run)
+    if "trainer" not in options and from_python(began.get("trainer")):
+        raise UsageError(f"Expected trainer= as run '{run}' began with, whose Trainer arguments are objects; got none.")
+    began.pop("trust_remote_code", None)
+    return began | options
 
 
 @stoppable()
@@ -130,7 +154,7 @@ def evaluate(
         model: Run folder, adapter, checkpoint, plain model, hub id, or `embedded`.
         data: Files, globs or folders; all rows count, whatever their split.
         metrics: Names; None: loss, perplexity, token accuracy and those of the task; of pairs the latter alone.
-        task: What a row is; auto: by its columns.
+        task: What a row is; auto: as in the model's run where that reads the rows, else by their columns.
         output: Folder to write; None: `<run>/eval_<n>` for a run folder, else runs/eval_<n>.
         max_rows: Rows of a seeded sample; None: all.
         by: Column whose values part the rows into groups with values of their own; None: `task` where the data have several.

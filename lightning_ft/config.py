@@ -6,12 +6,12 @@ import dataclasses
 import math
 import os
 import re
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from lightning_ft.checked import check_choice, check_number, check_type
 from lightning_ft.errors import UsageError, did_you_mean
 from lightning_ft.monitor import Mode  # noqa: TC001  # types of options are read when flags are made
 from lightning_ft.quantization import ComputeType, Format, wanted
@@ -40,10 +40,10 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "lr_min": ("lr_scheduler", ("linear", "cosine", "cosine_with_restarts", "wsd")),
 }
 """Options that only some values of another option read."""
-WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
-"""Types of options as messages name them."""
 NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 """Powers of ten that YAML 1.1 takes for texts."""
+OF_PYTHON = " from Python>"
+"""How the text ends that stands for an object in plain values."""
 MOST_SEED = 2**32 - 1
 """So that seed, step and rank together fit the 64 bits that torch's generators take."""
 FILES = ("data", "val_data", "test_data")
@@ -217,19 +217,19 @@ class TrainingConfig:
             setattr(self, f.name, _normal(f.name, getattr(self, f.name)))
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            _check_choice(f.name, getattr(self, f.name), hints[f.name])
-            _check_type(f.name, getattr(self, f.name), hints[f.name])
+            check_choice(f.name, getattr(self, f.name), hints[f.name])
+            check_type(f.name, getattr(self, f.name), hints[f.name])
         for name in (*FILES, *NAMES):
             if not all(getattr(self, name) or ["-"]):
                 raise UsageError(f"Expected --{name} to be names that are not empty; got {getattr(self, name)!r}.")
         for name in POSITIVE:
-            _check_number(name, getattr(self, name), above=0)
+            check_number(name, getattr(self, name), above=0)
         for name in NOT_NEGATIVE:
-            _check_number(name, getattr(self, name), least=0)
+            check_number(name, getattr(self, name), least=0)
         for name in SHARES:
-            _check_number(name, getattr(self, name), below=1)
+            check_number(name, getattr(self, name), below=1)
         if not isinstance(self.gradient_checkpointing, bool):
-            _check_number("gradient_checkpointing", self.gradient_checkpointing, above=0)
+            check_number("gradient_checkpointing", self.gradient_checkpointing, above=0)
         for name, column in self.columns.items():
             if not (isinstance(name, str) and isinstance(column, str) and name and column):
                 raise UsageError(f"Expected --columns to be names with columns, as {{prompt: question}}; got {self.columns!r}.")
@@ -318,7 +318,16 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return f"<{type(value).__module__}.{type(value).__qualname__} from Python>"
+    return f"<{type(value).__module__}.{type(value).__qualname__}{OF_PYTHON}"
+
+
+def from_python(value: Any) -> bool:
+    """Whether plain values stand for an object that they cannot make again."""
+    if isinstance(value, Mapping):
+        return any(from_python(item) for item in value.values())
+    if isinstance(value, list):
+        return any(from_python(item) for item in value)
+    return isinstance(value, str) and value.endswith(OF_PYTHON)
 
 
 def _normal(name: str, value: Any) -> Any:
@@ -340,53 +349,3 @@ def _normal(name: str, value: Any) -> Any:
     if name == "gradient_checkpointing" and type(value) is int and value == 1:  # every layer
         value = True
     return value
-
-
-def _check_choice(name: str, value: Any, hint: Any) -> None:
-    choices = next((get_args(kind) for kind in _kinds(hint) if typing.get_origin(kind) is Literal), ())
-    if choices and value not in choices and not (value is None and type(None) in _kinds(hint)):
-        hint = did_you_mean(str(value), choices)
-        raise UsageError(f"Expected --{name} to be one of {', '.join(choices)}; got '{value}'.{hint}")
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    kinds = _kinds(hint)
-    if not any(_is_a(value, kind) for kind in kinds):
-        words = [_words(kind) for kind in kinds if kind is not type(None)]
-        raise UsageError(f"Expected --{name} to be {' or '.join(words)}; got {value!r}.")
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The types of which an option may be; None beside a choice of words makes another kind of union than beside a type."""
-    return get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of an option: a truth value is no number, a whole number is one."""
-    origin = typing.get_origin(kind) or kind
-    if origin in (Any, Literal):
-        return True
-    if origin in (int, float):
-        numbers = int if origin is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
-    if origin is list:
-        return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
-    return isinstance(value, origin)
-
-
-def _words(kind: Any) -> str:
-    origin = typing.get_origin(kind) or kind
-    return f"a list, each {WORDS[get_args(kind)[0]]}" if origin is list else WORDS[origin]
-
-
-def _check_number(
-    name: str, value: Any, *, above: float | None = None, least: float | None = None, below: float | None = None
-) -> None:
-    if value is None:
-        return
-    if above is not None and value <= above:
-        raise UsageError(f"Expected --{name} to be above {above}; got {value}.")
-    if least is not None and value < least:
-        raise UsageError(f"Expected --{name} to be at least {least}; got {value}.")
-    if below is not None and value >= below:
-        raise UsageError(f"Expected --{name} to be below {below}; got {value}.")

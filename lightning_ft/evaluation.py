@@ -148,6 +148,8 @@ class Evaluation:
     """How metrics were computed, where their names do not say it."""
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
     """Values within each group of rows, by the group's name."""
+    group_rows: dict[str, int] = field(default_factory=dict)
+    """Rows of each group."""
 
     @classmethod
     def of(
@@ -185,6 +187,7 @@ class Evaluation:
             for group, chosen in places.items():
                 if bool(table[chosen].any()):
                     made.groups.setdefault(group, {})[name] = float(metric.finish(table[chosen].sum(0)))
+        made.group_rows = {group: len(places[group]) for group in made.groups}
         return made
 
     def scores(self, metric: str) -> Tensor:
@@ -225,6 +228,7 @@ class Evaluation:
             "counts": self.counts,
             "signatures": self.signatures,
             "groups": strict(self.groups),
+            "group_rows": self.group_rows,
             "rows": len(self.rows),
             "generated": sum(row.prediction is not None for row in self.rows),
             "tokens": sum(row.tokens for row in self.rows),
@@ -260,6 +264,7 @@ class Evaluation:
                 {name: Spread(**own) for name, own in results["spreads"].items()},
                 results["counts"], results["signatures"],
                 {group: {name: _number(v) for name, v in own.items()} for group, own in results["groups"].items()},
+                results.get("group_rows", {}),
             )  # fmt: skip
             changed = next((name for name, digest in results["files"].items() if sha256(folder / name) != digest), None)
             if changed:  # its statistics would be those of other answers

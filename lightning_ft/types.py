@@ -95,6 +95,11 @@ class Classified:
 
 
 Example = Conversation | Text | Preference | Unpaired | Classified
+WORDS: Mapping[type[Example], str] = {
+    Conversation: "conversations", Text: "raw texts", Preference: "pairs of answers", Unpaired: "judged answers",
+    Classified: "texts with a class",
+}  # fmt: skip
+"""What kinds of examples are called to people."""
 
 
 @dataclass(frozen=True, slots=True)

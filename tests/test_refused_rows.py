@@ -82,10 +82,10 @@ def test_it_goes_into_quarantine_and_is_accounted_for(tmp_path: Path) -> None:
     ("task", "kinds", "message"),
     [
         (RawText(), (Preference,),
-         "Text examples, but the objective trains on Preference; type --objective sft, or another --task."),
+         "raw texts of the rows, but the objective trains on pairs of answers; type --objective sft, or give another --task."),
         (Sorted(), (Conversation, Text),
-         "Unpaired examples, but the objective trains on Conversation or Text; no objective of "
-         "the installed plugins trains on Unpaired, so type another --task."),
+         "judged answers of the rows, but the objective trains on conversations or raw texts; no objective of "
+         "the installed plugins trains on judged answers, so give another --task."),
     ],
 )  # fmt: skip
 def test_examples_that_the_objective_cannot_train_on(

@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
         metavar="NAME",
         help="default: loss, perplexity, token accuracy and those of the task; of pairs the latter alone",
     )
-    parser.add_argument("--task", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns")
+    parser.add_argument(
+        "--task", help="what a row is, a name or {name: NAME, option: value}; auto: as in the model's run, else by its columns"
+    )
     parser.add_argument("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
     parser.add_argument(
         "--by", metavar="COLUMN", help="values of each group, too, or by `prefix` as in `translate: ...`; default: task, if any"

@@ -124,7 +124,10 @@ def _row(line: str, row: str) -> ScoredRow:
     references = _references(values)
     prompt = values.get("prompt")
     turns = [Message("user", prompt)] if isinstance(prompt, str) else []
-    meta = {key: value for key, value in values.items() if key not in ("prediction", "reference", "references")}
+    meta = {key: value for key, value in values.items() if key not in ("prediction", "reference", "references", "example")}
+    written = values.get("example")
+    if isinstance(written, dict) and isinstance(written.get("meta"), dict):  # where `evaluate` keeps the columns of the data
+        meta = written["meta"] | meta
     example = Conversation((*turns, Message("assistant", references[0] if references else prediction)), meta=meta)
     return ScoredRow(
         row=row, example=example, prompt=prompt if turns else None, prediction=prediction, references=tuple(references)

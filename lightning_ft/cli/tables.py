@@ -68,10 +68,14 @@ def print_evaluation(evaluation: Evaluation, *, all_groups: str) -> None:
     print(table(("metric", "value", "std", "min", "max", "rows"), rows, numbers=frozenset(range(1, 6))))
     if evaluation.groups:
         groups = [
-            (group, *(number(own[name], percent=name in shares) if name in own else "" for name in evaluation.metrics))
+            (
+                group, str(evaluation.group_rows[group]),
+                *(number(own[name], percent=name in shares) if name in own else "" for name in evaluation.metrics),
+            )
             for group, own in list(evaluation.groups.items())[:MOST_GROUPS]
-        ]
-        print("\n" + table(("group", *evaluation.metrics), groups, numbers=frozenset(range(1, len(evaluation.metrics) + 1))))
+        ]  # fmt: skip
+        numbers = frozenset(range(1, len(evaluation.metrics) + 2))
+        print("\n" + table(("group", "rows", *evaluation.metrics), groups, numbers=numbers))
         if (more := len(evaluation.groups) - MOST_GROUPS) > 0:
             print(f"... and {more:,} more groups; {all_groups}")
     for name, signature in evaluation.signatures.items():

@@ -29,6 +29,7 @@ from lightning_ft.data.split import SPLITS, Split, Splitter
 from lightning_ft.data.unfold import examples_of
 from lightning_ft.data.window import keys_of
 from lightning_ft.errors import DataError, TrainingError, UsageError, did_you_mean
+from lightning_ft.types import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -261,14 +262,16 @@ class Build:
     def _wrong_kind(self, kind: type[Example]) -> str:
         """Why the objective cannot train on the task's examples, and which can."""
         assert self.task is not None
-        wanted = " or ".join(kind.__name__ for kind in self.kinds)
-        said = f"Task {self.task.name} makes {kind.__name__} examples, but the objective trains on {wanted}; "
-        objectives = self.registry.objectives
+        wanted = " or ".join(WORDS[kind] for kind in self.kinds)
+        said = f"Task {self.task.name} makes {WORDS[kind]} of the rows, but the objective trains on {wanted}; "
+        objectives, tasks = self.registry.objectives, [self.registry.tasks[name] for name in self.registry.tasks]
         fit = [name for name in objectives if issubclass(kind, objectives[name].cls.examples)]
+        other = [f"{entry.name} ({entry.cls.columns_help})" for entry in tasks if set(entry.cls.kinds()) & set(self.kinds)]
+        for_it = f"rows and --task for it: {'; '.join(other)}" if len(other) == 1 else "another --task"
         return said + (
-            f"type --objective {' or '.join(fit)}, or another --task."
+            f"type --objective {' or '.join(fit)}, or give {for_it}."
             if fit
-            else f"no objective of the installed plugins trains on {kind.__name__}, so type another --task."
+            else f"no objective of the installed plugins trains on {WORDS[kind]}, so give {for_it}."
         )
 
     def _alike(self) -> list[tuple[int, int]]:

@@ -40,7 +40,7 @@ class Encoder:
     is a row of two texts: the prompt with the better answer, and the prompt with the worse one.
     """
 
-    def __init__(self, tokenizer: Any, template: Template, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, template: Template, max_length: int, positions: int | None = None) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UsageError(
@@ -53,6 +53,8 @@ class Encoder:
         self._backend = backend
         self._template = template
         self.max_length = max_length
+        self.positions = positions
+        """Tokens that the model has places for, beyond which no `max_length` can be advised; None: not known."""
         self._eos_id: int | None = tokenizer.eos_token_id
         self._eos: str = tokenizer.eos_token or ""
         self._bos_id: int | None = tokenizer.bos_token_id

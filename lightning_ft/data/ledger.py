@@ -138,8 +138,12 @@ class Ledger:
                 return length
         return 0
 
-    def check(self, max_lost: float) -> None:
+    def check(self, max_lost: float, positions: int | None = None) -> None:
         """Refuse data of which too much is lost.
+
+        Args:
+            max_lost: Largest share of the rows that may be cut or emptied.
+            positions: Longest `max_length` that the model has places for; None: not known.
 
         Raises:
             DataError: no row with a supervised token is left.
@@ -149,7 +153,7 @@ class Ledger:
         share = total.truncated / max(1, total.used + sum(total.dropped.values()))
         nothing = not total.used or (not total.supervised and NO_SUPERVISED in total.dropped)
         if nothing and share <= max_lost:
-            advice = self._advice(FIT) if total.truncated else "check the columns and --task"
+            advice = self._advice(FIT, positions) if total.truncated else "check the columns and --task"
             raise DataError(
                 f"{', '.join(self.sources) or 'data'}: expected at least one row with a supervised token, got none of"
                 f" {total.read:,} rows{_reasons(total)}; {advice}."
@@ -160,12 +164,17 @@ class Ledger:
             raise CheckFailedError(
                 f"Expected {limit} to cut at most {_percent(max_lost)} of the rows (--max_lost {max_lost:g}), got"
                 f" {_percent(share)} ({lost});"
-                f" {self._advice(max(FIT, 1 - max_lost))}"
+                f" {self._advice(max(FIT, 1 - max_lost), positions)}"
                 + ("." if nothing else f", or --max_lost {_round_up(share):g} to accept it.")
             )
 
-    def _advice(self, share: float) -> str:
+    def _advice(self, share: float, positions: int | None) -> str:
         length = self.fitting_length(share) or max(self.cut_lengths)
+        if positions is not None and length > positions:
+            return (
+                f"{_percent(share)} of the rows need {length} tokens and the model has places for {positions}: shorten the "
+                "rows, take a model with more"
+            )
         return f"type --max_length {length} to fit {_percent(share)} of the rows"
 
     def closes(self) -> None:

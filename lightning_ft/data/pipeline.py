@@ -94,7 +94,7 @@ class Pipeline:
         ledger = Ledger.from_dict(facts["ledger"])
         tables = {split: EncodedTable(*sorted(folder.glob(f"{split}-*.arrow"))) for split in SPLITS}
         ledger.closes()
-        ledger.check(self.config.max_lost)
+        ledger.check(self.config.max_lost, self.encoder.positions)
         self.say(f"data: {ledger.summary()}")
         hashes = {str(path): content for content, (path, _) in zip(self._digests, self.files, strict=True)}
         end = Position(*facts["end"]) if "end" in facts else None

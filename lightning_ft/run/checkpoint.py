@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_ft.atomic import broken, whole_folder
+from lightning_ft.atomic import MANIFEST, broken, whole_folder
+from lightning_ft.checkpoint import path_of
 from lightning_ft.errors import UsageError
-from lightning_ft.run.state import load_state, save_state
+from lightning_ft.run.state import PARTS, TENSORS, TREE, load_state, save_state
 
 if TYPE_CHECKING:
     from lightning_ft.run.card import ModelWriter
@@ -96,11 +98,16 @@ class FolderCheckpoint(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete the folder; the rename first makes sure that half a folder is never taken for a checkpoint."""
-        import shutil
-
         folder = Path(path)
         if folder.exists():
             aside = folder.with_name(f".tmp-removed-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_best_model(run: Path, step: int) -> None:
+    """`best_model` of a run folder: the checkpoint of that step without the trainer's state."""
+    with whole_folder(run / "best_model") as target:
+        of_the_trainer = shutil.ignore_patterns(MANIFEST, TENSORS, TREE, PARTS)
+        shutil.copytree(path_of(run, step), target, dirs_exist_ok=True, ignore=of_the_trainer)

@@ -256,6 +256,21 @@ def unfinished(parent: Path, wanted: str) -> Path | None:
     return max(found)[1] if found else None
 
 
+def options_of(run: Path) -> dict[str, Any]:
+    """The options in a run's `config.yaml`.
+
+    Raises:
+        UsageError: there is none, or it is no mapping.
+    """
+    try:
+        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"Expected '{run / 'config.yaml'}' to hold the options of the run; {error}.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"Expected '{run / 'config.yaml'}' to hold the options of the run; got {type(values).__name__}.")
+    return values
+
+
 def noted(run: Path) -> dict[str, Any]:
     """What `run.json` holds; nothing where it cannot be read."""
     try:

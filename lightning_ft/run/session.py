@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -99,6 +98,8 @@ class Session:
         self.location: Location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         stored = settle(config, self.location.quantization, self.choices.method, goes_on=self.location.adapter is not None)
+        if self.resume is not None:
+            self.resume.keep(config, self.choices.task, self.say)
         self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, quantization=stored, **hub)
         if Path(self.spec.model).is_dir():
             check_folder(Path(self.spec.model), self.spec)
@@ -122,11 +123,13 @@ class Session:
 
         self.new_tokens = extend(self)
         self.template = Template.resolve(self.config.template, self.tokenizer)
-        self.encoder = Encoder(self.tokenizer, self.template, self._max_length())
+        self.encoder = Encoder(self.tokenizer, self.template, self._max_length(), self.positions)
         self.pipeline = Pipeline(
             self.config, self.registry, self.encoder, self.choices.task, self.choices.objective.examples, self.say
         )
         self.prepared: Prepared = self.pipeline.prepare()
+        if self.choices.task is None:
+            self.say(f"task: {self.prepared.task.name}, by the columns")
         self.config.task = self.prepared.task
         check_sizes(self.config, self.world, self.prepared.tables["train"])
         objective = self.choices.objective
@@ -256,7 +259,7 @@ class Session:
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or self.config.output or "runs"))
             return
         if self.resume is not None:
-            self.folder = self.resume.open(self.prepared.identity, self.total_steps, self.config.strategy)
+            self.folder = self.resume.open(self.config, self.prepared.identity, self.total_steps)
         else:
             self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
@@ -328,6 +331,7 @@ class Session:
     def finish(self) -> None:
         """Final and best model, written by the main process; the others bring their parts."""
         from lightning_ft.atomic import whole_folder
+        from lightning_ft.run.checkpoint import write_best_model
 
         with quiet_libraries():
             parts = self.writer.gather(keep=self.world.main) if self.sharded else None
@@ -335,7 +339,9 @@ class Session:
             return
         with whole_folder(self.folder.path / "final_model") as target:
             self.writer(target, parts)
-        self._write_best()
+        if (step := self.saver.best_step) is not None:
+            write_best_model(self.folder.path, step)
+            self.folder.update(best_step=step)
 
     @cached_property
     def tuned(self) -> Any:
@@ -343,24 +349,6 @@ class Session:
         if not self.sharded:
             return self.module.model
         return load(str(self.folder.path / "final_model"), dtype=self.spec.dtype, device=str(self.world.device)).model
-
-    def _write_best(self) -> None:
-        """`best_model`: the checkpoint with the best validation, without the trainer's state."""
-        from lightning_ft.atomic import MANIFEST, whole_folder
-        from lightning_ft.checkpoint import path_of
-        from lightning_ft.run.state import PARTS, TENSORS, TREE
-
-        step = self.saver.best_step
-        if step is None:
-            return
-        with whole_folder(self.folder.path / "best_model") as target:
-            shutil.copytree(
-                path_of(self.folder.path, step),
-                target,
-                dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns(MANIFEST, TENSORS, TREE, PARTS),
-            )
-        self.folder.update(best_step=step)
 
     def close(self, status: str | None = None) -> None:
         """Let the folder go."""

@@ -23,6 +23,7 @@ from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
 from lightning_ft.run.folder import check_writable, versions
 from lightning_ft.run.hardware import peak_memory
+from lightning_ft.run.inherited import reads_of, trained_on
 from lightning_ft.run.quiet import say, silent
 from lightning_ft.run.team import Team
 from lightning_ft.run.verdict import allowed_answers, names_for
@@ -80,9 +81,21 @@ def evaluate_files(
     sampling = {name: options.pop(name) for name in list(options) if name in sampling_names}
     named = None if metrics is None else list(metrics)
     values = {"model": model, "data": list(data), "task": task, "output": output, "metrics": named, "devices": 1, **options}
+    inherits = ""
+    if task in (None, "auto"):
+        reads, inherits = reads_of([model], list(data), options.get("columns") or {})
+        values |= reads
     config = TrainingConfig.from_dict(values)
     config.test_data, config.data = config.data, []  # every row is held out, whatever its split column says
     ready = _prepare(config, further=(Preference,))
+    if inherits and ready.team.main:
+        say(f"task: {inherits}")
+    seen = trained_on(model, ready.prepared.hashes)
+    if seen and ready.team.main:
+        say(
+            f"data: the run trained on rows of {', '.join(seen)}, so these numbers are none of held-out rows; "
+            f"`lightning-ft test {model}` looks at those alone"
+        )
     tables = ready.prepared.tables
     rows: list[tuple[Split, int]] = [(split, i) for split in SPLITS for i in range(len(tables[split]))]
     if not rows:

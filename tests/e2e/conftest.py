@@ -31,8 +31,8 @@ FIT = (
 
 
 PROGRESS = (
-    "strategy: ", "data: ", "precision: ", "packing: ", "batches: ", "resume: ", "run folder: ", "trainable params: ", "loss: ",
-    "preflight: ", "step ", "out of memory at step ",
+    "strategy: ", "data: ", "task: ", "precision: ", "packing: ", "batches: ", "resume: ", "run folder: ",
+    "trainable params: ", "loss: ", "preflight: ", "step ", "out of memory at step ",
 )  # fmt: skip
 """How lines begin that a run says before it stops."""
 

@@ -158,11 +158,12 @@ def test_runs_that_cannot_be_resumed(refused: Refused, cli: Cli, fitted: Fitted)
     run = Path("run")
     shutil.copytree(fitted.folder, run)
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    for argv, what in (
-        (("--data", write("other.jsonl", GOOD)), "Expected the same data and tokens as run 'run' had"),
-        (("--max_steps", "5"), "Expected the same number of steps as run 'run' had (6), got 5"),
+    record["status"] = "interrupted"
+    for argv, steps, what in (
+        (("--data", write("other.jsonl", GOOD)), 6, "Expected the same data and tokens as run 'run' had"),
+        ((), 5, "Expected the same number of steps as run 'run' had (5), got 6"),
     ):
+        (run / "run.json").write_text(json.dumps(record | {"total_steps": steps}))
         refused(cli("fit", "--resume", run, *argv), what, "--model run", at_once=False)
     with (run / ".lock").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -2,7 +2,7 @@
 
 Reads one JSON request per line, `{"argv", "folder", "log", "hit"}`, and answers it with `{"status", "operations"}`, the
 status being an exit code or minus a signal. `hit` is where a signal comes, as `{place: [n, signal]}`: in the n-th call of a
-method in `PLACES`, before the n-th `operation` on files in `folder`, or `after` n seconds.
+method or function in `PLACES`, before the n-th `operation` on files in `folder`, or `after` n seconds.
 """
 
 import importlib
@@ -24,7 +24,7 @@ PLACES = {
     "validation": ("lightning_ft.module", "FineTuner", "validation_step"),
     "validated": ("lightning_ft.run.callbacks", "Saver", "on_validation_end"),
     "finish": ("lightning_ft.run.session", "Session", "finish"),
-    "best model": ("lightning_ft.run.session", "Session", "_write_best"),
+    "best model": ("lightning_ft.run.checkpoint", "", "write_best_model"),
 }
 
 
@@ -45,9 +45,10 @@ def count_operations(folder: str, at: int, number: int) -> list[int]:
 
 
 def hit_in(module: str, owner: str, name: str, at: int, number: int) -> None:
-    """Send the signal in call `at` of a method."""
-    cls = getattr(importlib.import_module(module), owner)
-    original: Callable[..., Any] = getattr(cls, name)
+    """Send the signal in call `at` of a method, or of a function where no owner is named."""
+    holder = importlib.import_module(module)
+    holder = getattr(holder, owner) if owner else holder
+    original: Callable[..., Any] = getattr(holder, name)
     calls = [0]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +57,7 @@ def hit_in(module: str, owner: str, name: str, at: int, number: int) -> None:
             os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    setattr(cls, name, counted)
+    setattr(holder, name, counted)
 
 
 def run(request: Mapping[str, Any]) -> None:

@@ -102,6 +102,7 @@ def gather(
     """
     from lightning_ft.api import evaluate
     from lightning_ft.run.hardware import reset_peak_memory
+    from lightning_ft.run.inherited import reads_of
     from lightning_ft.run.quiet import say
 
     sides: dict[str, Side] = {}
@@ -115,6 +116,9 @@ def gather(
         seen(side)
         sides[letter] = side
 
+    reads = {"task": request.task, **request.options}
+    if request.task in (None, "auto") and request.data:
+        reads |= reads_of(names, request.data, request.options.get("columns") or {})[0]  # for all models alike
     named = list(zip(LETTERS, names, strict=False))
     for letter, name in sorted(named, key=lambda pair: not is_evaluation(pair[1])):
         given = Path(name).expanduser()
@@ -126,8 +130,7 @@ def gather(
         gc.collect()  # the model before, so that its memory is not counted as this one's
         reset_peak_memory()
         evaluate(
-            name, list(request.data), metrics=request.metrics, task=request.task, output=str(folder),
-            max_rows=request.max_rows, **request.options,
+            name, list(request.data), metrics=request.metrics, output=str(folder), max_rows=request.max_rows, **reads,
         )  # fmt: skip
         add(letter, name, folder, given if is_run(given) else None)
     return [sides[letter] for letter, _ in named]

@@ -68,8 +68,12 @@ def advice(rows: int, lengths: Mapping[str, Any], issues: Sequence[Finding], cap
         out += capacity.advice(rows, lengths["supervised"] - lengths["cut_supervised"])
     if lengths["cut_supervised"]:
         share = 100 * lengths["cut_supervised"] / lengths["supervised"]
-        out.append(
-            f"--max_length {lengths['max_length']} cuts {share:.1f} % of the tokens with a loss; "
-            f"{lengths['percentiles']['p99']} would keep 99 % of the rows whole."
-        )
+        out.append(f"--max_length {lengths['max_length']} cuts {share:.1f} % of the tokens with a loss; {_longer(lengths)}.")
     return out
+
+
+def _longer(lengths: Mapping[str, Any]) -> str:
+    wanted, positions = lengths["percentiles"]["p99"], lengths["positions"]
+    if wanted <= positions:
+        return f"{wanted} would keep 99 % of the rows whole"
+    return f"99 % of the rows have up to {wanted}, and the model has places for {positions}"

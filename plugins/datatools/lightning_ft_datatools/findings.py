@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "exact_duplicate": Kind("warning", "exact duplicates", "keep one of each: --fix OUT"),
     "near_duplicate": Kind("warning", "near duplicates", "keep one of each"),
     "conflict": Kind("warning", "the same prompt with different answers", "keep the better answer"),
+    "same_answers": Kind("warning", "pairs whose two answers are the same", "remove them: they prefer nothing"),
     "short_answer": Kind("warning", "very short answers", "write them out"),
     "vague_answer": Kind("warning", "answers that say nothing", "answer or remove them"),
     "label": Kind("warning", "suspected wrong labels", "look at each: rows of another label read like it"),

@@ -99,8 +99,8 @@ def chosen(text: str | None, rows: Sequence[Row]) -> Task:
     return made
 
 
-def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int]:
-    """A model's tokenizer and the limit of its rows, as `fit` has it."""
+def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int, int]:
+    """A model's tokenizer, the limit of its rows, as `fit` has it, and its positions."""
     from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
     from lightning_ft.loading import locate
 
@@ -110,4 +110,4 @@ def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int]:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     if max_length is not None and not 0 < max_length <= positions:
         raise UsageError(f"Expected --max_length from 1 to {positions}, the model's positions; got {max_length}.")
-    return tokenizer, max_length or min(2048, positions)
+    return tokenizer, max_length or min(2048, positions), positions

@@ -140,18 +140,19 @@ def survey(names: Sequence[str], options: Options, progress: Progress) -> tuple[
     """Read files and look at them in every way."""
     with progress.step("reading"):
         found = read(names, options)
-    tokenizer, limit = tokenizer_of(options.model, options.max_length)
+    tokenizer, limit, positions = tokenizer_of(options.model, options.max_length)
     with _unswept():
-        return _looked_at(found, options, tokenizer, limit, progress), found
+        return _looked_at(found, options, tokenizer, (limit, positions), progress), found
 
 
-def _looked_at(found: Survey, options: Options, tokenizer: Any, limit: int, progress: Progress) -> Report:
+def _looked_at(found: Survey, options: Options, tokenizer: Any, limits: tuple[int, int], progress: Progress) -> Report:
     records = found.records
     with progress.step("tokens"):
-        sizes = _sizes(found, tokenizer, options, limit)
+        sizes = _sizes(found, tokenizer, options, limits[0])
     with progress.step("rows"):
         for one_row in (text.check_turns, text.check_empty, text.check_answers, text.check_encoding, text.check_secrets):
             found.add(one_row(records))
+        found.add(text.check_answers_differ(records))
         found.add(text.marker_check(_special(tokenizer))(records))
         found.add(style.check_style(records))
     with progress.step("duplicates"):
@@ -169,7 +170,7 @@ def _looked_at(found: Survey, options: Options, tokenizer: Any, limit: int, prog
         space = meaning.Space.of(records)
         found.add(meaning.check_topic(space))
         varied = meaning.diversity(records, space)
-    return _report(options, found, lengths.lengths(sizes, limit), spoken, varied)
+    return _report(options, found, lengths.lengths(sizes, *limits), spoken, varied)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,10 @@ def lines(report: dict[str, Any], kind: str) -> list[int]:
     return [issue["line"] for issue in report["issues"] if issue["kind"] == kind]
 
 
+def pair(better: str, worse: str) -> dict[str, str]:
+    return {"prompt": f"What is on its head, {better} or {worse}?", "chosen": f"It is {better}.", "rejected": f"It is {worse}."}
+
+
 CASES: dict[str, tuple[list[Any], list[int]]] = {
     "unreadable": ([row(*GOOD[0]), "{broken", row(*GOOD[1])], [2]),
     "format": ([row(*GOOD[0]), {"question": 7, "answer": "x"}, row(*GOOD[1])], [2]),
@@ -52,6 +56,7 @@ CASES: dict[str, tuple[list[Any], list[int]]] = {
     "exact_duplicate": ([row(*GOOD[0]), row(*GOOD[1]), row("Where  does THE sun rise?", GOOD[0][1])], [3]),
     "near_duplicate": ([row(*GOOD[5]), row(*GOOD[1]), row("Why is the sea so salty?", GOOD[5][1])], [3]),
     "conflict": ([row(*GOOD[0]), row(*GOOD[1]), row(GOOD[0][0], "In the west, of course.")], [3]),
+    "same_answers": ([pair("a hat", "a cap"), pair("a hat", "a hat"), pair("a hat", "A hat")], [2]),
     "encoding": (
         [row(*GOOD[0]), row("Where is the caf\u00c3\u00a9?", "It is over there."), row("Bell\x07?", "Yes, it rings.")], [2, 3],
     ),

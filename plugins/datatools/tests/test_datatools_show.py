@@ -178,16 +178,17 @@ def test_help_names_the_tools(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("row", "trained"),
-    [({"messages": [HI, HO, HI], "chosen": HO, "rejected": HI | {"role": "assistant"}}, "Ho</response><|eos|>"),
-     ({"text": "Hi", "label": "greeting"}, "greeting</response><|eos|>")],
+    [({"messages": [HI, HO, HI], "chosen": HO, "rejected": HI | {"role": "assistant"}}, ["Ho</response>", "Hi</response>"]),
+     ({"text": "Hi", "label": "greeting"}, ["greeting</response>"])],
     ids=["preference", "class"],
 )  # fmt: skip
-def test_the_check_counts_what_is_drawn(rows: str, row: dict[str, Any], trained: str) -> None:
-    """Of a pair that of the better answer alone, without answers in its prompt; of a class its name."""
+def test_the_check_counts_what_is_drawn(rows: str, row: dict[str, Any], trained: list[str]) -> None:
+    """Of a pair both answers, without answers in its prompt; of a class its name."""
     from transformers import AutoTokenizer
 
     Path(rows).write_text((json.dumps(row) + "\n") * 2)
     model = str(tiny_backbone_folder(Path("model")))
-    ids = AutoTokenizer.from_pretrained(model)(trained.replace("<|eos|>", ""), add_special_tokens=False)["input_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in trained)
     report = check(rows, model=model, template="tags")
-    assert report.lengths["supervised"] == 2 * (len(ids) + 1)
+    assert report.lengths["supervised"] == 2 * tokens

@@ -27,6 +27,9 @@ class Size:
     """How long a row is, without its tokens: those of many rows would fill the memory."""
 
     tokens: int
+    """Of all its texts: two where answers are compared."""
+    longest: int
+    """Of its longest text, which the limit is for."""
     supervised: int
     """Tokens with a loss."""
     cut: int
@@ -35,18 +38,22 @@ class Size:
 
 
 def sizes(encoder: Encoder, records: Sequence[Record]) -> list[Size | str]:
-    """The size of each record (of a pair that with the better answer), or why the template refuses it."""
-    starts = range(0, len(records), CHUNK)
-    first = [sides(record.example)[0] for record in records]
-    pairs = [(side.example, record.id) for side, record in zip(first, records, strict=True)]
-    chunks = (pairs[start : start + CHUNK] for start in starts)
+    """The size of each record, or why the template refuses it."""
+    texts = [(side.example, record.id) for record in records for side in sides(record.example)]
+    chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
     found = itertools.chain.from_iterable(encoder.encode_chunks(chunks))
-    return [item if isinstance(item, str) else _size(item) for item in found]
+    return [_size(list(itertools.islice(found, len(sides(record.example))))) for record in records]
 
 
-def _size(item: Encoded) -> Size:
-    cut, lost = item.truncated, item.supervised_lost
-    return Size(len(item.input_ids) + cut, item.supervised + lost, cut, lost)
+def _size(texts: Sequence[Encoded | str]) -> Size | str:
+    whole = []
+    for text in texts:
+        if isinstance(text, str):
+            return text
+        whole.append(text)
+    lengths = [len(text.input_ids) + text.truncated for text in whole]
+    cut, lost = sum(text.truncated for text in whole), sum(text.supervised_lost for text in whole)
+    return Size(sum(lengths), max(lengths), sum(text.supervised for text in whole) + lost, cut, lost)
 
 
 def check_lengths(records: Sequence[Record], found: Sequence[Size | str]) -> Iterator[tuple[str, Record, str]]:
@@ -58,17 +65,24 @@ def check_lengths(records: Sequence[Record], found: Sequence[Size | str]) -> Ite
             yield "cut", record, f"{size.cut_supervised:,} of its {size.tokens:,} tokens have a loss and would be cut"
 
 
-def lengths(found: Sequence[Size | str], limit: int) -> dict[str, Any]:
-    """Percentiles, histogram and what the limit cuts."""
+def lengths(found: Sequence[Size | str], limit: int, positions: int) -> dict[str, Any]:
+    """Percentiles and histogram of what the limit is for, and what it cuts.
+
+    Args:
+        found: as `sizes` makes them.
+        limit: tokens that a text may have.
+        positions: tokens that the model has places for.
+    """
     rows = [size for size in found if not isinstance(size, str)]
-    tokens, supervised = [size.tokens for size in rows], [size.supervised for size in rows]
+    longest, supervised = [size.longest for size in rows], [size.supervised for size in rows]
     return {
         "max_length": limit,
-        "tokens": sum(tokens),
+        "positions": positions,
+        "tokens": sum(size.tokens for size in rows),
         "supervised": sum(supervised),
-        "percentiles": percentiles(tokens),
+        "percentiles": percentiles(longest),
         "supervised_percentiles": percentiles(supervised),
-        "histogram": histogram(tokens),
+        "histogram": histogram(longest),
         "cut_rows": sum(size.cut > 0 for size in rows),
         "cut_tokens": sum(size.cut for size in rows),
         "cut_supervised": sum(size.cut_supervised for size in rows),

@@ -7,7 +7,7 @@ import re
 import statistics
 from typing import TYPE_CHECKING
 
-from lightning_ft.types import Conversation
+from lightning_ft.types import Conversation, Preference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +80,14 @@ def _unbalanced(messages: Sequence[Message]) -> str:
         if before == "user" and after == "tool":
             return f"turn {number} is a tool's answer that the assistant did not ask for"
     return ""
+
+
+def check_answers_differ(records: Sequence[Record]) -> Iterator[tuple[str, Record, str]]:
+    """Pairs without a better answer."""
+    for record in records:
+        example = record.example
+        if isinstance(example, Preference) and example.chosen == example.rejected:
+            yield "same_answers", record, "the better and the worse answer are the same"
 
 
 def check_empty(records: Sequence[Record]) -> Iterator[tuple[str, Record, str]]:

@@ -55,7 +55,7 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
     from lightning_ft_datatools.reading import tokenizer_of
     from lightning_ft_datatools.sides import sides
 
-    tokenizer, limit = tokenizer_of(arguments.model, arguments.max_length)
+    tokenizer, limit, _ = tokenizer_of(arguments.model, arguments.max_length)
     template = Template.resolve(arguments.template, tokenizer)
     encoder, whole = Encoder(tokenizer, template, limit), Encoder(tokenizer, template, NO_LIMIT)
     console = Console(highlight=False, soft_wrap=True)

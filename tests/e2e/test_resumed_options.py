@@ -1,0 +1,138 @@
+"""Options beside `--resume RUN`: what would make it another run is refused by name, the rest is taken and written down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+import lightning_ft
+from lightning_ft.checkpoint import checkpoints
+from lightning_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning_ft.testing.models import Family
+    from tests.e2e.conftest import Cli, Fitted, Refused
+
+RUN = Path("run")
+
+
+@pytest.fixture(autouse=True)
+def stopped(clean: None, fitted: Fitted) -> dict[str, Any]:
+    """A run in `run` that was interrupted before its last step; the options that it began with."""
+    shutil.copytree(fitted.folder, RUN)
+    record = json.loads((RUN / "run.json").read_text())
+    (RUN / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    for name in ("final_model", "best_model"):
+        shutil.rmtree(RUN / name)
+    assert checkpoints(RUN)
+    return options()
+
+
+def options() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((RUN / "config.yaml").read_text())
+    return found
+
+
+def resumed_record() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RUN / "run.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ("--learning_rate", "0.1"),
+            "got --learning_rate 0.1 (the run: 0.01); leave out what differs to go on, or start",
+        ),
+        (("--learning_rate", "0.1", "--seed", "4"), "got --learning_rate 0.1 (the run: 0.01) and --seed 4 (the run: 3); "),
+        (("--method.rank", "32"), "got --method.rank 32 (the run: 16); "),
+        (("--method", "full"), "got --method full (the run: lora); "),
+        (("--task", "chat"), "got --task chat (the run: instruct); "),
+        (("--task", "instruct", "--task.answer_column", "reply"), "got --task.answer_column reply (the run: "),
+        (("--optimizer", "SGD"), "got --optimizer SGD (the run: AdamW); "),
+        (("--max_steps", "5"), "got --max_steps 5 (the run: 6); "),
+        (("--config", "quick_test"), "got --"),
+        (("--output", "elsewhere"), "got --output elsewhere (the run: none); "),
+        (("--name", "other"), "got --name other (the run: none); "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_would_make_it_another_run_is_refused(
+    cli: Cli, refused: Refused, stopped: dict[str, Any], argv: tuple[str, ...], said: str
+) -> None:
+    before = (RUN / "run.json").read_bytes()
+    refused(cli("fit", "--resume", RUN, *argv), "Expected the options that run 'run' began with, ", said, at_once=False)
+    assert options() == stopped
+    assert (RUN / "run.json").read_bytes() == before
+
+
+def test_a_model_that_is_there_is_not_taken_for_another(cli: Cli, refused: Refused, models: dict[Family, Path]) -> None:
+    refused(cli("fit", "--resume", RUN, "--model", models["gpt2"]), f"got --model {models['gpt2']} (the run: ", at_once=False)
+
+
+def test_the_size_of_micro_batches_is_not_taken_where_it_decides_the_rows_of_a_step(
+    cli: Cli, refused: Refused, stopped: dict[str, Any]
+) -> None:
+    (RUN / "config.yaml").write_text(yaml.safe_dump(stopped | {"batch_size": None, "batch_tokens": 128}))
+    refused(cli("fit", "--resume", RUN, "--batch_tokens", "64"), "got --batch_tokens 64 (the run: 128); ", at_once=False)
+
+
+def test_what_computes_the_same_is_taken_and_written_down(cli: Cli, stopped: dict[str, Any], fitted: Fitted) -> None:
+    moved = Path("moved.jsonl")
+    shutil.copy(fitted.data, moved)
+    shutil.copytree(fitted.model, "moved")
+    began = stopped | {"model": "gone"}
+    (RUN / "config.yaml").write_text(yaml.safe_dump(began))
+    given = {
+        "model": "moved", "data": ["moved.jsonl"], "log_every": 2, "gradient_checkpointing": True, "save_every": 3,
+        "verdict_rows": 1, "max_new_tokens": 3, "batch_tokens": 512,
+    }  # fmt: skip
+    flags = [word for name, value in given.items() for word in (f"--{name}", value[0] if name == "data" else str(value))]
+    result = cli("fit", "--resume", RUN, "--output", RUN, *flags)
+    assert result.code == 0, result.err
+    assert "resume: --gradient_checkpointing true from here on (before: false)" in result.err
+    assert options() == {**began, **given, "output": str(RUN)}
+    first, *more = resumed_record()["changed_options"]
+    assert first == {"from": resumed_record()["resumed_from"], **given}
+    assert not more
+    assert resumed_record()["status"] == "finished"
+
+
+def test_nothing_is_written_down_where_nothing_differs(cli: Cli, stopped: dict[str, Any]) -> None:
+    result = cli("fit", "--resume", RUN, "--method", "lora", "--method.rank", "16", "--seed", "3", "--verdict_rows", "3")
+    assert result.code == 0, result.err
+    assert "from here on" not in result.err
+    assert options() == stopped
+    assert "changed_options" not in resumed_record()
+
+
+def test_python_takes_what_is_not_given_from_the_run(stopped: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"got --warmup 0\.5 \(the run: 0\.03\)"):
+        lightning_ft.fit(resume=str(RUN), warmup=0.5)
+    run = lightning_ft.fit(resume=str(RUN), verdict_rows=0)
+    assert run.verdict is None
+    assert options() == stopped | {"verdict_rows": 0}
+
+
+def test_python_asks_again_for_objects(stopped: dict[str, Any]) -> None:
+    text = "<lightning.pytorch.callbacks.timer.Timer from Python>"
+    (RUN / "config.yaml").write_text(yaml.safe_dump(stopped | {"trainer": {"callbacks": [text]}}))
+    with pytest.raises(UsageError, match=r"Expected trainer= as run 'run' began with, whose Trainer arguments are objects"):
+        lightning_ft.fit(resume=str(RUN))
+    lightning_ft.fit(resume=str(RUN), trainer={}, verdict_rows=0)
+    assert options()["trainer"] == {}
+
+
+def test_a_run_without_its_options_cannot_go_on() -> None:
+    (RUN / "config.yaml").write_text("- 3\n")
+    with pytest.raises(UsageError, match=r"Expected 'run/config\.yaml' to hold the options of the run; got list"):
+        lightning_ft.fit(resume=str(RUN))
+    (RUN / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"Expected 'run/config\.yaml' to hold the options of the run; .*No such file"):
+        lightning_ft.fit(resume=str(RUN))
