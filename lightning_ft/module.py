@@ -27,6 +27,7 @@ from lightning_ft.engine.sharding import Shards, data_place, summed
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.master import MasterWeights
 from lightning_ft.monitor import LOSS
+from lightning_ft.quantization import count_parameters
 from lightning_ft.shortage import RunAgainError, Shortage, Untouched, first_line, out_of_memory
 from lightning_ft.validation import Likelihoods, OwnTerms
 
@@ -142,8 +143,7 @@ class FineTuner(L.LightningModule):
 
     def parameter_line(self) -> str:
         """`trainable params: a || all params: b || trainable%: c`."""
-        trained = sum(p.numel() for p in self.trained_parameters())
-        total = sum(p.numel() for p in self.model.parameters())
+        trained, total = count_parameters(self.trained_parameters()), count_parameters(self.model.parameters())
         return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
 
     # ---- one optimiser step -------------------------------------------------------------------------------------

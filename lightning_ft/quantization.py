@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
@@ -116,6 +118,11 @@ def is_quantized(model: nn.Module, *, bits: int | None = None) -> bool:
     names = {None: "is_quantized", 4: "is_loaded_in_4bit", 8: "is_loaded_in_8bit"}
     base = getattr(model, "get_base_model", lambda: model)()
     return bool(getattr(base, names[bits], False))
+
+
+def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
+    """Weights, also where a byte holds two of them."""
+    return sum(p.numel() if (state := getattr(p, "quant_state", None)) is None else math.prod(state.shape) for p in parameters)
 
 
 def loads_by_peft_alone(model: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from lightning_ft.decoding import Sampling
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import RESULTS, Evaluation, check_group, readable
 from lightning_ft.loading import Loaded, load, locate
+from lightning_ft.quantization import count_parameters
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
 from lightning_ft.run.folder import check_writable, versions
@@ -222,7 +223,7 @@ def _cost(config: TrainingConfig, loaded: Loaded, costs: Sequence[Costs]) -> dic
         "generation_seconds": max(one.generation_seconds for one in costs),
         "generated_tokens": sum(one.generated_tokens for one in costs),
         "peak_memory": peak_memory(),
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "parameters": count_parameters(loaded.model.parameters()),
         "bytes": sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
     }
 

@@ -11,7 +11,7 @@ from lightning_ft_quantize.backbone import load_quantized
 
 from lightning_ft.backbone import BackboneSpec, load_causal_lm
 from lightning_ft.errors import UsageError
-from lightning_ft.quantization import Quantization
+from lightning_ft.quantization import Quantization, count_parameters
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import inputs, logits, plain_loss
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model, tiny_tokenizer
@@ -69,6 +69,9 @@ def test_a_quantised_model_is_small_and_near_to_the_full_one(
     kept = dict(model.named_parameters())
     assert all(kept[name].numel() * kept[name].element_size() * 8 <= bits * full.get_parameter(name).numel() for name in inner)
     assert not any(p.requires_grad for name, p in kept.items() if name in inner)
+    assert (
+        count_parameters(model.parameters()) == count_parameters(full.parameters()) == sum(p.numel() for p in full.parameters())
+    )
     gap = (logits(model) - logits(full)).abs().mean() / logits(full).std()
     assert 1e-4 < gap < near
 
