@@ -25,7 +25,7 @@ LAYERS = (
     ("contracts", "method objective task metric"),
     ("files that are whole or not there", "atomic checkpoint"),
     ("the plugin API", "hookspecs plugins registry classpaths"),
-    ("options", "config monitor quantization"),
+    ("options", "checked config monitor quantization"),
     ("rows to batches", "data"),
     ("the hot path", "engine"),
     ("models and their answers", "backbone vocabulary loading decoding generation endpoint"),

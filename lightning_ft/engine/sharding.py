@@ -79,9 +79,10 @@ class Shards:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         keep_scales(model)
+        fixed = {p for p in model.parameters() if not p.is_floating_point()}  # their kernels take whole matrices
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute else MixedPrecisionPolicy()
         for part in (*decoder_layers(model), model):
-            fully_shard(part, mesh=mesh, mp_policy=policy)
+            fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=fixed)
 
     def finish_gradients(self) -> None:
         """Add up the gradients of weights that each process has met with its part of the activations only."""

@@ -54,7 +54,8 @@ class Resume:
         """Compare the options with those that the run began with.
 
         Options that decide what comes out are the run's own. The others (`MAY_CHANGE`) are taken as they are now, and said;
-        so are a base model that lies elsewhere now and, where rows per step do not depend on it, the size of micro-batches.
+        so are a base model or a file that lies elsewhere now, and the size of micro-batches where rows per step do not
+        depend on it.
 
         Raises:
             UsageError: an option that would make it another run from here on; all of them in one sentence.
@@ -62,7 +63,7 @@ class Resume:
         then, now = folder.options_of(self.run), _plain(config, task)
         different = [_differences(name, then[name], now[name]) for name in now if name in then]
         others = {name: values for part in different for name, values in part.items()}
-        refused = {name: values for name, values in others.items() if not self._may_change(name, then, now)}
+        refused = {name: values for name, values in others.items() if not (self._may_change(name, now) or _moved(*values))}
         if refused:
             said = " and ".join(f"--{name} {_word(is_now)} (the run: {_word(was)})" for name, (was, is_now) in refused.items())
             raise UsageError(
@@ -74,9 +75,7 @@ class Resume:
                 self.changed[name] = is_now
                 say(f"resume: --{name} {_word(is_now)} from here on (before: {_word(was)})")
 
-    def _may_change(self, name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-        if name == "model":
-            return not Path(then["model"]).exists() and Path(now["model"]).exists()
+    def _may_change(self, name: str, now: Mapping[str, Any]) -> bool:
         if name == "batch_tokens":
             return now["batch_size"] is not None
         if name in ("output", "name"):  # `auto` is given the folder of a new run, for where there is none to go on with
@@ -117,6 +116,11 @@ class Resume:
 
 def _short(value: object) -> str:
     return str(value)[:12]
+
+
+def _moved(then: object, now: object) -> bool:
+    """Whether two values are paths of which only the second one is there: what it holds is checked by those who read it."""
+    return isinstance(then, str) and isinstance(now, str) and not Path(then).exists() and Path(now).exists()
 
 
 def _word(value: object) -> str:

@@ -68,8 +68,6 @@ def _check_sharded(name: str, config: TrainingConfig, choices: Choices) -> None:
             f"Optimiser {choices.optimizer.__name__} needs whole matrices in each process, which --strategy {name} does not "
             "keep; type --optimizer AdamW, or --strategy ddp."
         )
-    if config.quantize == "int8":
-        raise UsageError(f"Expected --strategy ddp with --quantize int8, or fsdp2 with nf4 or fp4; got {name} with int8.")
     if config.master_weights == "split":
         raise UsageError(f"Expected --master_weights fp32 or none with --strategy {name}, which are spread; got split.")
     if config.precision == "fp16":

@@ -202,7 +202,6 @@ def test_a_single_row_is_enough_to_train(cli: Cli, models: dict[Family, Path]) -
         (("--strategy", "fsdp2_tp", "--method", "vera"), ("which --strategy fsdp2_tp does not keep",)),
         (("--strategy", "tp", "--method", "lora"), ("which --strategy tp cuts in pieces; type --strategy fsdp2",)),
         (("--strategy", "fsdp2", "--optimizer", "Muon"), ("Optimiser Muon needs whole matrices", "--optimizer AdamW")),
-        (("--strategy", "fsdp2", "--quantize", "int8"), ("--strategy ddp with --quantize int8",)),
         (("--strategy", "ddp", "--tensor_parallel", "2"), ("Expected --strategy tp or fsdp2_tp with --tensor_parallel 2",)),
         (("--strategy", "tp", "--devices", "3", "--method", "full"), ("2 key-value heads to be divisible by the 3",)),
         (

@@ -192,9 +192,9 @@ def test_what_the_reference_was_is_kept_for_a_run_that_goes_on(
     for broken in (None, b"half", save({"train": torch.zeros(3, 2)})):
         file.unlink(missing_ok=True) if broken is None else file.write_bytes(broken)
         with pytest.raises(TrainingError, match=r"expected what the model made of .* before training, got"):
-            lightning_ft.fit(model=str(plain_backbone), data=str(pairs), resume=str(halted), **given)
+            lightning_ft.fit(model=str(plain_backbone), data=str(pairs), resume=str(halted), trainer={}, **given)
     file.write_bytes(reference)
-    lightning_ft.fit(model=str(plain_backbone), data=str(pairs), resume=str(halted), **given)
+    lightning_ft.fit(model=str(plain_backbone), data=str(pairs), resume=str(halted), trainer={}, **given)
     assert file.read_bytes() == reference
     lines, again = of_run.lines(whole), of_run.lines(halted)
     assert [line["step"] for line in lines if "margin" in line] == [3, 6, 8]

@@ -112,15 +112,12 @@ def test_two_processes_train_an_adapter_as_one(more: tuple[str, ...], fit: Fit, 
     equal(run, one, of_run)
 
 
-@pytest.fixture(scope="module")
-def qlora(fit: Fit) -> Path:
-    """An adapter on a base of 4 bits, in one process."""
-    return fit(*LORA, "--quantize", "nf4", "--batch_size", 8)
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_train_an_adapter_on_four_bits_as_one(strategy: str, fit: Fit, qlora: Path, of_run: Any) -> None:
-    equal(fit(*LORA, "--quantize", "nf4", "--batch_size", 4, "--devices", 2, "--strategy", strategy), qlora, of_run)
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_two_processes_train_an_adapter_on_few_bits_as_one(quantize: str, fit: Fit, of_run: Any) -> None:
+    qlora = (*LORA, "--quantize", quantize)
+    one = fit(*qlora, "--batch_size", 8)
+    for strategy in ("ddp", "fsdp2"):
+        equal(fit(*qlora, "--batch_size", 4, "--devices", 2, "--strategy", strategy), one, of_run)
 
 
 def test_four_processes_cut_and_spread(cut_and_spread: Path, full: Path, of_run: Any) -> None:

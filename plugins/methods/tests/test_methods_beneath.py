@@ -130,14 +130,15 @@ def test_a_resume_upon_an_adapter_that_changed_is_refused(
     first: Any, second: Any, model: str, rows: list[Path], tmp_path: Path
 ) -> None:
     shutil.copytree(first.folder, tmp_path / "first")
-    resume = str(stopped_at(second.folder, tmp_path / "copy", 4))
+    resume = stopped_at(second.folder, tmp_path / "copy", 4)
+    config = tmp_path / "copy" / "config.yaml"
+    config.write_text(config.read_text().replace(str(first.folder), "elsewhere"))
     path = tmp_path / "first" / "final_model" / "adapter_model.safetensors"
     save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
     method = LoRA(rank=4, beneath=str(tmp_path / "first"))
     with pytest.raises(UsageError, match="with the adapter beneath it; type"):
         lightning_ft.fit(
-            model=model, data=rows[1], learning_rate=1e-2, method=method, output=str(tmp_path / "run"),
-            resume=resume, **OPTIONS,
+            model=model, data=rows[1], learning_rate=1e-2, method=method, resume=str(resume), **OPTIONS,
         )  # fmt: skip
 
 
