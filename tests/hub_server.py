@@ -1,4 +1,4 @@
-"""A server on this machine that speaks as much of the hub's protocol as `datasets` needs to download a dataset."""
+"""A server on this machine that speaks as much of the hub's protocol as it takes to download datasets and models."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `repositories`: by id, the content of each file by its path."""
+    """Serves `datasets` and `models`: by id, the content of each file by its path."""
 
-    def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
+    def __init__(
+        self, datasets: Mapping[str, Mapping[str, bytes]], models: Mapping[str, Mapping[str, bytes]] | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repositories = repositories
+        self.repositories = {"datasets": datasets, "models": models or {}}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -35,7 +37,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/").split("/")
         sent = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
-        files = self.server.repositories.get("/".join(path[1:3])) if path[0] == "datasets" else None
+        if path[0] not in self.server.repositories:  # a model's files are at owner/name/resolve
+            path.insert(0, "models")
+        files = self.server.repositories[path[0]].get("/".join(path[1:3]))
         if files is None:
             return self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         what, rest = (path[3] if len(path) > 3 else "revision"), "/".join(path[5:])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -83,6 +85,9 @@ def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: 
     config = request.config()
     if config.resume:
         raise UsageError(f"Expected plan without --resume, which has its plan behind it; got {config.resume}.")
+    optimizer = request.classes.get("optimizer")
+    if not execute and (optimizer is None or optimizer.cls.__module__.startswith("torch.")):
+        import_without_compiler("peft")
     planning = Planning(config, request.given, Target(device, memory, config.precision, config.master_weights), say)
     total = len(planning.methods()) + 1
     # What is here stays; only what a rehearsal leaves is looked through. It stays so to the end, as Python's own look at
@@ -93,6 +98,21 @@ def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: 
     if execute:
         rows = executed(rows, planning, memory)
     return planning.plan(rows, goal)
+
+
+def import_without_compiler(module: str) -> None:
+    """Import what brings bitsandbytes: of the functions that it hands to torch.compile as it is imported a plan calls none.
+
+    They are its 8-bit optimisers' and those of machines that have no kernels of their own; torch would load its whole compiler
+    for them, which takes a fifth of the time of a plan.
+    """
+    switch = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        importlib.import_module(module)
+    finally:
+        os.environ.pop(switch) if before is None else os.environ.update({switch: before})
 
 
 def executed(rows: list[Row], planning: Planning, memory: int) -> list[Row]:
