@@ -77,6 +77,8 @@ class FineTuner(L.LightningModule):
         """Of a model that lies in several processes."""
         self.gathered_in: torch.dtype | None = None
         """What float32 parameters are gathered in under FSDP2; None: as they are."""
+        self.held_in: torch.dtype | None = None
+        """What parameters that are spread are kept in; None: as they came."""
         self.start_from: Path | None = None
         """Folder of an adapter to go on training from."""
         self.learning_rate = config.learning_rate or optim.usual_rate(method, objective)
@@ -130,7 +132,8 @@ class FineTuner(L.LightningModule):
     def _shard(self) -> None:
         """Leave this process its part of the model, where Lightning's strategy has a mesh of processes."""
         if self._device_mesh is not None and self.shards is None:
-            self.shards = Shards(self.model, self._device_mesh, spread=self.config.strategy != "tp", compute=self.gathered_in)
+            spread = self.config.strategy != "tp"
+            self.shards = Shards(self.model, self._device_mesh, spread=spread, compute=self.gathered_in, held=self.held_in)
 
     @property
     def data_place(self) -> tuple[int, int]:

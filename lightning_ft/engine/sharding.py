@@ -49,15 +49,20 @@ class Shards:
         mesh: Of the two sides.
         spread: Whether parameters are spread over the data-parallel side.
         compute: What float32 parameters that are spread are gathered in; None: as they are.
+        held: What parameters that are spread are kept in: each process turns its share alone into it; None: as they came.
     """
 
-    def __init__(self, model: nn.Module, mesh: DeviceMesh, *, spread: bool, compute: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, mesh: DeviceMesh, *, spread: bool, compute: torch.dtype | None, held: torch.dtype | None = None
+    ) -> None:
         self.mesh = mesh
         self._partial: list[nn.Module] = []
         if mesh[TENSOR].size() > 1:
             self._cut(model, mesh[TENSOR])
         if spread:
             self._spread(model, mesh[DATA], compute)
+            if held is not None:
+                model.to(held)
 
     def _cut(self, model: nn.Module, mesh: DeviceMesh) -> None:
         """Give each process its columns and rows of the layers' matrices, by transformers' plan for the architecture."""

@@ -119,8 +119,11 @@ def _short(value: object) -> str:
 
 
 def _moved(then: object, now: object) -> bool:
-    """Whether two values are paths of which only the second one is there: what it holds is checked by those who read it."""
-    return isinstance(then, str) and isinstance(now, str) and not Path(then).exists() and Path(now).exists()
+    """Whether two values are paths to one place, or only the second one is there: who reads it checks what it holds."""
+    if not (isinstance(then, str) and isinstance(now, str)):
+        return False
+    before, place = Path(then), Path(now)
+    return place.exists() and (not before.exists() or before.resolve() == place.resolve())
 
 
 def _word(value: object) -> str:

@@ -195,7 +195,7 @@ class Session:
         self.module.start_from = self.location.adapter
         self.module.sources = self.sources
         self.module.shortage.told = self.smaller
-        self.module.gathered_in = chosen.gathered_in
+        self.module.gathered_in, self.module.held_in = chosen.gathered_in, chosen.weights if self._as_stored else None
         self.module.configure_model()
         self.module.configure_optimizers()  # to refuse its options before anything is written
         self.held_out = held_out(self) if self.world.main else None
@@ -230,12 +230,22 @@ class Session:
 
     def _load(self) -> nn.Module:
         """The backbone's model, with the dropouts of the run."""
-        backbone = self.registry.manager.hook.load_backbone(spec=self.spec)
+        spec = replace(self.spec, dtype=None) if self._as_stored else self.spec
+        backbone = self.registry.manager.hook.load_backbone(spec=spec)
         model: nn.Module = backbone.model
         grow(model, backbone.tokenizer, self.tokenizer, self.new_tokens)
         if self.config.dropout is not None:
             set_dropout(model, self.config.dropout)
         return model
+
+    @property
+    def _as_stored(self) -> bool:
+        """Whether weights are read as the file has them, until each process widens its share of them alone.
+
+        They then stay in the file's pages, which the processes of a machine share, and no process ever holds the model whole.
+        """
+        spreads = self.config.strategy in SPREADS and self.choices.method.trains_base
+        return spreads and not (self.config.from_scratch or self.new_tokens)  # new rows are means, to be made in full width
 
     def _packed(self, model: nn.Module) -> bool:
         """Whether documents share rows; checked on this model before it is believed."""

@@ -83,6 +83,12 @@ def test_the_size_of_micro_batches_is_not_taken_where_it_decides_the_rows_of_a_s
     refused(cli("fit", "--resume", RUN, "--batch_tokens", "64"), "got --batch_tokens 64 (the run: 128); ", at_once=False)
 
 
+def test_a_model_by_another_path_is_the_same_one(fitted: Fitted, stopped: dict[str, Any]) -> None:
+    Path("here").symlink_to(fitted.model)
+    lightning_ft.fit(resume=str(RUN), model="here", verdict_rows=0)
+    assert options() == stopped | {"model": "here", "verdict_rows": 0}
+
+
 def test_what_computes_the_same_is_taken_and_written_down(cli: Cli, stopped: dict[str, Any], fitted: Fitted) -> None:
     moved = Path("moved.jsonl")
     shutil.copy(fitted.data, moved)

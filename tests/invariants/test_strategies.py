@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lightning_ft.testing.runs import stopped_at
 
@@ -28,13 +29,16 @@ def fit(tmp_path_factory: pytest.TempPathFactory, plain_backbone: Path, uneven: 
     """`lightning-ft fit` into a new folder, which it returns; started by Lightning, or by torchrun."""
     place = tmp_path_factory.mktemp("strategies")
 
-    def run(*words: object, name: str | None = None, torchrun: int = 0, status: int = 0, fresh: bool = True) -> Path:
+    def run(
+        *words: object, name: str | None = None, torchrun: int = 0, status: int = 0, fresh: bool = True,
+        model: Path = plain_backbone,
+    ) -> Path:  # fmt: skip
         folder = place / (name or f"run_{len(list(place.iterdir()))}")
         start = [sys.executable, "-m", "lightning_ft"]
         if torchrun:
             start[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)]
-        model = ("--model", plain_backbone, "--data", uneven, "--output", folder, *COMMON) if fresh else ("--resume", folder)
-        command = [*start, "fit", *map(str, (*model, *words))]
+        begin = ("--model", model, "--data", uneven, "--output", folder, *COMMON) if fresh else ("--resume", folder)
+        command = [*start, "fit", *map(str, (*begin, *words))]
         done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == status, done.stdout + done.stderr
         assert status or "loss: Loss path chunked: " in done.stderr
@@ -110,6 +114,18 @@ def test_two_processes_train_an_adapter_as_one(more: tuple[str, ...], fit: Fit, 
     one = fit(*LORA, "--batch_size", 8, *more) if more else lora
     run = fit(*LORA, "--batch_size", 4, "--devices", 2, "--strategy", "fsdp2", *more)
     equal(run, one, of_run)
+
+
+def test_weights_of_16_bits_are_widened_by_each_process_for_itself(
+    plain_backbone: Path, tmp_path: Path, fit: Fit, of_run: Any
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(plain_backbone, dtype=torch.bfloat16)
+    shutil.copytree(plain_backbone, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    one = fit(*FULL, "--batch_size", 8, model=tmp_path / "model")
+    two = fit(*FULL, "--batch_size", 4, "--devices", 2, "--strategy", "fsdp2", model=tmp_path / "model")
+    equal(two, one, of_run)
+    assert {tensor.dtype for tensor in of_run.weights(two, "final_model").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
