@@ -80,7 +80,9 @@ def fit(*, model: str | None = None, data: str | Path | Sequence[str | Path] | N
 
 
 def _with_those_of_the_run(options: dict[str, Any]) -> dict[str, Any]:
-    """What was given, and the rest as the run has it that `resume` names, as on the command line.
+    """What was given, and the rest as the run has it that `resume` names.
+
+    A method, task, objective or optimiser that is given stands for the whole of it.
 
     Raises:
         UsageError: the run had objects of Python among its Trainer arguments, which have to be given again.

@@ -78,7 +78,7 @@ class FineTuner(L.LightningModule):
         self.gathered_in: torch.dtype | None = None
         """What float32 parameters are gathered in under FSDP2; None: as they are."""
         self.held_in: torch.dtype | None = None
-        """What parameters that are spread are kept in; None: as they came."""
+        """What parameters that are spread are kept in, where they came in fewer bits; None: as they came."""
         self.start_from: Path | None = None
         """Folder of an adapter to go on training from."""
         self.learning_rate = config.learning_rate or optim.usual_rate(method, objective)

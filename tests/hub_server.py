@@ -42,6 +42,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.server.repositories[path[0]].get("/".join(path[1:3]))
         if files is None:
             return self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        if len(path) > 4 and path[3] in ("resolve", "tree", "revision") and path[4] not in ("main", REVISION):
+            return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Revision not found"})
         what, rest = (path[3] if len(path) > 3 else "revision"), "/".join(path[5:])
         if what == "resolve":
             return self._file(files.get(rest))

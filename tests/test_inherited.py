@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from lightning_ft.run.inherited import reads_of, run_around, trained_on
+from lightning_ft.run.folder import run_around
+from lightning_ft.run.inherited import reads_of, trained_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

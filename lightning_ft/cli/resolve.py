@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.classpaths import check_class_paths
@@ -18,6 +17,7 @@ from lightning_ft.cli.yamlfile import find_config, read_config
 from lightning_ft.config import PLUGGABLE, TrainingConfig
 from lightning_ft.errors import LightningFTError, UsageError, did_you_mean
 from lightning_ft.registry import Entry, registry
+from lightning_ft.run.folder import run_around
 
 if TYPE_CHECKING:
     from lightning_ft.cli.yamlfile import ConfigFile
@@ -111,15 +111,14 @@ def _run_layer(stage: str, layers: Sequence[Layer], options: Mapping[str, Option
     name = next((layer.values[key].value for layer in reversed(layers) if key in layer.values), None)
     if not name or (key, name) == ("resume", "auto"):
         return Layer()
-    folder = Path(str(name))
-    for place in (folder, *folder.parents[:2]) if folder.is_dir() else ():
-        if (place / "config.yaml").is_file() and (place / "run.json").is_file():
-            layer = _checked_layer(read_config(place / "config.yaml"), options)
-            for dropped in NOT_INHERITED if stage != "fit" else ():
-                layer.values.pop(dropped, None)
-                layer.sections.pop(dropped, None)
-            return layer
-    return Layer()
+    run = run_around(str(name))
+    if run is None:
+        return Layer()
+    layer = _checked_layer(read_config(run / "config.yaml"), options)
+    for dropped in NOT_INHERITED if stage != "fit" else ():
+        layer.values.pop(dropped, None)
+        layer.sections.pop(dropped, None)
+    return layer
 
 
 def _merge_section(kind: str, layers: Sequence[Layer]) -> dict[str, Given] | None:

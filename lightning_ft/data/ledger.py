@@ -173,7 +173,7 @@ class Ledger:
         if positions is not None and length > positions:
             return (
                 f"{_percent(share)} of the rows need {length} tokens and the model has places for {positions}: shorten the "
-                "rows, take a model with more"
+                "rows or take a model with more"
             )
         return f"type --max_length {length} to fit {_percent(share)} of the rows"
 

@@ -84,7 +84,7 @@ class Shards:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         keep_scales(model)
-        fixed = {p for p in model.parameters() if not p.is_floating_point()}  # their kernels take whole matrices
+        fixed = {p for p in model.parameters() if p.dtype == torch.int8}  # whose kernels take whole matrices
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute else MixedPrecisionPolicy()
         for part in (*decoder_layers(model), model):
             fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=fixed)

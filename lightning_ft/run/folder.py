@@ -22,6 +22,8 @@ from lightning_ft.atomic import clear_leftovers, write_json, write_text
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lightning_ft.config import TrainingConfig
 
 RECORDED = ("lightning-ft", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "torchmetrics", "numpy")
@@ -91,9 +93,9 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def write_config(self, config: TrainingConfig) -> None:
-        """`config.yaml`: complete, so that it re-runs the run."""
-        values = {k: v for k, v in config.as_dict().items() if k != "resume"}
+    def write_config(self, config: TrainingConfig, kept: Mapping[str, Any] | None = None) -> None:
+        """`config.yaml`: complete, so that it re-runs the run; with `kept` values in place of the config's."""
+        values = {k: v for k, v in (config.as_dict() | dict(kept or {})).items() if k != "resume"}
         write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def update(self, **values: Any) -> None:
@@ -251,7 +253,7 @@ def unfinished(parent: Path, wanted: str) -> Path | None:
             values = json.loads(record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if values.get("config_hash") == wanted and values.get("status") != "finished":
+        if wanted in (values.get("config_hash"), *values.get("config_hashes", ())) and values.get("status") != "finished":
             found.append((record.stat().st_mtime, record.parent))
     return max(found)[1] if found else None
 
@@ -269,6 +271,16 @@ def options_of(run: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"Expected '{run / 'config.yaml'}' to hold the options of the run; got {type(values).__name__}.")
     return values
+
+
+def run_around(name: str) -> Path | None:
+    """The run that a name is of: a run folder, its final or best model, or its checkpoints."""
+    folder = Path(name).expanduser()
+    for place, inside in ((folder, ""), (folder.parent, folder.name), (folder.parent.parent, folder.parent.name)):
+        known = inside in ("", "final_model", "best_model", "checkpoints") and folder.is_dir()
+        if known and all((place / file).is_file() for file in ("run.json", "config.yaml")):
+            return place
+    return None
 
 
 def noted(run: Path) -> dict[str, Any]:

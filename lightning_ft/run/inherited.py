@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import DETECTED_FROM
 from lightning_ft.data.rename import renamed
 from lightning_ft.data.sources import expand, read_rows
+from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import instance
-from lightning_ft.run.folder import noted, options_of
+from lightning_ft.run.folder import noted, options_of, run_around
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lightning_ft.task import Task
     from lightning_ft.types import Row
-
-
-def run_around(model: str) -> Path | None:
-    """The run that a model is of: a run folder, its final or best model, or one of its checkpoints."""
-    folder = Path(model)
-    places = (folder, *folder.resolve().parents[:2]) if folder.is_dir() else ()
-    return next((place for place in places if all((place / name).is_file() for name in ("run.json", "config.yaml"))), None)
 
 
 def reads_of(models: Sequence[str], data: Sequence[str], columns: Mapping[str, str]) -> tuple[dict[str, Any], str]:
@@ -54,13 +47,14 @@ def reads_of(models: Sequence[str], data: Sequence[str], columns: Mapping[str, s
         return {}, ""
     said = ""
     for run in runs:
-        began = options_of(run)
-        renaming = dict(columns) or dict(began.get("columns") or {})
         try:
+            began = options_of(run)
             task = instance("task", began.get("task"), registry())
         except UsageError as error:
             said = f"by the columns, as the task of run '{run}' is not there ({error})"
             continue
+        its = {name: wanted for name, wanted in (began.get("columns") or {}).items() if _there(rows, wanted)}
+        renaming = dict(columns) or its
         if 2 * sum(_reads(task, renamed(row, renaming)) for row in rows) >= len(rows):
             return {"task": task, "columns": renaming}, f"{task.name}, as in run '{run}'"
         said = f"by the columns, as the task {task.name} of run '{run}' does not read them"
@@ -86,9 +80,13 @@ def trained_on(model: str, hashes: Mapping[str, str]) -> list[str]:
     return [name for name, content in hashes.items() if content in known]
 
 
+def _there(rows: Sequence[Row], wanted: str) -> bool:
+    return any(row.values.get(column) is not None for row in rows for column in wanted.split("|"))
+
+
 def _reads(task: Task, row: Row) -> bool:
     try:
-        task.format(row.values)
+        examples_of(task, row)
     except Exception:  # a plugin's own; why does not matter
         return False
     return True

@@ -22,9 +22,11 @@ from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
 from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.memory import MICRO_TOKENS, device_memory, micro_tokens
+from lightning_ft.run.narrow import load_narrow, reads_narrow
 from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
+from lightning_ft.run.same import changed_options, fingerprint
 from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
 from lightning_ft.run.verdict import held_out
 from lightning_ft.run.vocabulary import extend
@@ -98,8 +100,9 @@ class Session:
         self.location: Location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         stored = settle(config, self.location.quantization, self.choices.method, goes_on=self.location.adapter is not None)
+        self.changed: dict[str, Any] = {}
         if self.resume is not None:
-            self.resume.keep(config, self.choices.task, self.say)
+            self.changed = changed_options(self.resume.run, config, self.choices, self.location, self.say)
         self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, quantization=stored, **hub)
         if Path(self.spec.model).is_dir():
             check_folder(Path(self.spec.model), self.spec)
@@ -169,6 +172,7 @@ class Session:
             chosen = chosen.sharded
         device = self.world.device
         self.spec = replace(self.spec, dtype=chosen.weights, device=device)
+        self._narrow = not self.new_tokens and reads_narrow(chosen, self.spec)  # new rows are means, to be made in full width
         if self.spec.quantization is not None:
             self.spec = replace(self.spec, quantization=self.spec.quantization.computing_in(chosen.weights))
         if device.type == "cpu":
@@ -195,7 +199,7 @@ class Session:
         self.module.start_from = self.location.adapter
         self.module.sources = self.sources
         self.module.shortage.told = self.smaller
-        self.module.gathered_in, self.module.held_in = chosen.gathered_in, chosen.weights if self._as_stored else None
+        self.module.gathered_in, self.module.held_in = chosen.gathered_in, chosen.weights if self._narrow else None
         self.module.configure_model()
         self.module.configure_optimizers()  # to refuse its options before anything is written
         self.held_out = held_out(self) if self.world.main else None
@@ -213,6 +217,7 @@ class Session:
                 precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=planner.planned,
                 processes=self.world.size, strategy=self.config.strategy, seed=self.config.seed, total_steps=total,
                 packed=packed, parameters=self.module.parameter_line(), new_tokens=list(self.new_tokens.values()),
+                model=fingerprint(self.location),
             )  # fmt: skip
         self.trainer = make_trainer(self, chosen.lightning)
 
@@ -230,22 +235,15 @@ class Session:
 
     def _load(self) -> nn.Module:
         """The backbone's model, with the dropouts of the run."""
-        spec = replace(self.spec, dtype=None) if self._as_stored else self.spec
-        backbone = self.registry.manager.hook.load_backbone(spec=spec)
+        load = self.registry.manager.hook.load_backbone
+        narrow = load_narrow(lambda spec: load(spec=spec), self.spec) if self._narrow else None
+        self._narrow = narrow is not None
+        backbone = narrow or load(spec=self.spec)
         model: nn.Module = backbone.model
         grow(model, backbone.tokenizer, self.tokenizer, self.new_tokens)
         if self.config.dropout is not None:
             set_dropout(model, self.config.dropout)
         return model
-
-    @property
-    def _as_stored(self) -> bool:
-        """Whether weights are read as the file has them, until each process widens its share of them alone.
-
-        They then stay in the file's pages, which the processes of a machine share, and no process ever holds the model whole.
-        """
-        spreads = self.config.strategy in SPREADS and self.choices.method.trains_base
-        return spreads and not (self.config.from_scratch or self.new_tokens)  # new rows are means, to be made in full width
 
     def _packed(self, model: nn.Module) -> bool:
         """Whether documents share rows; checked on this model before it is believed."""
@@ -269,7 +267,7 @@ class Session:
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or self.config.output or "runs"))
             return
         if self.resume is not None:
-            self.folder = self.resume.open(self.config, self.prepared.identity, self.total_steps)
+            self.folder = self.resume.open(self.config, self.prepared.identity, self.total_steps, self.changed)
         else:
             self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)

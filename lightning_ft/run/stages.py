@@ -93,10 +93,7 @@ def evaluate_files(
         say(f"task: {inherits}")
     seen = trained_on(model, ready.prepared.hashes)
     if seen and ready.team.main:
-        say(
-            f"data: the run trained on rows of {', '.join(seen)}, so these numbers are none of held-out rows; "
-            f"`lightning-ft test {model}` looks at those alone"
-        )
+        say(f"data: the run trained on rows of {', '.join(seen)}, so these numbers are not of held-out rows alone")
     tables = ready.prepared.tables
     rows: list[tuple[Split, int]] = [(split, i) for split in SPLITS for i in range(len(tables[split]))]
     if not rows:
@@ -131,7 +128,7 @@ def _prepare(config: TrainingConfig, further: tuple[type[Example], ...] = ()) ->
     choices = choose(config, registry())
     loaded = load(config.model, dtype=DTYPES[config.precision], device=team.device, template=config.template, **hub)
     limit = config.max_length or min(2048, _positions(loaded))
-    encoder = Encoder(loaded.tokenizer, loaded.template, limit)
+    encoder = Encoder(loaded.tokenizer, loaded.template, limit, _positions(loaded))
     told = say if team.main else silent
     kinds = choices.objective.examples
     prepared = Pipeline(config, registry(), encoder, choices.task, kinds, told, further).prepare()

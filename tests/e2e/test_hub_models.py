@@ -39,7 +39,7 @@ def said(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Calla
     def run(*words: object, **more: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "lightning_ft", *map(str, words)]
         done = subprocess.run(command, env=env | more, cwd=place, capture_output=True, text=True, timeout=300)
-        return done.returncode, done.stdout + done.stderr
+        return done.returncode, done.stdout if done.returncode == 0 else done.stderr
 
     yield run
     server.shutdown()

@@ -57,6 +57,8 @@ def resumed_record() -> dict[str, Any]:
         (("--task", "instruct", "--task.answer_column", "reply"), "got --task.answer_column reply (the run: "),
         (("--optimizer", "SGD"), "got --optimizer SGD (the run: AdamW); "),
         (("--max_steps", "5"), "got --max_steps 5 (the run: 6); "),
+        (("--optimizer.betas", "[0.5,0.9]"), "got --optimizer.betas 0.5,0.9 (the run: 0.9,0.999); "),
+        (("--trainer.gradient_clip_algorithm", "value"), "got --trainer.gradient_clip_algorithm value (the run: none); "),
         (("--config", "quick_test"), "got --"),
         (("--output", "elsewhere"), "got --output elsewhere (the run: none); "),
         (("--name", "other"), "got --name other (the run: none); "),
@@ -73,7 +75,22 @@ def test_what_would_make_it_another_run_is_refused(
 
 
 def test_a_model_that_is_there_is_not_taken_for_another(cli: Cli, refused: Refused, models: dict[Family, Path]) -> None:
-    refused(cli("fit", "--resume", RUN, "--model", models["gpt2"]), f"got --model {models['gpt2']} (the run: ", at_once=False)
+    gpt2 = models["gpt2"]
+    refused(cli("fit", "--resume", RUN, "--model", gpt2), f"got --model {gpt2} (the run: ", at_once=False)
+
+
+@pytest.mark.parametrize("was", ["gone", "embedded", "acme/base"])
+def test_another_model_is_not_taken_for_one_that_was_moved(
+    cli: Cli, refused: Refused, models: dict[Family, Path], stopped: dict[str, Any], was: str
+) -> None:
+    (RUN / "config.yaml").write_text(yaml.safe_dump(stopped | {"model": was}))
+    gpt2 = models["gpt2"]
+    refused(cli("fit", "--resume", RUN, "--model", gpt2), f"got --model {gpt2} (the run: {was})", at_once=False)
+
+
+def test_a_folder_that_is_called_like_a_method_is_none(cli: Cli, refused: Refused) -> None:
+    Path("full").mkdir()
+    refused(cli("fit", "--resume", RUN, "--method", "full"), "got --method full (the run: lora)", at_once=False)
 
 
 def test_the_size_of_micro_batches_is_not_taken_where_it_decides_the_rows_of_a_step(
@@ -103,7 +120,7 @@ def test_what_computes_the_same_is_taken_and_written_down(cli: Cli, stopped: dic
     result = cli("fit", "--resume", RUN, "--output", RUN, *flags)
     assert result.code == 0, result.err
     assert "resume: --gradient_checkpointing true from here on (before: false)" in result.err
-    assert options() == {**began, **given, "output": str(RUN)}
+    assert options() == {**began, **given}
     first, *more = resumed_record()["changed_options"]
     assert first == {"from": resumed_record()["resumed_from"], **given}
     assert not more

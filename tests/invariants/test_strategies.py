@@ -122,10 +122,14 @@ def test_weights_of_16_bits_are_widened_by_each_process_for_itself(
     model = AutoModelForCausalLM.from_pretrained(plain_backbone, dtype=torch.bfloat16)
     shutil.copytree(plain_backbone, tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
-    one = fit(*FULL, "--batch_size", 8, model=tmp_path / "model")
-    two = fit(*FULL, "--batch_size", 4, "--devices", 2, "--strategy", "fsdp2", model=tmp_path / "model")
-    equal(two, one, of_run)
-    assert {tensor.dtype for tensor in of_run.weights(two, "final_model").values()} == {torch.float32}
+    shutil.copytree(tmp_path / "model", tmp_path / "wide")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).save_pretrained(tmp_path / "wide")
+    words = (*FULL, "--precision", "bf16", "--batch_size", 4, "--devices", 2, "--strategy", "fsdp2")
+    narrow, wide = (fit(*words, model=tmp_path / name) for name in ("model", "wide"))
+    assert [line.get("loss") for line in of_run.lines(narrow)] == [line.get("loss") for line in of_run.lines(wide)]
+    one, other = (of_run.weights(run, "final_model") for run in (narrow, wide))
+    assert {tensor.dtype for tensor in one.values()} == {torch.float32}
+    assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])

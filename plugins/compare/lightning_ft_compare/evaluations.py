@@ -118,7 +118,11 @@ def gather(
 
     reads = {"task": request.task, **request.options}
     if request.task in (None, "auto") and request.data:
-        reads |= reads_of(names, request.data, request.options.get("columns") or {})[0]  # for all models alike
+        models = [name for name in names if not is_evaluation(name)]
+        found, said = reads_of(models, request.data, request.options.get("columns") or {})
+        reads |= found  # for all models alike
+        if said:
+            say(f"task: {said}")
     named = list(zip(LETTERS, names, strict=False))
     for letter, name in sorted(named, key=lambda pair: not is_evaluation(pair[1])):
         given = Path(name).expanduser()
