@@ -112,7 +112,7 @@ def test_what_computes_the_same_is_taken_and_written_down(cli: Cli, stopped: dic
     shutil.copytree(fitted.model, "moved")
     began = stopped | {"model": "gone"}
     (RUN / "config.yaml").write_text(yaml.safe_dump(began))
-    given = {
+    given: dict[str, Any] = {
         "model": "moved", "data": ["moved.jsonl"], "log_every": 2, "gradient_checkpointing": True, "save_every": 3,
         "verdict_rows": 1, "max_new_tokens": 3, "batch_tokens": 512,
     }  # fmt: skip
