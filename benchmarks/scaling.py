@@ -48,7 +48,8 @@ def main() -> None:
     assert clock.begin is not None
     if int(os.environ.get("LOCAL_RANK", "0")):
         return
-    seconds = clock.ends[-1] - clock.begin
+    # Without the first step, before which further processes are started.
+    seconds = (clock.ends[-1] - clock.ends[0]) * len(clock.ends) / (len(clock.ends) - 1)
     rows, tokens = setting.options["files"][file]["train_rows"], setting.options[f"{file}_tokens"]
     share = more["max_steps"] * setting.options["batch_size"] / rows if "max_steps" in more else 1.0
     weights = (Path(setting.model) / "model.safetensors").stat().st_size / 1e6
