@@ -8,7 +8,6 @@ pass, each micro-batch adds `sum / total`, and nothing is ever half done when a 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
@@ -343,9 +342,7 @@ class FineTuner(L.LightningModule):
         decay = self.config.weight_decay
         groups = optim.param_groups(self.model, decay) if own is None else optim.decayed(self.model, own, decay)
         groups = optim.alike(groups)
-        options = dict(self.optimizer_options)
-        if "fused" in inspect.signature(self.optimizer_class).parameters:
-            options.setdefault("fused", True)
+        options = {**optim.fused(self.optimizer_class, in_parts=self.shards is not None), **self.optimizer_options}
 
         def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
             return self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ ADAPTER_RATE, BASE_RATE = 2e-4, 2e-5
 """Peak learning rates of methods that name none: adapters start from zero and stand ten times as much."""
 TIMESCALE = 10_000
 """Steps in which `inverse_sqrt` falls by a factor of sqrt(2) where no warm-up says how many."""
-KNOWN = frozenset({"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"})
-"""torch's optimisers that update each number by itself."""
+KNOWN = frozenset({"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD"})
+"""torch's optimisers that update each number by itself, also where a process has a part of a matrix (Rprop cannot)."""
+FUSED_IN_PARTS = frozenset({"Adam", "AdamW"})
+"""Those of them whose fused kernel takes a part of a matrix."""
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda x: 1 - x,
     "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
@@ -44,6 +47,18 @@ def is_elementwise(optimizer: type[torch.optim.Optimizer]) -> bool:
     """
     known = optimizer.__module__.startswith("torch.optim") and optimizer.__name__ in KNOWN
     return bool(getattr(optimizer, "elementwise", known))
+
+
+def fused(optimizer: type[torch.optim.Optimizer], *, in_parts: bool) -> dict[str, bool]:
+    """The option by which an optimiser updates all parameters in one kernel, where it has one.
+
+    Args:
+        optimizer: The class.
+        in_parts: Whether parameters are spread over processes or cut.
+    """
+    if "fused" not in inspect.signature(optimizer).parameters:
+        return {}
+    return {"fused": not in_parts or optimizer.__name__ in FUSED_IN_PARTS}
 
 
 def alike(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import AutoModelForCausalLM
 
+from lightning_ft import optim
 from lightning_ft.backbone import BackboneSpec, load_causal_lm
-from lightning_ft.engine.sharding import DATA, TENSOR, Shards
+from lightning_ft.engine.sharding import DATA, TENSOR, Shards, whole
 from lightning_ft.quantization import Quantization
 from lightning_ft.registry import registry
 from lightning_ft.run.hardware import formats
@@ -40,6 +41,22 @@ def narrow(tmp_path: Path) -> BackboneSpec:
     folder = tiny_backbone_folder(tmp_path / "narrow")
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     return BackboneSpec(model=str(folder), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", sorted(optim.KNOWN))
+def test_every_optimiser_that_may_updates_parts(name: str, mesh: DeviceMesh) -> None:
+    optimizer = getattr(torch.optim, name)
+    found = []
+    for in_parts in (True, False):
+        start = torch.arange(16.0).reshape(4, 4)
+        p = torch.nn.Parameter(distribute_tensor(start, mesh[DATA], [Shard(0)]) if in_parts else start)
+        made = optimizer([p], lr=0.1, **optim.fused(optimizer, in_parts=in_parts))
+        for _ in range(3):
+            p.grad = (p.detach() - 3) / 7
+            made.step()
+        found.append(whole(p.detach()))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(found[0], torch.arange(16.0).reshape(4, 4))
 
 
 @pytest.mark.parametrize(("quantize", "spread"), [("nf4", True), ("fp4", True), ("int8", False)])
