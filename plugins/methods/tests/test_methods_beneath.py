@@ -132,7 +132,7 @@ def test_a_resume_upon_an_adapter_that_changed_is_refused(
     shutil.copytree(first.folder, tmp_path / "first")
     resume = stopped_at(second.folder, tmp_path / "copy", 4)
     config = tmp_path / "copy" / "config.yaml"
-    config.write_text(config.read_text().replace(str(first.folder), "elsewhere"))
+    config.write_text(config.read_text().replace(str(first.folder), "/elsewhere"))
     path = tmp_path / "first" / "final_model" / "adapter_model.safetensors"
     save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
     method = LoRA(rank=4, beneath=str(tmp_path / "first"))
