@@ -36,6 +36,11 @@ figcaption small { font-weight: 400; }
 th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.value { overflow-wrap: anywhere; min-width: 6.5rem; }
+@media (max-width: 45rem) {
+.stacked thead { display: none; } .stacked tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
+.stacked td { display: grid; grid-template-columns: 8rem minmax(0, 1fr); gap: .6rem; padding: .1rem 0; border: 0; }
+.stacked td.number { text-align: left; white-space: normal; } .stacked td::before { content: attr(data-head); color: var(--soft); }
+}
 .scroll, figure { margin-bottom: 1rem; } p { margin: .3rem 0; }
 .better { color: var(--better); font-weight: 600; } .worse { color: var(--worse); font-weight: 600; }
 pre { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .3rem; white-space: pre-wrap;
@@ -93,12 +98,17 @@ def quote(title: str, text: object) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), caption: str = "") -> str:
-    """A table that scrolls sideways by itself where it is wider than the page."""
+    """A table; on a narrow page the cells of a row stand one below the other, each with the head of its column."""
     kinds = ["number" if i in numbers else "value" for i in range(len(head))]
     top = "".join(f'<th scope="col" class="{kind}">{safe(cell)}</th>' for kind, cell in zip(kinds, head, strict=True))
-    body = "".join("<tr>" + "".join(_cell(kind, cell) for kind, cell in zip(kinds, row, strict=True)) + "</tr>" for row in rows)
+    columns = list(zip(kinds, head, strict=True))
+    body = "".join(
+        "<tr>" + "".join(_cell(kind, name, cell) for (kind, name), cell in zip(columns, row, strict=True)) + "</tr>"
+        for row in rows
+    )
     words = f'<p class="soft">{safe(caption)}</p>' if caption else ""
-    inner = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    stacked = ' class="stacked"' if len(head) > 2 else ""
+    inner = f"<table{stacked}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     return f'{words}<div class="scroll" tabindex="0" role="region" aria-label="{safe(caption or " ".join(head))}">{inner}</div>'
 
 
@@ -125,6 +135,6 @@ def heat_table(names: Sequence[str], counts: Sequence[Sequence[int]], *, corner:
     )
 
 
-def _cell(kind: str, cell: str) -> str:
+def _cell(kind: str, head: str, cell: str) -> str:
     word = f" {cell}" if cell in ("better", "worse") else ""
-    return f'<td class="{kind}{word}">{safe(cell)}</td>'
+    return f'<td class="{kind}{word}" data-head="{safe(head)}">{safe(cell)}</td>'

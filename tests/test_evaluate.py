@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.render import Template
@@ -128,6 +129,35 @@ def test_scores_do_not_depend_on_the_batch(setup: Setup, scored: list[ScoredRow]
     single = setup.score(EXAMPLES, ROWS, batch_tokens=1)
     assert [row.nll for row in single] == pytest.approx([row.nll for row in scored], rel=1e-5)
     assert [(r.tokens, r.correct, r.prediction) for r in single] == [(r.tokens, r.correct, r.prediction) for r in scored]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 300, 100_000])
+def test_perplexity_is_the_same_for_every_size_of_batch(setup: Setup, scored: list[ScoredRow], batch_tokens: int) -> None:
+    rows = setup.score(EXAMPLES, ROWS, batch_tokens=batch_tokens)
+    found, wanted = (Evaluation.of([Perplexity], some).metrics["perplexity"] for some in (rows, scored))
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+class Widest(TorchDispatchMode):
+    """The most positions for which something of the size of the vocabulary was computed at once."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.positions = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.ndim > 1 and out.shape[-1] == self.vocabulary:
+            self.positions = max(self.positions, out.numel() // self.vocabulary)
+        return out
+
+
+def test_the_logits_of_a_whole_set_are_never_there_at_once(setup: Setup) -> None:
+    examples, ids = EXAMPLES * 12, [f"f:{n}" for n in range(12 * len(EXAMPLES))]
+    with Widest(setup.model.config.vocab_size) as seen:
+        rows = setup.score(examples, ids, metrics=[Loss], batch_tokens=64)
+    assert 0 < seen.positions <= 64
+    assert sum(row.tokens for row in rows) > 5 * seen.positions
 
 
 def test_dropout_is_off_and_modes_are_restored(scored: list[ScoredRow]) -> None:

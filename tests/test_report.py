@@ -113,7 +113,7 @@ def test_page_is_well_formed_and_stands_alone(run: Path) -> None:
 def test_everything_that_the_run_left_is_shown(run: Path) -> None:
     shown = texts(render(run))
     for expected in (
-        "instruct_support-answers_3",
+        "instruct_support-answers_3", "Row lengths", "Full lengths of the rows that were cut",
         "Tuned against base model on 200 held-out rows: better in loss (2.482 \u2192 1.320)",
         "loss (lower is better)", "-1.161", "[-1.221, -1.101]", "+17.2 pp", "[+16.1 pp, +18.3 pp]", "51.2 %",
         "support.jsonl:17", "Where is my parcel?", "It is on its way; you will get it on Friday.", "(empty)", "(none)",

@@ -78,6 +78,8 @@ class Ledger:
     sources: dict[str, Counts] = field(default_factory=dict)
     max_length: int | None = None
     """The limit that rows were cut to, for messages."""
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Tokens of the rows that are used, as they train."""
     cut_lengths: Counter[int] = field(default_factory=Counter)
     """Full lengths in tokens of the rows that were longer than the limit."""
 
@@ -111,6 +113,7 @@ class Ledger:
         setattr(counts, split, getattr(counts, split) + 1)
         counts.tokens += tokens
         counts.supervised += supervised
+        self.lengths[tokens] += 1
         for role, (all_tokens, trained) in (roles or {}).items():
             counts.role_tokens[role] += all_tokens
             counts.role_supervised[role] += trained
@@ -197,6 +200,7 @@ class Ledger:
         """Take the rows of another account into this one."""
         for name, counts in other.sources.items():
             self.sources[name] = self.source(name) + counts
+        self.lengths += other.lengths
         self.cut_lengths += other.cut_lengths
 
     def as_dict(self) -> dict[str, Any]:
@@ -206,6 +210,7 @@ class Ledger:
             "max_length": self.max_length,
             "sources": {name: counts.as_dict() for name, counts in self.sources.items()},
             "total": self.total.as_dict(),
+            "lengths": {str(length): count for length, count in sorted(self.lengths.items())},
             "cut_lengths": {str(length): count for length, count in sorted(self.cut_lengths.items())},
         }
 
@@ -217,6 +222,7 @@ class Ledger:
         return cls(
             sources={name: Counts.from_dict(counts) for name, counts in values["sources"].items()},
             max_length=values["max_length"],
+            lengths=Counter({int(length): count for length, count in values.get("lengths", {}).items()}),
             cut_lengths=Counter({int(length): count for length, count in values["cut_lengths"].items()}),
         )
 

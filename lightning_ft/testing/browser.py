@@ -51,6 +51,9 @@ for (const row of document.querySelectorAll('tr')) {
   const boxes = [...row.children].map(cell => cell.getBoundingClientRect());
   for (let i = 1; i < boxes.length; i++) if (overlap(boxes[i - 1], boxes[i])) say('cells overlap', row);
 }
+for (const node of document.querySelectorAll('.scroll')) {
+  if (!node.querySelector('.heat') && node.scrollWidth > node.clientWidth + 1) say('out of sight until it is scrolled', node);
+}
 for (const node of document.querySelectorAll('h1, h2, h3, p, figcaption, summary, pre, li')) {
   const inner = box(node);
   if (shown(inner) && !node.closest('.scroll') && (inner.left < -1 || inner.right > width + 1)) say('beyond the page', node);

@@ -208,6 +208,8 @@ def test_a_single_row_is_enough_to_train(cli: Cli, models: dict[Family, Path]) -
             ("--strategy", "fsdp2_tp", "--devices", "2", "--tensor_parallel", "3", "--method", "full"),
             ("Expected --tensor_parallel to be a divisor of 2", "got 3"),
         ),
+        (("--retention", "gone.jsonl"), ("Expected --retention to be a file of rows, general or none; got 'gone.jsonl'",)),
+        (("--retention", "."), ("Expected --retention to be a file of rows, general or none; got '.', which is no file",)),
         (("--packing", "on", "--method", "prefix_tuning"), ("cannot keep packed documents apart; type --packing off",)),
         (("--method", "lorra"), ("Expected --method to be one of ", "got 'lorra'. Did you mean 'lora'?", "plugins list")),
         (("--task", "instuct"), ("got 'instuct'. Did you mean 'instruct'?",)),

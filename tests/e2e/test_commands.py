@@ -133,6 +133,9 @@ def test_ledger_verdict_and_report_agree(fitted: Fitted) -> None:
     found = {metric["metric"]: metric for metric in verdict["comparisons"]}
     assert {"loss", "perplexity", "token_accuracy", "exact_match", "rougeL"} == set(found)
     assert found["loss"]["tuned"] < found["loss"]["base"]
+    kept = {metric["metric"]: metric for metric in verdict["retention"]}
+    assert {metric["rows"] for metric in kept.values()} == {60}, "the general texts that are shipped"
+    assert kept["loss"]["base"] > 0
     report = (fitted.folder / "report.html").read_text(encoding="utf-8")
     assert "http://" not in report.replace("http://www.w3.org", "")
     assert "rougeL" in report

@@ -54,7 +54,7 @@ def runs(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_merged_model_is_base_and_adapter(family: Family, runs: Any, tmp_path: Path) -> None:
+def test_the_merged_model_is_base_and_adapter(family: Family, runs: Any, rows: Path, tmp_path: Path) -> None:
     run = runs(family, "lora")
     distance = merge(run, tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -62,6 +62,11 @@ def test_the_merged_model_is_base_and_adapter(family: Family, runs: Any, tmp_pat
     assert distance.most < 1e-4
     assert distance.same_choice == 1.0
     assert "peft" not in (tmp_path / "merged" / "config.json").read_text()
+    found = [
+        lightning_ft.evaluate(model, rows, metrics=["loss"], output=str(tmp_path / name), precision="fp32").metrics["loss"]
+        for name, model in (("of_run", run), ("of_merged", str(tmp_path / "merged")))
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,7 +30,10 @@ class Classify(Task):
     name: ClassVar[str] = "classify"
     precedence: ClassVar[int] = 15
     makes: ClassVar[type[Classified]] = Classified
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "choice_accuracy", "choice_macro_f1", "calibration_error")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "accuracy", "macro_precision", "macro_recall", "macro_f1", "mcc", "choice_accuracy", "choice_macro_f1", "choice_mcc",
+        "calibration_error",
+    )  # fmt: skip
     columns_help: ClassVar[str] = "text, label (category, intent, class)"
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"text": "My card is gone.", "label": "lost_card"},

@@ -285,3 +285,18 @@ def test_texts_are_not_classes() -> None:
         metric.check(rows[-1])
     with pytest.raises(ValueError, match="choose a metric of texts"):
         confusion(rows)
+
+
+def test_the_likeliest_classes_by_hand() -> None:
+    """a, b, b are right; a, a, b are the likeliest.
+
+    Precision of a 1/2, of b 1; recall of a 1, of b 1/2; F1 of both 2/3. With b as the positive class one is right, one missed, none
+    wrongly found and one rightly not: (1 * 1 - 0 * 1) / sqrt(1 * 2 * 1 * 2) = 1/2.
+    """
+    sure_of = {"a": {"a": -1.0, "b": -2.0}, "b": {"a": -2.0, "b": -1.0}}
+    rows = [choice(sure_of[said], right) for said, right in (("a", "a"), ("a", "b"), ("b", "b"))]
+    assert value(ChoiceAccuracy, rows) == pytest.approx(2 / 3)
+    assert value(ChoiceMacroPrecision, rows) == pytest.approx((1 / 2 + 1) / 2)
+    assert value(ChoiceMacroRecall, rows) == pytest.approx((1 + 1 / 2) / 2)
+    assert value(ChoiceMacroF1, rows) == pytest.approx(2 / 3)
+    assert value(ChoiceMcc, rows) == pytest.approx(1 / 2)

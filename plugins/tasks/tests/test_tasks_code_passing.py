@@ -141,6 +141,25 @@ def test_score_reads_a_file_with_several_answers_to_a_task(tmp_path: Path) -> No
         assert score.main(["--predictions", str(file), "--metrics", "pass_at_1"]) == 0
 
 
+@contained
+def test_the_flag_is_the_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lightning_ft.cli import main
+    from lightning_ft.cli.evaluate import ALLOW_CODE
+
+    assert ALLOW_CODE == sandbox.PERMISSION
+    monkeypatch.delenv(ALLOW_CODE, raising=False)
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"task_id": 1, "prediction": RIGHT, "test": TEST, "entry_point": "add"}) + "\n")
+    words = ["score", "--predictions", str(file), "--metrics", "pass_at_1"]
+    assert main(words) == 2
+    assert "--allow-code-execution" in capsys.readouterr().err
+    assert main([*words, "--allow-code-execution"]) == 0
+    assert "100.00 %" in capsys.readouterr().out
+    monkeypatch.delenv(ALLOW_CODE, raising=False)
+
+
 def test_rows_are_looked_at_before_any_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def said(**meta: Any) -> str:
         with pytest.raises(ValueError, match=r"^f:1: ") as error:

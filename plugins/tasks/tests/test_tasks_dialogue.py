@@ -93,6 +93,17 @@ def test_the_margin_is_own_less_another_rows_answer() -> None:
     assert math.isclose(coherence.cosine("", "x"), 0)
 
 
+def test_the_margin_by_hand() -> None:
+    """Each answer says again what was asked (cosine 1) and shares no word with the other row's question (cosine 0)."""
+    rows = [row("cats purr", "u:cats purr", number=1), row("dogs bark", "u:dogs bark", number=2)]
+    metric = CoherenceMargin()
+    metric.prepare(rows)
+    assert [metric.statistics(one)[0] for one in rows] == pytest.approx([1, 1])
+    swapped = [row("dogs bark", "u:cats purr", number=1), row("cats purr", "u:dogs bark", number=2)]
+    metric.prepare(swapped)
+    assert [metric.statistics(one)[0] for one in swapped] == pytest.approx([-1, -1])
+
+
 def test_the_system_turn_is_no_part_of_what_is_answered() -> None:
     assert context_of(row("x", "s:Be brief.", "u:hi", "a:hello", "u:how?")) == "hi\nhello\nhow?"
     assert context_of(ScoredRow("f:1", Conversation(()), prompt="rendered", prediction="x")) == "rendered"

@@ -89,6 +89,20 @@ def test_on_english_it_is_rouge_score_with_stemming(metric: type[Metric]) -> Non
         assert value(metric, row(prediction, reference)) == pytest.approx(expected, abs=1e-12)
 
 
+def test_rouge_of_summaries_on_english_is_rouge_scores_own_with_stemming() -> None:
+    """Theirs takes one sentence a line, as published figures do; ours finds the sentences by itself."""
+    theirs = RougeScorer(["rougeLsum"], use_stemmer=True)
+    texts = (
+        ("The gunman was killed. Police were running.", "Police killed the gunman. They ran away."),
+        ("A cat sat down. It slept.", "The cats sat. They were sleeping. Nobody came."),
+        ("One sentence alone", "One sentence, and another one."),
+    )
+    for prediction, reference in texts:
+        lines = (text.replace(". ", ".\n") for text in (reference, prediction))
+        expected = theirs.score(*lines)["rougeLsum"].fmeasure
+        assert value(RougeLsum, row(prediction, reference)) == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("metric", [Rouge1, Rouge2, RougeL, RougeLsum])
 def test_in_every_script_it_is_rouge_score_with_the_same_words(metric: type[Metric]) -> None:
     """To the last digit, the best of several references, and the mean over rows."""
