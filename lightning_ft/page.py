@@ -39,7 +39,8 @@ td.value { overflow-wrap: anywhere; min-width: 6.5rem; }
 @media (max-width: 45rem) {
 .stacked thead { display: none; } .stacked tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
 .stacked td { display: grid; grid-template-columns: 8rem minmax(0, 1fr); gap: .6rem; padding: .1rem 0; border: 0; }
-.stacked td.number { text-align: left; white-space: normal; } .stacked td::before { content: attr(data-head); color: var(--soft); }
+.stacked td.number { text-align: left; white-space: normal; }
+.stacked td::before { content: attr(data-head); color: var(--soft); }
 }
 .scroll, figure { margin-bottom: 1rem; } p { margin: .3rem 0; }
 .better { color: var(--better); font-weight: 600; } .worse { color: var(--worse); font-weight: 600; }
@@ -101,11 +102,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequen
     """A table; on a narrow page the cells of a row stand one below the other, each with the head of its column."""
     kinds = ["number" if i in numbers else "value" for i in range(len(head))]
     top = "".join(f'<th scope="col" class="{kind}">{safe(cell)}</th>' for kind, cell in zip(kinds, head, strict=True))
-    columns = list(zip(kinds, head, strict=True))
-    body = "".join(
-        "<tr>" + "".join(_cell(kind, name, cell) for (kind, name), cell in zip(columns, row, strict=True)) + "</tr>"
-        for row in rows
-    )
+    lines = ("".join(_cell(*cell) for cell in zip(kinds, head, row, strict=True)) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     words = f'<p class="soft">{safe(caption)}</p>' if caption else ""
     stacked = ' class="stacked"' if len(head) > 2 else ""
     inner = f"<table{stacked}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

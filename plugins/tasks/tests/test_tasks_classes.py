@@ -290,8 +290,8 @@ def test_texts_are_not_classes() -> None:
 def test_the_likeliest_classes_by_hand() -> None:
     """a, b, b are right; a, a, b are the likeliest.
 
-    Precision of a 1/2, of b 1; recall of a 1, of b 1/2; F1 of both 2/3. With b as the positive class one is right, one missed, none
-    wrongly found and one rightly not: (1 * 1 - 0 * 1) / sqrt(1 * 2 * 1 * 2) = 1/2.
+    Precision of a 1/2, of b 1; recall of a 1, of b 1/2; F1 of both 2/3. With b as the positive class one is right, one
+    missed, none wrongly found and one rightly not: (1 * 1 - 0 * 1) / sqrt(1 * 2 * 1 * 2) = 1/2.
     """
     sure_of = {"a": {"a": -1.0, "b": -2.0}, "b": {"a": -2.0, "b": -1.0}}
     rows = [choice(sure_of[said], right) for said, right in (("a", "a"), ("a", "b"), ("b", "b"))]

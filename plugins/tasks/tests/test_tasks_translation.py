@@ -175,8 +175,10 @@ def test_languages_without_spaces_have_their_own_words() -> None:
     assert value(BleuChar, row(TEXTS["ja"][1], TEXTS["ja"][0])) > 0.05
 
 
-@pytest.mark.parametrize(("metric", "said", "right"), [(BleuZh, "\u4e00\u4e8c\u4e09\u56db\u4e94", "\u4e00\u4e8c\u4e09\u56db\u516d"),
-                                                       (BleuChar, "abcde", "abcdf")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metric", "said", "right"),
+    [(BleuZh, "\u4e00\u4e8c\u4e09\u56db\u4e94", "\u4e00\u4e8c\u4e09\u56db\u516d"), (BleuChar, "abcde", "abcdf")],
+)
 def test_bleu_of_characters_by_hand(metric: type[TranslationMetric], said: str, right: str) -> None:
     """Of five characters the last is another: 4/5, 3/4, 2/3 and 1/2 of the n-grams are right, and 0.2 ** (1/4) = 0.6687."""
     assert value(metric, row(said, right)) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, abs=1e-12)
