@@ -36,6 +36,11 @@ figcaption small { font-weight: 400; }
 th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.value { overflow-wrap: anywhere; min-width: 6.5rem; }
+.cards thead { display: none; } .cards td { border: 0; padding: 0; min-width: 0; }
+.cards tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .3rem .8rem; padding: .5rem 0;
+  border-bottom: 1px solid var(--line); }
+.cards td.number { text-align: left; white-space: normal; }
+.cards td::before { content: attr(data-head); display: block; color: var(--soft); font-size: .8rem; }
 @media (max-width: 45rem) {
 .stacked thead { display: none; } .stacked tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
 .stacked td { display: grid; grid-template-columns: 8rem minmax(0, 1fr); gap: .6rem; padding: .1rem 0; border: 0; }
@@ -98,15 +103,23 @@ def quote(title: str, text: object) -> str:
     return f'<p class="soft">{safe(title)}</p><pre dir="auto" tabindex="0">{safe(text) or "(empty)"}</pre>'
 
 
+MOST_COLUMNS = 10
+"""Columns that stand side by side."""
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), caption: str = "") -> str:
-    """A table; on a narrow page the cells of a row stand one below the other, each with the head of its column."""
+    """A table of which everything is in sight.
+
+    On a narrow page the cells of a row stand one below the other, each with the head of its column; with many columns a row is
+    a card on any page.
+    """
     kinds = ["number" if i in numbers else "value" for i in range(len(head))]
     top = "".join(f'<th scope="col" class="{kind}">{safe(cell)}</th>' for kind, cell in zip(kinds, head, strict=True))
     lines = ("".join(_cell(*cell) for cell in zip(kinds, head, row, strict=True)) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     words = f'<p class="soft">{safe(caption)}</p>' if caption else ""
-    stacked = ' class="stacked"' if len(head) > 2 else ""
-    inner = f"<table{stacked}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    form = "cards" if len(head) > MOST_COLUMNS else "stacked" if len(head) > 2 else "pairs"
+    inner = f'<table class="{form}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
     return f'{words}<div class="scroll" tabindex="0" role="region" aria-label="{safe(caption or " ".join(head))}">{inner}</div>'
 
 

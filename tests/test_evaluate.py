@@ -138,11 +138,11 @@ def test_perplexity_is_the_same_for_every_size_of_batch(setup: Setup, scored: li
     assert found == pytest.approx(wanted, rel=1e-6)
 
 
-class Widest(TorchDispatchMode):
+class Widest(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
     """The most positions for which something of the size of the vocabulary was computed at once."""
 
     def __init__(self, vocabulary: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.vocabulary, self.positions = vocabulary, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

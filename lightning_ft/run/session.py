@@ -28,7 +28,7 @@ from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.same import changed_options, fingerprint
 from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
-from lightning_ft.run.verdict import held_out
+from lightning_ft.run.verdict import check_retention, held_out
 from lightning_ft.run.vocabulary import extend
 from lightning_ft.run.ways import check_ways, take_ways
 from lightning_ft.run.world import World, world
@@ -87,6 +87,7 @@ class Session:
         self._apply_task_defaults()
         self.hash = folders.config_hash(config)
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
+        check_retention(config)
         check_strategy(config, self.choices)
         check_ways(config, self.choices.method, self.world.device, whole=config.strategy in WHOLE)
         known = self.resume or config.output or "LIGHTNING_FT_RUN" in os.environ

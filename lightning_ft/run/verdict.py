@@ -154,14 +154,24 @@ def allowed_answers(prepared: Prepared, examples: Sequence[Example], metrics: Se
     return found
 
 
+def check_retention(config: TrainingConfig) -> None:
+    """Refuse a retention set that is none.
+
+    Raises:
+        UsageError: it is neither a file nor one of the words.
+    """
+    if config.retention not in ("general", "none") and not Path(config.retention).is_file():
+        raise UsageError(
+            f"Expected --retention to be a file of rows, general or none; got '{config.retention}', which is no file."
+        )
+
+
 def _retention(session: Session) -> Rows | None:
     """General rows, encoded as the run's own are, whatever they are rows of and the run trains on."""
     config = session.config
     if config.retention == "none":
         return None
     name = str(GENERAL) if config.retention == "general" else config.retention
-    if not Path(name).is_file():
-        raise UsageError(f"Expected --retention to be a file of rows, general or none; got '{name}', which is no file.")
     own = TrainingConfig(model=config.model, data=[name], on_error=config.on_error)
     own.test_data, own.data = own.data, []
     own.max_lost = 1.0  # a long text that is cut is general text all the same

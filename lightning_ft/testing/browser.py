@@ -168,8 +168,10 @@ class Browser:
         self._driver.find_element("css selector", selector).click()
 
     def press(self, keys: str) -> None:
-        """Type keys into what has the focus."""
-        self._driver.switch_to.active_element.send_keys(keys)
+        """Type keys into what has the focus, which a page may just be putting elsewhere."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self._driver).send_keys(keys).perform()
 
     def picture(self, path: Path) -> None:
         """Save the whole page as PNG."""
