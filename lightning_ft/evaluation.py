@@ -150,6 +150,8 @@ class Evaluation:
     """Values within each group of rows, by the group's name."""
     group_rows: dict[str, int] = field(default_factory=dict)
     """Rows of each group."""
+    further: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What metrics found beside their value, by name: the confusion matrix of classes ..."""
 
     @classmethod
     def of(
@@ -184,6 +186,8 @@ class Evaluation:
                 made.signatures[name] = metric.signature
             if metric.per_row:
                 made.spreads |= {name: spread} if (spread := _spread(made.scores(name))) else {}
+            if more := metric.details([row for row in rows if readable(metric, row)]):
+                made.further[name] = dict(more)
             for group, chosen in places.items():
                 if bool(table[chosen].any()):
                     made.groups.setdefault(group, {})[name] = float(metric.finish(table[chosen].sum(0)))
@@ -229,6 +233,7 @@ class Evaluation:
             "signatures": self.signatures,
             "groups": strict(self.groups),
             "group_rows": self.group_rows,
+            "further": self.further,
             "rows": len(self.rows),
             "generated": sum(row.prediction is not None for row in self.rows),
             "tokens": sum(row.tokens for row in self.rows),
@@ -265,6 +270,7 @@ class Evaluation:
                 results["counts"], results["signatures"],
                 {group: {name: _number(v) for name, v in own.items()} for group, own in results["groups"].items()},
                 results.get("group_rows", {}),
+                results.get("further", {}),
             )  # fmt: skip
             changed = next((name for name, digest in results["files"].items() if sha256(folder / name) != digest), None)
             if changed:  # its statistics would be those of other answers

@@ -78,6 +78,10 @@ class Metric(TorchMetric):
         """The value from summed statistics, (..., K) -> (...). Default: first over second (a weighted mean)."""
         return totals[..., 0] / totals[..., 1].clamp_min(1e-12)
 
+    def details(self, rows: Sequence[ScoredRow]) -> Mapping[str, Any]:
+        """What else it finds in all rows that it reads, after `prepare`, as plain values for results.json."""
+        return {}
+
     def update(self, rows: Sequence[ScoredRow]) -> None:
         """Add scored rows."""
         if rows:

@@ -214,6 +214,11 @@ class MacroF1(ClassMetric):
 
     name: ClassVar[str] = "macro_f1"
 
+    def details(self, rows: Sequence[ScoredRow]) -> Mapping[str, Any]:
+        """The classes, and `confusion` of them: by the true class, answers of each class and of none."""
+        classes, matrix = confusion(rows, "candidates" if self.reads == "candidates" else "text")
+        return {"classes": list(classes), "confusion": matrix}
+
     def finish(self, totals: Tensor) -> Tensor:
         """From summed counts, (..., 3 x classes) -> (...)."""
         rows, answers, right = by_class(totals)

@@ -32,11 +32,13 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from lightning_ft.evaluation import Evaluation
 from lightning_ft.testing import check_metric
 from lightning_ft.types import Conversation, ScoredRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from lightning_ft.metric import Metric
 
@@ -300,3 +302,12 @@ def test_the_likeliest_classes_by_hand() -> None:
     assert value(ChoiceMacroRecall, rows) == pytest.approx((1 + 1 / 2) / 2)
     assert value(ChoiceMacroF1, rows) == pytest.approx(2 / 3)
     assert value(ChoiceMcc, rows) == pytest.approx(1 / 2)
+
+
+def test_an_evaluation_keeps_the_confusion_of_classes(tmp_path: Path) -> None:
+    """Rows a, a, b: one a is taken for b, and the answer to b is no class."""
+    rows = [text("a", "a"), text("b", "a"), text("nothing", "b")]
+    made = Evaluation.of([MacroF1, MacroRecall], rows)
+    assert made.further == {"macro_f1": {"classes": ["a", "b"], "confusion": [[1, 1, 0], [0, 0, 1]]}}
+    made.write(tmp_path / "evaluation")
+    assert Evaluation.read(tmp_path / "evaluation").further == made.further
