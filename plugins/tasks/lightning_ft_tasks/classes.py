@@ -19,7 +19,7 @@ from lightning_ft.metric import Metric, RowMetric
 from lightning_ft_tasks.answers import accepted, answer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
