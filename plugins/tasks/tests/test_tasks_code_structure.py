@@ -5,8 +5,8 @@ evaluation code with comments removed by the rule of each language, with tree-si
 0.23.5, javascript 0.25.0 and go 0.25.0; they are the same under eight seeds of Python's hash. The first is the example of that
 package's README, the next two are those of CodeXGLUE's CodeBLEU.MD (example.png, which has the same BLEU for the first).
 CodeXGLUE's own code (github.com/microsoft/CodeXGLUE, ac74a62, run with today's tree-sitter in place of its binary; it has no
-keywords of JavaScript and Go) gives the same numbers but one: it takes the comments out of Python by the rule of Java, hence 8/13
-instead of 2/3 of the subtrees of the fourth.
+keywords of JavaScript and Go) gives the same numbers but one: it takes the comments out of Python by the rule of Java, hence
+8/13 instead of 2/3 of the subtrees of the fourth.
 """
 
 from __future__ import annotations
