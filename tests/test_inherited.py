@@ -61,6 +61,30 @@ def test_columns_of_the_run_are_renamed_unless_the_user_renames_others() -> None
     assert reads_of([folder], ["rows.jsonl"], mine)[0]["columns"] == mine
 
 
+def test_columns_that_the_rows_lack_are_not_renamed() -> None:
+    """The run's files called them otherwise; these have the task's own names."""
+    Path("own.jsonl").write_text(json.dumps({"instruction": "Is it open?", "output": "Until six."}) + "\n")
+    folder = run("a", {"name": "instruct"}, columns={"instruction": "ask", "output": "reply|answer"})
+    found, said = reads_of([folder], ["own.jsonl"], {})
+    assert (found["task"].name, found["columns"]) == ("instruct", {})
+    assert said == "instruct, as in run 'runs/a'"
+
+
+def test_a_row_that_stands_for_several_is_read() -> None:
+    row = {"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, {"input": "2 2", "output": "4"}]}
+    Path("several.jsonl").write_text(json.dumps(row) + "\n")
+    found, _ = reads_of([run("a", {"name": "self_instruct"})], ["several.jsonl"], {})
+    assert found["task"].name == "self_instruct"
+
+
+def test_a_run_without_readable_options_keeps_nobody_from_evaluating() -> None:
+    folder = run("a", OWN)
+    Path(folder, "config.yaml").write_text("- 1\n")
+    found, said = reads_of([folder], ["rows.jsonl"], {})
+    assert found == {}
+    assert said.startswith("by the columns, as the task of run 'runs/a' is not there (Expected ")
+
+
 def test_rows_that_the_task_does_not_read_are_taken_by_their_columns() -> None:
     assert reads_of([run("a", {"name": "instruct"})], ["rows.jsonl"], {}) == (
         {}, "by the columns, as the task instruct of run 'runs/a' does not read them",
