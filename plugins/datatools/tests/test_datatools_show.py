@@ -192,3 +192,5 @@ def test_the_check_counts_what_is_drawn(rows: str, row: dict[str, Any], trained:
     tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in trained)
     report = check(rows, model=model, template="tags")
     assert report.lengths["supervised"] == 2 * tokens
+    longest = report.lengths["percentiles"]["p100"]  # of one text, which max_length is for; all texts are as long here
+    assert report.lengths["tokens"] == 2 * len(trained) * longest
