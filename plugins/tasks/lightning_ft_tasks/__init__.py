@@ -45,6 +45,7 @@ def register_metrics() -> Iterable[type[Metric]]:
         dialogue,
         diversity,
         final_answers,
+        meteor,
         metrics,
         pair_metrics,
         safety_metrics,
@@ -54,7 +55,7 @@ def register_metrics() -> Iterable[type[Metric]]:
 
     return [
         metrics.ExactMatch, metrics.TokenF1, metrics.WordOverlap, metrics.AnswerLength,
-        metrics.Rouge1, metrics.Rouge2, metrics.RougeL, metrics.RougeLsum,
+        metrics.Rouge1, metrics.Rouge2, metrics.RougeL, metrics.RougeLsum, meteor.Meteor,
         translation.Bleu, translation.BleuZh, translation.BleuChar, translation.Chrf, translation.ChrfPlusPlus, translation.Ter,
         diversity.Distinct1, diversity.Distinct2, diversity.SelfBleu,
         classes.Accuracy, classes.MacroPrecision, classes.MacroRecall, classes.MacroF1, classes.Mcc,

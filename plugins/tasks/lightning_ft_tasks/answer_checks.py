@@ -121,7 +121,7 @@ def count_capital_words(answer: str) -> int:
 @functools.cache
 def treebank() -> Any:
     """NLTK's tokenizer of the Penn Treebank, which needs no data; it comes with rouge-score."""
-    from nltk.tokenize.destructive import NLTKWordTokenizer  # type: ignore[import-untyped]  # nltk ships no types
+    from nltk.tokenize.destructive import NLTKWordTokenizer
 
     return NLTKWordTokenizer()
 

@@ -59,7 +59,7 @@ class WordTokenizer:
     """
 
     def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]  # nltk ships no types
+        from nltk.stem.porter import PorterStemmer
 
         self._stem: Any = PorterStemmer().stem
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lightning_ft_tasks.diversity import Distinct1, Distinct2, SelfBleu
 from lightning_ft_tasks.words import words
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # type: ignore[import-untyped]  # nltk ships no types
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from lightning_ft.testing import check_metric
 from lightning_ft.testing.checks import scored_rows
