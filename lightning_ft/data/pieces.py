@@ -54,7 +54,7 @@ class Pieces:
             return 0
         self._done, self._files, self._number = found["rows"], found["files"], found["pieces"]
         saved = Ledger.from_dict(found["ledger"])
-        self.ledger.sources, self.ledger.cut_lengths = saved.sources, saved.cut_lengths
+        self.ledger.sources, self.ledger.lengths, self.ledger.cut_lengths = saved.sources, saved.lengths, saved.cut_lengths
         self.bad.take(found["problems"])
         return self._done
 

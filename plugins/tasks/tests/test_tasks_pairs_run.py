@@ -104,7 +104,7 @@ def test_a_file_that_is_also_one_of_instructions_is_that_unless_the_task_is_name
         lightning_ft.fit(model=model, data=file, metrics=["preference_accuracy"], split=[0.4, 0.0, 0.6], output="run")
     assert not Path("run/metrics.jsonl").exists()
     judged = scratch.write("judged.jsonl", [{"prompt": "q", "completion": "a", "label": True}])
-    with pytest.raises(UsageError, match="no objective of the installed plugins trains on Unpaired"):
+    with pytest.raises(UsageError, match="no objective of the installed plugins trains on judged answers"):
         lightning_ft.evaluate(model, judged, task="unpaired")
 
 
