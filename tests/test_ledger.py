@@ -59,6 +59,18 @@ def test_the_advised_length_fits_the_share() -> None:
     assert Ledger().fitting_length() == 0
 
 
+def test_no_length_is_advised_that_the_model_has_not() -> None:
+    ledger = Ledger(max_length=100)
+    ledger.add_read("a", 10)
+    for _ in range(10):
+        ledger.add_used("a", "train", tokens=100, supervised=50)
+        ledger.add_cut("a", length=3000, lost=2900)
+    with pytest.raises(CheckFailedError, match=r"type --max_length 3000 to fit 99 % of the rows"):
+        ledger.check(0.05, positions=3000)
+    with pytest.raises(CheckFailedError, match=r"99 % of the rows need 3000 tokens and the model has places for 2048: shorten"):
+        ledger.check(0.05, positions=2048)
+
+
 def test_nothing_left_to_supervise_is_wrong_input() -> None:
     ledger = Ledger(max_length=8)
     ledger.add_read("a.jsonl", 3)

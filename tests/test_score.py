@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from lightning_ft.cli import main
@@ -48,3 +49,16 @@ def test_hyphens_stand_for_underscores(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Expected metrics that read text" in capsys.readouterr().err
     assert main(["score", "--predictions", str(file), "--metrics", "perplexity", "--allow-code"]) == 2
     assert "got '--allow-code'" in capsys.readouterr().err
+
+
+def test_groups_are_those_of_the_columns_that_evaluate_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`evaluate` writes what else a row said below its example; each group is shown with its number of rows."""
+    file = tmp_path / "predictions.jsonl"
+    said = [("refund", "yes", "yes"), ("refund", "no", "yes"), ("order", "no", "no")]
+    lines = [{"prediction": a, "references": [b], "example": {"meta": {"intent": name}}} for name, a, b in said]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["score", "--predictions", str(file), "--metrics", "exact_match", "--by", "intent"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["group", "rows", "exact_match"] in shown
+    assert ["refund", "2", "50.00", "%"] in shown
+    assert ["order", "1", "100.00", "%"] in shown

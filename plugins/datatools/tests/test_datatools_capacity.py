@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_ft_datatools.advice import advice
 from lightning_ft_datatools.capacity import Capacity, capacity_of
 
 if TYPE_CHECKING:
@@ -40,3 +41,11 @@ def test_advice() -> None:
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     assert capacity_of(tmp_path) is None
+
+
+def test_no_length_is_advised_that_the_model_has_not() -> None:
+    known = {"max_length": 512, "supervised": 900, "cut_supervised": 90, "percentiles": {"p99": 1500}}
+    assert advice(60, known | {"positions": 2048}, [])[-1].endswith("; 1500 would keep 99 % of the rows whole.")
+    assert advice(60, known | {"positions": 1024}, [])[-1].endswith(
+        "; 99 % of the rows have up to 1500, and the model has places for 1024."
+    )
