@@ -19,7 +19,7 @@ def wordnet() -> Any:
     """NLTK's reader of WordNet.
 
     Raises:
-        UsageError: its data are not on this machine.
+        UsageError: its data are not on this machine, or not whole.
     """
     import nltk
 
@@ -30,7 +30,12 @@ def wordnet() -> Any:
             continue
         from nltk.corpus import wordnet as reader
 
-        reader.ensure_loaded()
+        try:
+            reader.ensure_loaded()
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"Expected NLTK's data of WordNet to be whole; {error}: type `python -m nltk.downloader wordnet`."
+            ) from error
         return reader
     raise UsageError(
         "Expected NLTK's data of WordNet for metric meteor, which counts synonyms; found none: type "

@@ -80,3 +80,18 @@ def test_without_wordnet_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         UsageError, match=r"Expected NLTK's data of WordNet for metric meteor.*python -m nltk\.downloader wordnet"
     ):
         Meteor().check(row("a", "a"))
+
+
+def test_a_wordnet_of_which_a_part_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nltk
+
+    def broken() -> None:
+        raise OSError("No such file or directory: 'lexnames'")
+
+    monkeypatch.setattr(nltk.data, "find", lambda name: name)
+    monkeypatch.setattr(nltk.corpus, "wordnet", SimpleNamespace(ensure_loaded=broken))
+    meteor.wordnet.cache_clear()
+    with pytest.raises(
+        UsageError, match=r"data of WordNet to be whole; No such file or directory: 'lexnames': type `python -m"
+    ):
+        meteor.wordnet()
