@@ -136,8 +136,8 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     from benchmarks.baselines.plain_torch import buckets
+    from benchmarks.baselines.trained import low
     from benchmarks.setting import IGNORE_INDEX, Setting
-    from lightning_ft.run.hardware import bf16_is_fast
 
     setting, folder = Setting.load(sys.argv[1]), Path(sys.argv[2])
     options = setting.options
@@ -145,7 +145,7 @@ def main() -> None:
         (sum(len(row["labels"]) for row in rows), sum(label != IGNORE_INDEX for row in rows for label in row["labels"]))
         for rows in buckets(setting.encoded("train", AutoTokenizer.from_pretrained(setting.model)), options["batch_size"], 0)
     ]
-    found = rates(options, batches, torch.bfloat16 if bf16_is_fast() else torch.float32)
+    found = rates(options, batches, torch.bfloat16 if low(options) else torch.float32)
     (folder / "measure.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 

@@ -87,6 +87,8 @@ def render(result: dict[str, Any]) -> str:
     if result.get("untrained"):
         found = ", ".join(f"{metric} {value:.4f}" for metric, value in result["untrained"].items())
         lines += [f"Before training: {found}.", ""]
+    if result.get("left_out"):
+        lines += [f"Left out, as this processor has no fast bfloat16: {', '.join(result['left_out'])}.", ""]
     lines += [f"- {'met' if met else 'MISSED'}: {line}" for line, met in check(result)]
     for name, versions in result["versions"].items():
         lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}")

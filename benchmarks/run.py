@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ FORGOTTEN = re.compile(
 """Variables of the caller that would favour or hinder somebody."""
 GENERATED = ("benchmarks.generated", "benchmarks.scaling", "benchmarks.vocab")
 """The builders of settings that read no data."""
-FIELDS = {"module", "command", "venv", "args", "env", "exit_code"}
-"""What a suite may say of a contestant. `env`: variables that its user would set, for it alone."""
+FIELDS = {"module", "command", "venv", "args", "env", "exit_code", "needs"}
+"""What a suite may say of a contestant. `env`: variables that its user would set, for it alone; `needs: bf16`: it is left out
+where the processor has no fast bfloat16."""
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""Instructions that multiply bfloat16 matrices; without one of them everybody computes in float32."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Suite:
         if suite.needs not in (None, "gpu"):
             raise ValueError(f"{path}: expected needs to be gpu, got {suite.needs}.")
         for contestant, spec in suite.contestants.items():
-            if ("module" in spec) == ("command" in spec) or set(spec) - FIELDS:
+            if ("module" in spec) == ("command" in spec) or set(spec) - FIELDS or spec.get("needs") not in (None, "bf16"):
                 raise ValueError(f"{path}: expected contestant {contestant} to have either a module or a command, got {spec}.")
         for target in suite.targets:
             if {target["of"], target.get("over", target["of"])} - set(suite.contestants):
@@ -78,6 +81,13 @@ class Suite:
             if len({"at_least", "at_most", "within"} & set(target)) != 1:
                 raise ValueError(f"{path}: expected one of at_least, at_most, within in {target}.")
         return suite
+
+    def without(self, missing: set[str]) -> Suite:
+        """The suite without the contestants that need what this machine lacks, and without targets that name them."""
+        kept = {name: spec for name, spec in self.contestants.items() if spec.get("needs") not in missing}
+        return replace(
+            self, contestants=kept, targets=[t for t in self.targets if {t["of"], t.get("over", t["of"])} <= set(kept)]
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,8 @@ class Bench:
     data: Path | None
     threads: int
     timeout: float
+    bf16: bool = True
+    """Whether bfloat16 is fast here: a peer's best setting is in the format that its user would take on this machine."""
 
     def environment(self, number: int) -> dict[str, str]:
         """The same variables for every contestant: nothing tuned, no network, caches that are new in each round."""
@@ -109,7 +121,7 @@ class Bench:
         """Write the suite's setting folder; what was counted comes back."""
         if self.suite.setting is None:
             return None
-        options = {**self.suite.setting, **overrides}
+        options = {**self.suite.setting, "bf16": self.bf16, **overrides}
         module = options.get("build", "benchmarks.setting")
         if self.data is None and module not in GENERATED:
             raise ValueError("Expected the folder of public data sets: type --data FOLDER or set LIGHTNING_FT_DATA.")
@@ -203,7 +215,7 @@ def hardware(threads: int) -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
     flags = re.search(r"^flags\s*:\s*(.+)$", info, re.MULTILINE)
-    known = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+    known = {"avx2", "avx512f"} | BF16_FLAGS
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": model[1].strip() if model else "unknown", "cores": len(os.sched_getaffinity(0)), "threads": threads,
@@ -308,6 +320,10 @@ def file_name(result: dict[str, Any]) -> str:
 
 def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], gpu: dict[str, Any]) -> dict[str, Any]:
     """All rounds of a suite, on a GPU where it needs one; the result file's content."""
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    machine = hardware(threads) | gpu
+    bf16 = bool(gpu or BF16_FLAGS & set(machine["flags"]))
+    whole, suite = suite, suite if bf16 else suite.without({"bf16"})
     chosen = arguments.only.split(",") if arguments.only else list(suite.contestants)
     if unknown := set(chosen) - set(suite.contestants):
         raise ValueError(f"Expected --only to name contestants of {suite.name}, got {', '.join(sorted(unknown))}.")
@@ -316,13 +332,12 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], 
         folder = arguments.peers_venv
         # Others than the peers' lie beside it.
         pythons[venv] = peers_python(venv, folder if venv == "peers" else folder.with_name(f"{folder.name}-{venv}"))
-    threads = arguments.threads or len(os.sched_getaffinity(0))
     number_of_rounds = arguments.rounds or suite.rounds
     work = arguments.keep.resolve() if arguments.keep is not None else Path(tempfile.mkdtemp(prefix="benchmark-"))
     for caches in work.glob("caches_*"):
         shutil.rmtree(caches)
     try:
-        bench = Bench(suite, pythons, work, arguments.data, threads, arguments.timeout)
+        bench = Bench(suite, pythons, work, arguments.data, threads, arguments.timeout, bf16)
         setting = bench.build_setting(overrides)
         untrained = bench.score() if setting and "heldout_rows" in setting else None
         rounds = []
@@ -339,9 +354,10 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], 
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "revision": revision() or arguments.revision,
         # Only a complete run may be compared with the targets.
         "complete": not (overrides or arguments.only or arguments.threads) and number_of_rounds >= suite.rounds,
-        "hardware": hardware(threads) | gpu, "versions": {name: versions(python) for name, python in pythons.items()},
+        "hardware": machine, "versions": {name: versions(python) for name, python in pythons.items()},
         "setting": setting, "untrained": untrained, "contestants": {name: suite.contestants[name] for name in chosen},
         "rounds": rounds, "summary": summarise(rounds), "ratios": ratios(rounds, suite.targets), "targets": suite.targets,
+        "left_out": sorted(set(whole.contestants) - set(suite.contestants)),
     }  # fmt: skip
 
 

@@ -165,6 +165,39 @@ def test_contestants_get_no_tuning_of_the_caller(tmp_path: Path, monkeypatch: py
     assert found["OMP_NUM_THREADS"] == "2"
 
 
+def test_without_fast_bf16_contestants_that_need_it_and_targets_that_name_them_are_left_out() -> None:
+    suite = Suite.load("cpu_full").without({"bf16"})
+    assert {"ours", "hf_trainer", "hf_trainer_heap", "gemm", "trl"} <= set(suite.contestants)
+    assert not {"ours_split", "ours_pure", "hf_trainer_pure", "hf_trainer_pure_heap"} & set(suite.contestants)
+    compared = {(target["of"], target["over"]) for target in suite.targets if target["metric"] == "examples_per_s"}
+    assert compared == {("ours", "hf_trainer"), ("ours", "hf_trainer_heap")}
+    assert Suite.load("cpu_full").without(set()) == Suite.load("cpu_full")
+
+
+@pytest.mark.parametrize("module", ["benchmarks.baselines.plain_torch", "benchmarks.baselines.plain_lightning"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_baselines_compute_in_the_format_of_the_machine(
+    module: str, bf16: bool, small_setting: Setting, tmp_path: Path
+) -> None:
+    folder = tmp_path / "setting"
+    shutil.copytree(small_setting.folder, folder)
+    options = {**small_setting.options, "bf16": bf16}
+    (folder / "setting.json").write_text(json.dumps(options), encoding="utf-8")
+    code = (
+        "import runpy, sys, torch\n"
+        "seen = set()\n"
+        "plain = torch.nn.functional.linear\n"
+        "def linear(x, *rest):\n"
+        "    out = plain(x, *rest); seen.add(str(out.dtype)); return out\n"
+        "torch.nn.functional.linear = linear\n"
+        f"sys.argv = [{module!r}, {str(folder)!r}, {str(tmp_path)!r}]\n"
+        f"runpy.run_module({module!r}, run_name='__main__')\n"
+        "print(sorted(seen))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(["torch.bfloat16" if bf16 else "torch.float32"])
+
+
 def test_variables_of_a_contestant_are_its_own(tmp_path: Path) -> None:
     code = "import json, os, sys; json.dump({'n': int(os.environ.get('MALLOC_MMAP_MAX_', '7'))}, open(sys.argv[1], 'w'))"
     spec = {"command": ["python", "-c", code, "{out}/measure.json"]}

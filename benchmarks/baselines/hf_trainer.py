@@ -2,7 +2,7 @@
 
 LoRA: bf16 base weights, float32 adapter, bf16 autocast; with `--pure` no autocast either. Full fine-tuning: float32 weights
 under bf16 autocast; with `--pure` weights, gradients and moments in bf16, no autocast. Which is faster depends on the length
-of the rows, so a suite runs both.
+of the rows, so a suite runs both. Without fast bfloat16 all of it is float32.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.baselines.measure import Clock, arguments
-from benchmarks.baselines.trained import trained_model
+from benchmarks.baselines.trained import low, trained_model
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     rows = Dataset.from_list(setting.encoded("train", tokenizer))
     model = trained_model(setting, pure)
     config = TrainingArguments(
-        output_dir=str(folder / "trainer"), use_cpu=True, bf16=not pure,
+        output_dir=str(folder / "trainer"), use_cpu=True, bf16=low(options) and not pure,
         train_sampling_strategy="group_by_length",
         per_device_train_batch_size=options["batch_size"], num_train_epochs=1, learning_rate=options["learning_rate"],
         lr_scheduler_type="linear", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused",

@@ -1,8 +1,8 @@
 """LitGPT's LoRA fine-tuning on a CPU: its model, its adapter layers, its rows and its loop (`litgpt.finetune.lora.fit`).
 
-Weights are bf16, the adapter too (its precision `bf16-true`; `--mixed` is float32 weights under bf16 autocast). Its head
-is computed in chunks of 128 positions. Batches are of rows of like length, which its own loader does not do; clipping, which
-its recipe lacks, comes in through a hook of torch.
+Weights are bf16, the adapter too (its precision `bf16-true`; `--mixed` is float32 weights under bf16 autocast; without fast
+bfloat16 all is float32). Its head is computed in chunks of 128 positions. Batches are of rows of like length, which its own
+loader does not do; clipping, which its recipe lacks, comes in through a hook of torch.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -21,6 +21,7 @@ import torch.utils.data
 
 from benchmarks.baselines.measure import Clock, arguments
 from benchmarks.baselines.plain_torch import buckets
+from benchmarks.baselines.trained import low
 
 if TYPE_CHECKING:
     from benchmarks.setting import Messages, Setting
@@ -42,6 +43,11 @@ def configured(setting: Setting) -> Any:
         lora_dropout=0.0, lora_query=True, lora_key=True, lora_value=True, lora_projection=True, lora_mlp=True,
         lora_head=False,
     )  # fmt: skip
+
+
+def precision(options: dict[str, Any]) -> str:
+    """Lightning's name of the number format."""
+    return "32-true" if not low(options) else "bf16-mixed" if "--mixed" in sys.argv else "bf16-true"
 
 
 def weights_of(setting: Setting, config: Any) -> dict[str, torch.Tensor]:
@@ -104,7 +110,7 @@ def main() -> None:
     setting, folder = arguments()
     options, config = setting.options, configured(setting)
     batches = buckets(rows_of(setting), options["batch_size"], options["seed"])
-    fabric = lightning.Fabric(devices=1, accelerator="cpu", precision="bf16-mixed" if "--mixed" in sys.argv else "bf16-true")
+    fabric = lightning.Fabric(devices=1, accelerator="cpu", precision=precision(options))
     fabric.seed_everything(options["seed"])
     with fabric.init_module():
         model = GPT(config)

@@ -1,6 +1,6 @@
 """A LightningModule as the tutorials write it: random batches, dynamic padding, full logits, bf16-mixed.
 
-Frozen weights are bf16, those that train float32.
+Frozen weights are bf16, those that train float32; without fast bfloat16 all is float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.baselines.measure import Clock, arguments
 from benchmarks.baselines.plain_torch import collate
-from benchmarks.baselines.trained import trained_model
+from benchmarks.baselines.trained import low, trained_model
 
 if TYPE_CHECKING:
     from benchmarks.setting import Setting
@@ -57,7 +57,8 @@ def main() -> None:
     )  # fmt: skip
     module = Tutorial(setting, len(rows) // options["batch_size"])
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, precision="bf16-mixed", gradient_clip_val=1.0, logger=False,
+        accelerator="cpu", devices=1, max_epochs=1, precision="bf16-mixed" if low(options) else "32-true",
+        gradient_clip_val=1.0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, loader)

@@ -1,6 +1,6 @@
 """A loop in plain torch, as a careful user would write it: batches of rows of like length, bf16 autocast, full logits.
 
-Frozen weights are bf16, those that train float32.
+Frozen weights are bf16, those that train float32; without fast bfloat16 all is float32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from benchmarks.baselines.measure import Clock, arguments
-from benchmarks.baselines.trained import trained_model
+from benchmarks.baselines.trained import low, trained_model
 from benchmarks.setting import IGNORE_INDEX, Encoded, Setting
 
 if TYPE_CHECKING:
@@ -54,17 +54,17 @@ def train(setting: Setting) -> Any:
     rows = buckets(setting.encoded("train", tokenizer), options["batch_size"], options["seed"])
     model = trained_model(setting)
     batches = [collate(batch, tokenizer.pad_token_id) for batch in rows]
-    descend(model, batches, lambda batch: model(**batch).loss, options["learning_rate"])
+    descend(model, batches, lambda batch: model(**batch).loss, options)
     return model
 
 
-def descend(model: Any, batches: list[R], loss_of: Callable[[R], Any], learning_rate: float) -> None:
+def descend(model: Any, batches: list[R], loss_of: Callable[[R], Any], options: dict[str, Any]) -> None:
     """A step of AdamW on each batch's loss, under bf16 autocast, with a rate that falls linearly to zero."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=options["learning_rate"], weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
     for batch in batches:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low(options)):
             loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from benchmarks.baselines.measure import Clock, arguments
 from benchmarks.baselines.plain_torch import batches_of, collate, descend
-from benchmarks.baselines.trained import trained_model
+from benchmarks.baselines.trained import low, trained_model
 
 if TYPE_CHECKING:
     from benchmarks.setting import Setting
@@ -43,7 +43,7 @@ def train(setting: Setting) -> Any:
     )
     model = trained_model(setting)
     batches = [collate([text for pair in batch for text in pair], tokenizer.pad_token_id) for batch in pairs]
-    with model.disable_adapter(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with model.disable_adapter(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=low(options)):
         references = [answer_logps(model, batch) for batch in batches]
 
     def loss_of(batch: tuple[dict[str, torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -51,7 +51,7 @@ def train(setting: Setting) -> Any:
         gained = answer_logps(model, rows) - reference
         return -logsigmoid(options["beta"] * (gained[::2] - gained[1::2])).mean()
 
-    descend(model, list(zip(batches, references, strict=True)), loss_of, options["learning_rate"])
+    descend(model, list(zip(batches, references, strict=True)), loss_of, options)
     return model
 
 

@@ -1,6 +1,7 @@
-"""What a baseline trains: an adapter on frozen bf16 weights, or, where the setting's `method` is full, all weights.
+"""What a baseline trains, an adapter or, where the setting's `method` is full, all weights, and in which number format.
 
-The precision of full fine-tuning is the contestant's: float32 weights under bf16 autocast, or `pure`, bf16 weights alone.
+An adapter stands on frozen bf16 weights. The precision of full fine-tuning is the contestant's: float32 weights under bf16
+autocast, or `pure`, bf16 weights alone. On a processor without fast bfloat16 everything is float32 and nothing is cast.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ def is_full(options: dict[str, Any]) -> bool:
 
 def dtype(options: dict[str, Any], pure: bool = False) -> str:
     """In which the weights are loaded."""
-    return "float32" if is_full(options) and not pure else "bfloat16"
+    return "float32" if not low(options) or (is_full(options) and not pure) else "bfloat16"
+
+
+def low(options: dict[str, Any]) -> bool:
+    """Whether bfloat16 is fast on this machine."""
+    return bool(options.get("bf16", True))
 
 
 def adapter(options: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """TRL's SFTTrainer at its best plain setting on a CPU: bf16 autocast, grouped by length, no recomputed activations.
 
-Frozen weights are bf16, those that train float32. Its loss is its own default (`nll`, which never makes the full logits).
-Prompt-completion rows put the loss on the answer.
+Frozen weights are bf16, those that train float32; without fast bfloat16 all is float32. Its loss is its own default (`nll`, which
+never makes the full logits). Prompt-completion rows put the loss on the answer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.baselines.measure import Clock, arguments
-from benchmarks.baselines.trained import adapter, dtype, is_full
+from benchmarks.baselines.trained import adapter, dtype, is_full, low
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,8 @@ def configured(setting: Setting, folder: Path) -> dict[str, Any]:
     """What both of TRL's trainers that are measured take."""
     options = setting.options
     return {
-        "output_dir": str(folder / "trainer"), "use_cpu": True, "bf16": True, "model_init_kwargs": {"dtype": dtype(options)},
+        "output_dir": str(folder / "trainer"), "use_cpu": True, "bf16": low(options),
+        "model_init_kwargs": {"dtype": dtype(options)},
         "train_sampling_strategy": "group_by_length", "gradient_checkpointing": False,
         "max_length": options["max_length"], "per_device_train_batch_size": options["batch_size"], "num_train_epochs": 1,
         "learning_rate": options["learning_rate"], "lr_scheduler_type": "linear", "warmup_steps": 0, "weight_decay": 0.0,
