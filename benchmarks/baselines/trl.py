@@ -1,7 +1,7 @@
 """TRL's SFTTrainer at its best plain setting on a CPU: bf16 autocast, grouped by length, no recomputed activations.
 
-Frozen weights are bf16, those that train float32; without fast bfloat16 all is float32. Its loss is its own default (`nll`, which
-never makes the full logits). Prompt-completion rows put the loss on the answer.
+Frozen weights are bf16, those that train float32; without fast bfloat16 all is float32. Its loss is its own default (`nll`,
+which never makes the full logits). Prompt-completion rows put the loss on the answer.
 """
 
 from __future__ import annotations
