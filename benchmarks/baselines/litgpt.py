@@ -45,7 +45,7 @@ def configured(setting: Setting) -> Any:
     )  # fmt: skip
 
 
-def precision(options: dict[str, Any]) -> str:
+def precision(options: dict[str, Any]) -> Any:
     """Lightning's name of the number format."""
     return "32-true" if not low(options) else "bf16-mixed" if "--mixed" in sys.argv else "bf16-true"
 
