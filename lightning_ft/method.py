@@ -33,6 +33,8 @@ class Method(ABC):
     """Rate where the user names none; None: 2e-4 beside frozen weights, 2e-5 for base weights."""
     schedule: ClassVar[frozenset[str]] = frozenset()
     """Numbers in a saved adapter's config that belong to its run, and do not hinder another one from training it on."""
+    starts_as_base: ClassVar[bool] = True
+    """False where the model computes something else than the base before the first step (vectors before each row)."""
     can_pack: ClassVar[bool] = True
     """False where documents of a packed row would see each other (prompt learning)."""
     can_checkpoint: ClassVar[bool] = True

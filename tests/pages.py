@@ -9,9 +9,7 @@ import ast
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,50 +80,11 @@ def family_table() -> str:
 
 
 def method_table() -> str:
-    """What each method does on the tiny models of both families; that it is so is in tests/contracts."""
-    import torch
-
-    from lightning_ft.backbone import BackboneSpec
-    from lightning_ft.errors import NotMergeableError, UsageError
-    from lightning_ft.quantization import Quantization
+    """What each method keeps of its contract on the tiny models of both families."""
     from lightning_ft.registry import registry
-    from lightning_ft.testing.methods import attach
-    from lightning_ft.testing.models import FAMILIES, tiny_backbone_folder, tiny_model
+    from lightning_ft.testing.properties import HEADS, row
 
-    def attached(method: Any, family: Any, base: Any = tiny_model) -> Any:
-        try:
-            return attach(method, family, base=base)
-        except UsageError:
-            return None
-
-    folder = tiny_backbone_folder(Path(tempfile.mkdtemp()))
-
-    def quantized(quantize: Any) -> Any:
-        stored = Quantization(quantize=quantize)
-        spec = BackboneSpec(model=str(folder), dtype=torch.float32, quantization=stored)
-        return lambda family: registry().manager.hook.load_backbone(spec=spec).model
-
-    def merges(method: Any, model: Any) -> bool:
-        try:
-            return method.merge(model) is not None
-        except NotMergeableError:
-            return False
-
-    rows = []
-    for entry in registry().methods.values():
-        method = entry.cls()
-        models = [attached(method, family) for family in FAMILIES]
-        model = next(model for model in models if model is not None)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        facts = [
-            *(model is not None for model in models), method.can_pack, method.can_checkpoint, merges(method, model),
-            not method.trains_base, method.can_continue,
-            *(not method.trains_base and attached(method, "llama", quantized(name)) is not None for name in ("nf4", "int8")),
-        ]  # fmt: skip
-        rows.append((f"`{entry.name}`", f"{trained:,}", *("yes" if fact else "no" for fact in facts)))
-    heads = "method | trained numbers | Llama | GPT-2 | packing | recomputed activations | merges | frozen base"
-    shutil.rmtree(folder)
-    return table(f"{heads} | goes on from an adapter | on nf4 | on int8", rows)
+    return table(" | ".join(HEADS), [row(name) for name in registry().methods])
 
 
 def preset_keys(path: Path) -> list[tuple[str, str, str]]:
@@ -240,8 +199,9 @@ GENERATED: tuple[tuple[Path, str, Callable[[], str]], ...] = (
     (README, "options", option_table),
     (README, "files", file_tree),
     (GUIDE, "families", family_table),
-    (GUIDE, "methods", method_table),
 )
+SLOW: tuple[tuple[Path, str, Callable[[], str]], ...] = ((GUIDE, "methods", method_table),)
+"""Made by many short trainings; tests/contracts compares it row by row, where they are run anyway."""
 
 
 def renew(page: Path, name: str, content: str) -> None:
@@ -252,7 +212,7 @@ def renew(page: Path, name: str, content: str) -> None:
 
 if __name__ == "__main__":
     os.environ.pop("LIGHTNING_FT_DISABLE_PLUGINS", None)
-    for page_, name_, make_ in GENERATED:
+    for page_, name_, make_ in (*GENERATED, *SLOW):
         renew(page_, name_, make_())
     for run_ in sys.argv[1:]:
         renew(README, "verdict", verdict_table(Path(run_)))

@@ -29,9 +29,9 @@ def files(run: Path) -> dict[str, bytes]:
     return {name: b"" if p.name in timed else p.read_bytes() for name, p in found.items()}
 
 
-@pytest.mark.parametrize(("family", "method"), [("llama", "lora"), ("llama", "full"), ("gpt2", "full")])
+@pytest.mark.parametrize(("family", "method"), [("llama", "lora"), ("llama", "full"), ("gpt2", "full"), ("llama", "p_tuning")])
 def test_the_files_are_the_same(tiny_fit: TinyFit, tiny_folder: Path, family: str, method: str) -> None:
-    """Of a whole model (with a tied head, too), and of an adapter, whose config lists layers in one order."""
+    """Of a whole model (with a tied head, too), of an adapter, whose config lists layers in one order, and of a soft prompt."""
     given = OPTIONS | {"model": str(tiny_folder / family), "method": method}
     one = tiny_fit(**given, output="one").run.folder
     other = tiny_fit(**given, output="other", save_behind=True).run.folder
@@ -67,7 +67,8 @@ def test_steps_go_on_while_one_is_written_and_none_is_deleted_before(
     assert [path.name for path in checkpoints(seen.run.folder)] == ["checkpoint-step-4"]
 
 
-def test_what_changes_meanwhile_is_not_saved(tiny_fit: TinyFit, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["full", "p_tuning", "prompt_tuning"])
+def test_what_changes_meanwhile_is_not_saved(method: str, tiny_fit: TinyFit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every save waits until the next step is over, but for the last one."""
     over, write, ended = threading.Condition(), FolderCheckpoint.write, FineTuner.on_train_batch_end
     steps, waited = [0], []
@@ -87,7 +88,7 @@ def test_what_changes_meanwhile_is_not_saved(tiny_fit: TinyFit, monkeypatch: pyt
 
     monkeypatch.setattr(FolderCheckpoint, "write", late)
     monkeypatch.setattr(FineTuner, "on_train_batch_end", noted)
-    given = OPTIONS | {"method": "full"}
+    given = OPTIONS | {"method": method}
     one = tiny_fit(**given, output="one").run.folder
     other = tiny_fit(**given, output="other", save_behind=True).run.folder
     assert waited.count(True) >= 3

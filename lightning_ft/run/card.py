@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -13,7 +15,7 @@ from lightning_ft.loading import ADAPTER, BENEATH
 from lightning_ft.quantization import loads_by_peft_alone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
     from lightning_ft.data.render import Template
     from lightning_ft.quantization import Quantization
+
+
+VECTORS = "prompt_embeddings"
+"""peft's name in a saved adapter for the vectors of a soft prompt."""
 
 
 class ModelWriter:
@@ -53,9 +59,11 @@ class ModelWriter:
         model = self.model()
         # An adapter of the embedding is its A and B; peft would add the frozen matrix itself.
         options: dict[str, Any] = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-        if gathered:
+        vectors = gathered[VECTORS] if gathered and VECTORS in gathered else prompt_vectors(model)
+        if gathered and vectors is None:
             options["state_dict"] = {**model.state_dict(), **gathered}
-        model.save_pretrained(str(folder), **options)
+        with _saving(model, vectors):
+            model.save_pretrained(str(folder), **options)
         _in_order(folder)
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
@@ -76,6 +84,9 @@ class ModelWriter:
 
     def copies(self) -> dict[str, Tensor]:
         """What is saved of a model that is whole in this process, copied to the CPU, so that training may go on meanwhile."""
+        vectors = prompt_vectors(self.model())
+        if vectors is not None:
+            return {VECTORS: vectors}
         return gathered(self._saved(), keep=True, owners=self._owners(), copy=True)
 
     def _saved(self) -> dict[str, Tensor]:
@@ -146,3 +157,40 @@ def _in_order(folder: Path) -> None:
             if isinstance(config.get(key), list):
                 config[key] = sorted(config[key])
         path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _saving(model: Any, vectors: Tensor | None) -> Iterator[None]:
+    """Within the block peft saves these vectors in this thread; it asks the model for them, whatever state it is given."""
+    if vectors is None:
+        yield
+        return
+    name, here = "get_prompt_embedding_to_save", threading.get_ident()
+    asked = getattr(type(model), name)
+
+    def told(adapter_name: str) -> Any:
+        return vectors if threading.get_ident() == here else asked(model, adapter_name)
+
+    object.__setattr__(model, name, told)  # past nn.Module's own, which is for tensors and modules
+    try:
+        yield
+    finally:
+        object.__delattr__(model, name)
+
+
+def prompt_vectors(model: Any) -> Tensor | None:
+    """A soft prompt as it is saved: (tokens, width) vectors, by its encoder where it has one; None for a model without.
+
+    They are what the model uses once it is trained. peft would compute them in training mode, with the encoder's dropout.
+    """
+    if not hasattr(model, "prompt_encoder"):
+        return None
+    modules = list(model.prompt_encoder.modules())
+    modes = [module.training for module in modules]
+    model.prompt_encoder.eval()
+    try:
+        vectors: Tensor = type(model).get_prompt_embedding_to_save(model, model.active_adapter)
+        return vectors.clone()
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

@@ -66,6 +66,8 @@ class Trained:
     family: Family
     model: nn.Module
     base_logits: Tensor
+    first_logits: Tensor
+    """After `attach`, before the first step."""
     losses: list[float]
     moved: set[str]
     """Trainable parameters that had a non-zero gradient in one of the first two steps."""
@@ -93,6 +95,7 @@ def train(method: Method, family: Family, base: Base = tiny_model) -> Trained:
     """Train for a few steps of AdamW on one batch; the global generator is left as it was."""
     base_logits = logits(base(family))
     model = attach(method, family, base=base).train()
+    first_logits = logits(model)
     frozen = {n: t for n, t in [*model.named_parameters(), *model.named_buffers()] if not t.requires_grad}
     trains = any(p.requires_grad for p in model.parameters())
     require("gradients", f"method {method.name} on {family}", trains, "no parameter requires a gradient after attach")
@@ -120,7 +123,7 @@ def train(method: Method, family: Family, base: Base = tiny_model) -> Trained:
             optimizer.step()
             method.on_step(model, step)
     return Trained(
-        method, family, model.eval(), base_logits, losses, moved, lacking,
+        method, family, model.eval(), base_logits, first_logits, losses, moved, lacking,
         {name: (before[name], tensor.detach()) for name, tensor in frozen.items() if not tensor.requires_grad}, base,
     )  # fmt: skip
 
@@ -133,6 +136,16 @@ def adapter_of(model: nn.Module) -> bool:
 def clause_options(run: Trained) -> None:
     """Its options are a frozen dataclass with documented fields."""
     options_documented(type(run.method))
+
+
+def clause_start(run: Trained) -> None:
+    """The attached model computes what the base does, unless `starts_as_base` is False."""
+    gap = (run.first_logits - run.base_logits).abs().max().item()
+    says = "declare starts_as_base = False" if run.method.starts_as_base else "starts_as_base = False is not true"
+    same = gap <= TOLERANCE
+    require(
+        "start", run.subject, same == run.method.starts_as_base, f"before the first step logits differ by {gap:.1e}; {says}"
+    )
 
 
 def clause_gradients(run: Trained) -> None:
@@ -290,6 +303,7 @@ def clause_precision(run: Trained) -> None:
 
 METHOD_CLAUSES: dict[str, Callable[[Trained], None]] = {
     "options": clause_options,
+    "start": clause_start,
     "gradients": clause_gradients,
     "frozen": clause_frozen,
     "loss": clause_loss,
@@ -332,12 +346,15 @@ def trained(method: Method | type[Method], family: Family) -> Trained | UsageErr
     return _trained(repr(made), family, _ByKey(made))
 
 
-def check_method(method: Method | type[Method], families: tuple[Family, ...] = FAMILIES) -> None:
+def check_method(method: Method | type[Method], families: tuple[Family, ...] = FAMILIES) -> tuple[Family, ...]:
     """Every clause of the method contract, on every family that the method does not refuse.
 
     Args:
         method: an instance, or a class that is taken with its defaults.
         families: tiny models to try; one that `attach` refuses with a `UsageError` is left out.
+
+    Returns:
+        The families on which it keeps the contract, so that a test can say which ones these have to be.
 
     Raises:
         AssertionError: a clause is broken (named in the message), or all families are refused.
@@ -348,3 +365,4 @@ def check_method(method: Method | type[Method], families: tuple[Family, ...] = F
     require("families", f"method {name}", bool(accepted), f"it refuses all of {', '.join(families)}: {runs[0]}")
     for run in accepted:
         run_clauses(METHOD_CLAUSES, run)
+    return tuple(run.family for run in accepted)

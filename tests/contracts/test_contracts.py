@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lightning_ft.registry import registry
+from lightning_ft.testing import properties
 from lightning_ft.testing.checks import METRIC_CLAUSES, TASK_CLAUSES, rows_for
-from lightning_ft.testing.methods import METHOD_CLAUSES, Trained, trained
-from lightning_ft.testing.models import FAMILIES, Family, tiny_llama
+from lightning_ft.testing.models import tiny_llama
 from lightning_ft.testing.objectives import OBJECTIVE_CLAUSES, halves, text_batch
 from lightning_ft.types import Conversation
 
@@ -19,21 +20,6 @@ CORE_ROWS: dict[str, list[dict[str, Any]]] = {
     "messages": [{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}], "id": 7}],
     "text": [{"text": "Once upon a time.", "id": 7}],
 }
-
-
-@pytest.mark.parametrize("clause", METHOD_CLAUSES)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", list(registry().methods))
-def test_method(name: str, family: Family, clause: str) -> None:
-    run = trained(registry().methods[name].cls, family)
-    if not isinstance(run, Trained):
-        pytest.skip(f"{name} refuses {family}: {run}")
-    METHOD_CLAUSES[clause](run)
-
-
-@pytest.mark.parametrize("name", list(registry().methods))
-def test_method_takes_some_family(name: str) -> None:
-    assert any(isinstance(trained(registry().methods[name].cls, family), Trained) for family in FAMILIES)
 
 
 @pytest.mark.parametrize("clause", TASK_CLAUSES)
@@ -69,6 +55,14 @@ def test_objective(name: str, clause: str) -> None:
     if Conversation not in cls.examples:
         pytest.skip(f"{name} eats {', '.join(kind.__name__ for kind in cls.examples)}; its own tests bring batches of them")
     OBJECTIVE_CLAUSES[clause](cls(), tiny_llama(), text_batch(), halves(text_batch()))
+
+
+@pytest.mark.parametrize("name", list(registry().methods))
+def test_the_table_of_methods_says_what_the_clauses_gave(name: str) -> None:
+    """Every clause of a method's contract on every family that it does not refuse."""
+    page = (Path(__file__).parents[2] / "plugins" / "README.md").read_text(encoding="utf-8")
+    told = next((line for line in page.splitlines() if line.startswith(f"| `{name}` |")), "a row: type `python tests/pages.py`")
+    assert told == f"| {' | '.join(properties.row(name))} |"
 
 
 def optimizer_of(name: str, params: Any) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from lightning_ft.builtin import SFT, Full, Messages
 from lightning_ft.errors import UsageError
 from lightning_ft.metric import Metric, RowMetric
 from lightning_ft.testing import check_method, check_metric, check_objective, check_task
-from lightning_ft.testing.methods import Trained, trained
+from lightning_ft.testing.methods import METHOD_CLAUSES, Trained, trained
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model
 from lightning_ft.types import Conversation, LossOutput, LossTerm, Message
 
@@ -101,6 +101,80 @@ class Spoiler(Full):
 
 
 @dataclass(frozen=True)
+class Noisy(Full):
+    """Starts elsewhere than the base."""
+
+    def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
+        model = super().attach(model, total_steps)
+        embedding(cast("Any", model)).data.mul_(1.5)
+        return model
+
+
+@dataclass(frozen=True)
+class Modest(Full):
+    """Says that it starts elsewhere, and does not."""
+
+    starts_as_base: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Climbing(Full):
+    """Goes up the gradient."""
+
+    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]] | None:
+        return [{"params": list(model.parameters()), "maximize": True}]
+
+
+@dataclass(frozen=True)
+class Unplaced(Full):
+    """Forgets where a document begins."""
+
+    def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
+        def forget(_: nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {name: value for name, value in given.items() if name != "position_ids"}
+
+        model = super().attach(model, total_steps)
+        model.register_forward_pre_hook(forget, with_kwargs=True)
+        return model
+
+
+@dataclass(frozen=True)
+class Counting(Full):
+    """In training a layer's output depends on how often it was called."""
+
+    def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
+        calls = [0]
+
+        def count(layer: nn.Module, _: Any, out: Any) -> Any:
+            calls[0] += layer.training
+            return out * torch.full_like(out, 1 + 0.01 * calls[0]) if layer.training else out  # a tensor is recomputed
+
+        model = super().attach(model, total_steps)
+        cast("Any", model).model.layers[0].mlp.register_forward_hook(count)
+        return model
+
+
+@dataclass(frozen=True)
+class Overflowing(Full):
+    """Cannot be computed in bfloat16."""
+
+    def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
+        weight = embedding(cast("Any", model))
+        if weight.dtype == torch.bfloat16:
+            weight.data.fill_(float("inf"))
+        return super().attach(model, total_steps)
+
+
+@dataclass(frozen=True)
+class Stray(Full):
+    """Merges into a model with one parameter too many."""
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        model.register_parameter("stray", torch.nn.Parameter(torch.zeros(1)))
+        return model
+
+
+@dataclass(frozen=True)
 class Choosy(Full):
     """Refuses every model."""
 
@@ -111,11 +185,19 @@ class Choosy(Full):
 @pytest.mark.parametrize(
     ("method", "clause"),
     [(Undocumented, "options"), (Idle, "gradients"), (Leaky, "frozen"), (Undeclared, "frozen"), (Forgetful, "state"),
-     (Credulous, "state"), (Pretender, "reference"), (Spoiler, "reload"), (Choosy, "families")],
+     (Credulous, "state"), (Pretender, "reference"), (Spoiler, "reload"), (Choosy, "families"), (Noisy, "start"),
+     (Modest, "start"), (Climbing, "loss"), (Unplaced, "packing"), (Counting, "checkpointing"), (Overflowing, "precision"),
+     (Stray, "merge")],
 )  # fmt: skip
 def test_broken_method(method: type[Method], clause: str) -> None:
+    """None of the clauses before it complains."""
     with pytest.raises(AssertionError, match=f"breaks the clause '{clause}'"):
         check_method(method, families=("llama",))
+
+
+def test_every_clause_has_a_method_that_breaks_it() -> None:
+    (mark,) = (mark for mark in test_broken_method.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+    assert {clause for _, clause in mark.args[1]} == {*METHOD_CLAUSES, "families"}
 
 
 def test_methods_of_one_name_are_trained_apart() -> None:
@@ -140,7 +222,8 @@ def embedding(model: PreTrainedModel) -> Tensor:
 
 
 def test_sound_method() -> None:
-    check_method(Full)
+    assert check_method(Full) == FAMILIES
+    assert check_method(Full, families=("gpt2",)) == ("gpt2",)
 
 
 ROWS = [{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -45,7 +46,8 @@ class Adapter(Method):
         """The model as a `PeftModel`, what the method adds in float32 and everything else frozen.
 
         Raises:
-            UsageError: `target_modules` names no layer of the model, or the model has layers that the method does not take.
+            UsageError: a name in `target_modules` is that of no layer or of one that the method does not take, or the model is
+                of layers that it does not take.
         """
         from peft import get_peft_model
 
@@ -57,15 +59,18 @@ class Adapter(Method):
         config = self.peft_config(model, total_steps)
         modules_to_save = copy.copy(getattr(config, "modules_to_save", None))
         _check_modules(model, modules_to_save or ())
+        _check_layers(model, getattr(self, "target_modules", None))
+        linear = ", ".join(linear_names(model))  # peft leaves what it began where it refuses
         with quiet_peft():
             try:
                 adapted: nn.Module = get_peft_model(model, config)
             except ValueError as error:
-                if "not found in the base model" not in str(error):
+                found = re.match(r"Target module (\w+)\(.* is not supported", str(error), re.DOTALL)
+                if found is None:
                     raise
                 raise UsageError(
-                    f"Expected --method.target_modules to name layers of this model ({', '.join(linear_names(model))}); "
-                    f"got {getattr(self, 'target_modules', None)}."
+                    f"Expected --method.target_modules to name layers that --method {self.name} takes ({linear}); got one that "
+                    f"is a {found[1]}."
                 ) from error
         for kept in adapted.peft_config.values():  # type: ignore[operator]  # a PeftModel's dict
             # peft puts the tied module's name here and, loading the saved adapter, would not find its twin.
@@ -202,11 +207,27 @@ def has_conv1d(model: nn.Module) -> bool:
 
 def linear_names(model: nn.Module) -> list[str]:
     """The ends of the names of all linear layers."""
+    return sorted({name.rpartition(".")[2] for name, _ in _linears(model)})
+
+
+def adapted_layers(model: nn.Module, names: str | list[str]) -> list[tuple[str, nn.Module]]:
+    """The linear layers that `target_modules` means, with their paths."""
+    if names == "all-linear":
+        head = model.get_output_embeddings()  # type: ignore[operator]  # a PreTrainedModel's
+        return [(path, layer) for path, layer in _linears(model) if layer is not head]
+    return [(path, layer) for path, layer in _linears(model) if any(_is_named(path, name) for name in targets(names))]
+
+
+def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    linear = (nn.Linear, Conv1D)
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+
+
+def _is_named(path: str, name: str) -> bool:
+    """Whether peft takes the module at that path for one of that name."""
+    return path == name or path.endswith(f".{name}")
 
 
 def _check_modules(model: nn.Module, wanted: Iterable[str]) -> None:
@@ -214,9 +235,21 @@ def _check_modules(model: nn.Module, wanted: Iterable[str]) -> None:
     known = {name.rpartition(".")[2] for name, module in model.named_modules() if any(True for _ in module.parameters())}
     paths = {name for name, _ in model.named_modules()}
     for name in wanted:
-        if name not in paths and not any(path.endswith(f".{name}") for path in paths):
+        if not any(_is_named(path, name) for path in paths):
             named = ", ".join(sorted(end for end in known if end and not end.isdigit()))
             raise UsageError(f"Expected --method.modules_to_save to name modules of this model ({named}); got {name}.")
+
+
+def _check_layers(model: nn.Module, wanted: str | list[str] | None) -> None:
+    """Refuse names of `target_modules` that no module ends in; peft would leave them out where others are found."""
+    if wanted is None or wanted == "all-linear":
+        return
+    paths = [name for name, _ in model.named_modules()]
+    for name in targets(wanted):
+        if not any(_is_named(path, name) for path in paths):
+            raise UsageError(
+                f"Expected --method.target_modules to name layers of this model ({', '.join(linear_names(model))}); got {name}."
+            )
 
 
 def _widen(model: nn.Module) -> list[tuple[nn.Parameter, torch.dtype]]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lightning_ft.backbone import quiet_peft
 from lightning_ft.errors import UsageError
-from lightning_ft_methods.adapter import Adapter, check_share, check_targets, check_whole, targets
+from lightning_ft_methods.adapter import (
+    Adapter,
+    adapted_layers,
+    check_share,
+    check_targets,
+    check_whole,
+    has_conv1d,
+    targets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +102,7 @@ class BOFT(Adapter):
         """As of any adapter.
 
         Raises:
-            UsageError: also where there are to be several factors, and no kernel for them.
+            UsageError: also where there are to be several factors, and no kernel for them, or the blocks do not divide a layer.
         """
         from peft.tuners.boft.layer import get_fbd_cuda
 
@@ -103,8 +112,25 @@ class BOFT(Adapter):
                 raise UsageError(
                     f"Expected --method.factors 1 on a machine without a CUDA toolkit, which more need; got {self.factors}."
                 )
+        if not has_conv1d(model):
+            self._check_blocks(model)
         with _permutations_at_once():
             return super().attach(model, total_steps)
+
+    def _check_blocks(self, model: nn.Module) -> None:
+        """Refuse blocks that do not divide the inputs of every layer that is turned."""
+        layers = adapted_layers(model, self.target_modules)
+        widths = {int(cast("nn.Linear", layer).in_features) for _, layer in layers}
+        pieces = 2 ** (self.factors - 1)
+        if all(width % (self.block_size * pieces) == 0 for width in widths):
+            return
+        common = math.gcd(*widths) // pieces
+        fitting = [str(size) for size in range(2, min(common, 64) + 1) if common % size == 0]
+        beside = f" with {self.factors} factors" if pieces > 1 else ""
+        raise UsageError(
+            f"Expected --method.block_size to divide the inputs of every layer ({', '.join(map(str, sorted(widths)))}; "
+            f"{', '.join(fitting) or 'none'} would{beside}); got {self.block_size}."
+        )
 
     def peft_config(self, model: nn.Module, total_steps: int) -> BOFTConfig:
         """Peft's `BOFTConfig`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from lightning_ft.errors import NotMergeableError, UsageError
 from lightning_ft_methods.adapter import Adapter, check_choice, check_share, check_whole
@@ -22,6 +22,7 @@ Encoder = Literal["mlp", "lstm"]
 class SoftPrompt(Adapter):
     """What all of them have in common: they change no weights, and documents of a packed row would share them."""
 
+    starts_as_base: ClassVar[bool] = False
     can_pack: ClassVar[bool] = False
     learning_rate: ClassVar[float | None] = 1e-2
 
@@ -195,3 +196,17 @@ class PTuning(Encoded):
             task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, encoder_hidden_size=self.encoder_size,
             encoder_reparameterization_type=self.encoder.upper(), encoder_dropout=self.dropout,
         )  # fmt: skip
+
+    def start(self, model: nn.Module) -> None:
+        """The encoder computes in float32 also under autocast: not every processor has an LSTM of bfloat16."""
+        import torch
+
+        for encoder in model.prompt_encoder.values():  # type: ignore[operator]  # a PeftModel's ModuleDict
+            inner = encoder.forward
+
+            def forward(indices: Tensor, inner: Any = inner) -> Tensor:
+                with torch.autocast(indices.device.type, enabled=False):
+                    found: Tensor = inner(indices)
+                return found
+
+            encoder.forward = forward

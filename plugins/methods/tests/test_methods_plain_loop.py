@@ -37,6 +37,13 @@ CASES: dict[str, tuple[Method, Any]] = {
     "pissa": (LoRA(rank=4, init="pissa"), peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa", **ALL)),
     "olora": (LoRA(rank=4, init="olora"), peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights="olora", **ALL)),
     "lora+": (LoRA(rank=4, plus_ratio=16.0), peft.LoraConfig(r=4, lora_alpha=8, **ALL)),
+    "lora and head": (
+        LoRA(rank=4, modules_to_save=["lm_head"]), peft.LoraConfig(r=4, lora_alpha=8, modules_to_save=["lm_head"], **ALL),
+    ),
+    "lora and tokens": (
+        LoRA(rank=4, trainable_tokens=[65, 66]),
+        peft.LoraConfig(r=4, lora_alpha=8, trainable_token_indices={"embed_tokens": [65, 66], "lm_head": [65, 66]}, **ALL),
+    ),
     "adalora": (
         AdaLoRA(rank=2, initial_rank=4, warmup=0.2, settle=0.5),
         peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=8, tinit=1, tfinal=3, deltaT=1, total_step=STEPS, **ALL),
@@ -50,6 +57,10 @@ CASES: dict[str, tuple[Method, Any]] = {
     "norm": (NormTuning(), peft.LNTuningConfig(task_type="CAUSAL_LM")),
     "prompt_tuning": (PromptTuning(virtual_tokens=4, init="random"), peft.PromptTuningConfig(**SOFT)),
     "p_tuning": (PTuning(virtual_tokens=4), peft.PromptEncoderConfig(encoder_hidden_size=128, **SOFT)),
+    "p_tuning lstm": (
+        PTuning(virtual_tokens=4, encoder="lstm"),
+        peft.PromptEncoderConfig(encoder_hidden_size=128, encoder_reparameterization_type="LSTM", encoder_dropout=0.0, **SOFT),
+    ),
     "p_tuning_v2": (PTuningV2(virtual_tokens=4), peft.PrefixTuningConfig(**SOFT)),
     "prefix_tuning": (
         PrefixTuning(virtual_tokens=4), peft.PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=128, **SOFT),
