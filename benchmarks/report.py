@@ -1,6 +1,6 @@
 """Print a result file as a Markdown table and hold it against its targets: exit 3 when one is missed.
 
-`python -m benchmarks.report benchmarks/results/FILE.json`
+`python -m benchmarks.report benchmarks/results/FILE.json`; `--write`: the newest file of each suite into benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ REQUIRED = (
     "schema", "suite", "title", "date", "revision", "complete", "hardware", "versions", "rounds", "summary", "ratios",
     "targets",
 )  # fmt: skip
+HERE = Path(__file__).parent
+MARKS = ("<!-- results -->\n", "<!-- /results -->")
+"""Between these stand the tables in benchmarks/README.md."""
 ACROSS = 12
 """Most metrics that are columns of a table."""
 
@@ -69,13 +72,13 @@ def check(result: dict[str, Any]) -> list[tuple[str, bool]]:
     return found
 
 
-def render(result: dict[str, Any]) -> str:
-    """The whole report as Markdown."""
+def render(result: dict[str, Any], *, level: int = 2, versions: bool = True) -> str:
+    """The whole report as Markdown, under a heading of that level."""
     hardware, numbers = result["hardware"], {entry["round"] for entry in result["rounds"]}
     revision = (result["revision"] or "unknown")[:12]
     gpu = f"{hardware['gpu']}, {hardware['gpu_memory_gb']} GB, driver {hardware['gpu_driver']}; " if "gpu" in hardware else ""
     lines = [
-        f"## {result['title']}",
+        f"{'#' * level} {result['title']}",
         "",
         f"{result['date'][:10]}, revision {revision}, {gpu}{hardware['cpu']}, {hardware['cores']} cores, "
         f"{hardware['threads']} threads, {hardware['memory_gb']} GB, {' '.join(hardware['flags'])}; "
@@ -90,8 +93,8 @@ def render(result: dict[str, Any]) -> str:
     if result.get("left_out"):
         lines += [f"Left out, as this processor has no fast bfloat16: {', '.join(result['left_out'])}.", ""]
     lines += [f"- {'met' if met else 'MISSED'}: {line}" for line, met in check(result)]
-    for name, versions in result["versions"].items():
-        lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}")
+    for name, packages in result["versions"].items() if versions else ():
+        lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in packages.items())}")
     return "\n".join(lines)
 
 
@@ -100,8 +103,31 @@ def _cell(spread: dict[str, float]) -> str:
     return median if least == greatest else f"{median} ({least} to {greatest})"
 
 
+def newest(folder: Path) -> list[dict[str, Any]]:
+    """Of each suite the complete result that was measured last."""
+    found: dict[str, dict[str, Any]] = {}
+    for result in sorted((load(path) for path in folder.glob("*.json")), key=lambda result: str(result["date"])):
+        if result["complete"]:
+            found[result["suite"]] = result
+    return [found[suite] for suite in sorted(found)]
+
+
+def page(text: str, results: list[dict[str, Any]]) -> str:
+    """The text of benchmarks/README.md with the tables of these results."""
+    before, _, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise ValueError(f"benchmarks/README.md: expected {MARKS[0].strip()} and {MARKS[1]} in it.")
+    tables = "\n\n".join(render(result, level=3, versions=False) for result in results)
+    return f"{before}{MARKS[0]}{tables}\n{MARKS[1]}{after}"
+
+
 def main(argv: list[str]) -> int:
     """Print the reports of the files named; 3 when a target of a complete run is missed."""
+    if argv == ["--write"]:
+        readme = HERE / "README.md"
+        readme.write_text(page(readme.read_text(encoding="utf-8"), newest(HERE / "results")), encoding="utf-8")
+        return 0
     if not argv:
         print("error: expected result files; type python -m benchmarks.report benchmarks/results/FILE.json", file=sys.stderr)
         return 2

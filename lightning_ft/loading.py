@@ -144,7 +144,9 @@ def load(
 
     from lightning_ft.data.render import Template
     from lightning_ft.registry import registry
+    from lightning_ft.threads import keep_to_quota
 
+    keep_to_quota()
     where = locate(name, revision=hub.get("revision"))
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     spec = BackboneSpec(model=where.base, dtype=dtype, quantization=where.quantization, device=target, **hub)

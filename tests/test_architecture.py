@@ -28,7 +28,7 @@ LAYERS = (
     ("options", "checked config monitor quantization"),
     ("rows to batches", "data"),
     ("the hot path", "engine"),
-    ("models and their answers", "backbone vocabulary loading decoding generation endpoint"),
+    ("models and their answers", "backbone threads vocabulary loading decoding generation endpoint"),
     ("the core's own plugin", "defaults builtin likelihood"),
     ("evidence", "evaluation candidates scoring signs bootstrap charts curves page report"),
     ("one optimiser step", "optim doubt master shortage validation module"),

@@ -165,6 +165,12 @@ def test_contestants_get_no_tuning_of_the_caller(tmp_path: Path, monkeypatch: py
     assert found["OMP_NUM_THREADS"] == "2"
 
 
+def test_the_page_shows_the_newest_result_of_each_suite() -> None:
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    assert report.page(text, report.newest(HERE / "results")) == text, "type `python -m benchmarks.report --write`"
+    assert {result["suite"] for result in report.newest(HERE / "results")} == {report.load(path)["suite"] for path in RESULTS}
+
+
 def test_without_fast_bf16_contestants_that_need_it_and_targets_that_name_them_are_left_out() -> None:
     suite = Suite.load("cpu_full").without({"bf16"})
     assert {"ours", "hf_trainer", "hf_trainer_heap", "gemm", "trl"} <= set(suite.contestants)

@@ -50,15 +50,9 @@ def test_refused(name: str, values: dict[str, Any], said: str) -> None:
         check_strategy(given, chosen(given))
 
 
-def test_deepspeed_is_lightnings_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = config("deepspeed_stage_2")
-    monkeypatch.setattr("lightning_ft.run.strategies.find_spec", lambda name: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    check_strategy(given, chosen(given))
-    assert lightning_strategy(given, World(2, 2, 0), in_turns=False) == "deepspeed_stage_2"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="Expected a GPU for --strategy deepspeed_stage_2, found none; type --strategy fsdp2"):
-        check_strategy(given, chosen(given))
+def test_half_a_short_time_is_for_asking_who_is_lost() -> None:
+    waits = [lightning_strategy(config("ddp", rank_timeout=t), World(2, 2, 0), in_turns=False)._timeout for t in (1800.0, 10.0)]
+    assert [wait.total_seconds() for wait in waits] == [1780.0, 5.0]
 
 
 def test_architectures_that_nothing_says_how_to_cut() -> None:

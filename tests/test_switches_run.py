@@ -216,3 +216,15 @@ def test_fp16_on_a_gpu_scales_the_loss(monkeypatch: pytest.MonkeyPatch, trains_b
     assert chosen.lightning == "16-mixed"
     assert chosen.weights == (torch.float32 if trains_base else torch.float16)
     assert MixedPrecision("16-mixed", "cuda").scaler is not None
+
+
+def test_adamw_updates_all_parameters_in_one_kernel(tiny_fit: TinyFit) -> None:
+    seen: list[Any] = []
+
+    class Look(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            seen.extend(group["fused"] for group in optimizer.param_groups)
+
+    tiny_fit(watched=False, max_steps=1, eval_every=1, trainer={"callbacks": [Look()]})
+    assert seen
+    assert all(seen)

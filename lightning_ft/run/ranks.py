@@ -12,14 +12,22 @@ import torch
 
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "tcpstore", "broken pipe")
 """Words of errors that are about talking to other processes, in lower case."""
-PATIENCE = 20.0
-"""Seconds in which every process that is left comes to ask the others."""
+
+
+def patience(timeout: float) -> float:
+    """Seconds, of those after which a silent process is taken for lost, in which all that are left come to ask the others."""
+    return min(20.0, timeout / 2)
 
 
 class Ranks(L.Callback):
-    """Has ready, from the first step on, connections over which nothing else goes."""
+    """Has ready, from the first step on, connections over which nothing else goes.
 
-    def __init__(self) -> None:
+    Args:
+        patience: Seconds in which every process that is left asks.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self._group: Any = None
         self._size = 1
         self._sent: list[Any] = []
@@ -33,7 +41,7 @@ class Ranks(L.Callback):
     def lost(self, error: BaseException) -> str | None:
         """A sentence that names the processes that do not answer; None where the error is about something else.
 
-        Every process that is left has to ask, within `PATIENCE` seconds.
+        Every process that is left has to ask, within its patience.
         """
         said = " ".join(str(error).split())
         if self._group is None or not isinstance(error, RuntimeError) or not any(sign in said.lower() for sign in SIGNS):
@@ -46,7 +54,7 @@ class Ranks(L.Callback):
         """The ranks from which nothing comes. gloo's own barrier that tells has no end where rank 0 is gone."""
         mine = torch.distributed.get_rank()
         others = [rank for rank in range(self._size) if rank != mine]
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self._patience
         words, silent = [torch.zeros(1) for _ in range(self._size)], []
         awaited: dict[int, Any] = {}
         for rank in others:

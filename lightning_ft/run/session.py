@@ -165,6 +165,7 @@ class Session:
         from lightning_ft.run.hardware import device_name, formats, place
         from lightning_ft.run.heap import keep_heap
         from lightning_ft.run.training import make_trainer
+        from lightning_ft.threads import keep_to_quota
 
         method = self.choices.method
         chosen = formats(self.config.precision, trains_base=method.trains_base, master=self.config.master_weights)
@@ -178,6 +179,7 @@ class Session:
             self.spec = replace(self.spec, quantization=self.spec.quantization.computing_in(chosen.weights))
         if device.type == "cpu":
             keep_heap()
+            keep_to_quota(self.world.on_machine)
         torch.manual_seed(self.config.seed)  # decides new weights, of --from_scratch
         model = self._load()
         if self.config.strategy in WHOLE:  # the checks below have to meet the kernels that train

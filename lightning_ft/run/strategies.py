@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from lightning_ft.errors import UsageError, did_you_mean
 from lightning_ft.optim import is_elementwise
+from lightning_ft.run.ranks import patience
 
 if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
@@ -27,6 +25,10 @@ RENAMED = {"fsdp": "fsdp2"}
 """What users type who know its first version, which no CPU and no gradient clipping goes with."""
 
 
+FOREIGN = ("fsdp", "deepspeed")
+"""Beginnings of names of Lightning's strategies that take backward pass, clipping or checkpoints into their own hands."""
+
+
 def kind(name: str | None) -> str | None:
     """Whose checkpoints a strategy reads: `sharded` ones, or those of a `whole` model; None for None."""
     return None if name is None else "sharded" if name in SHARDED else "whole"
@@ -36,19 +38,20 @@ def check_strategy(config: TrainingConfig, choices: Choices) -> None:
     """Refuse what cannot be, before anything is loaded.
 
     Raises:
-        UsageError: an unknown strategy, or one that its device, method, optimiser or precision cannot be combined with.
+        UsageError: an unknown strategy, or one that its method, optimiser or precision cannot be combined with.
     """
     from lightning.pytorch.strategies import StrategyRegistry
 
     name = config.strategy
-    theirs = [known for known in StrategyRegistry.available_strategies() if not known.startswith("fsdp") and known not in OURS]
+    theirs = [known for known in StrategyRegistry.available_strategies() if not known.startswith(FOREIGN) and known not in OURS]
     known = (*OURS, *RENAMED, *theirs)
+    if name.startswith("deepspeed"):
+        raise UsageError(
+            f"Expected a strategy whose runs are clipped, saved and resumed as all others; --strategy {name} does that by ways "
+            "of its own; type --strategy fsdp2, which spreads weights, gradients and optimiser state, too."
+        )
     if name not in known:
         raise UsageError(f"Expected --strategy to be one of {', '.join(known)}; got '{name}'.{did_you_mean(name, known)}")
-    if name.startswith("deepspeed") and find_spec("deepspeed") is None:
-        raise UsageError(f"Expected the package deepspeed for --strategy {name}, found none; install it, or type fsdp2.")
-    if name.startswith("deepspeed") and not torch.cuda.is_available():
-        raise UsageError(f"Expected a GPU for --strategy {name}, found none; type --strategy fsdp2.")
     if RENAMED.get(name, name) in SHARDED:
         _check_sharded(RENAMED.get(name, name), config, choices)
 
@@ -115,7 +118,7 @@ def lightning_strategy(config: TrainingConfig, world: World, *, in_turns: bool) 
         world: Its processes.
         in_turns: Whether other parameters train in other steps.
     """
-    name, wait = config.strategy, timedelta(seconds=config.rank_timeout)
+    name, wait = config.strategy, timedelta(seconds=config.rank_timeout - patience(config.rank_timeout))
     if name in SHARDED:
         from lightning_ft.run.sharded import ShardedStrategy
 

@@ -17,7 +17,7 @@ from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.preflight import Preflight
 from lightning_ft.run.quiet import quiet_libraries
-from lightning_ft.run.ranks import Ranks
+from lightning_ft.run.ranks import Ranks, patience
 from lightning_ft.run.reference import ReferencePass
 from lightning_ft.run.strategies import lightning_strategy
 from lightning_ft.run.trainer_arguments import trainer_arguments
@@ -60,7 +60,7 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     """
     config, path, total, world = session.config, session.folder.path, session.total_steps, session.world
     bar = sys.stderr.isatty() and world.main
-    session.ranks = Ranks()
+    session.ranks = Ranks(patience(session.config.rank_timeout))
     monitor = Monitor.of(config.monitor, config.monitor_mode, better_of(session.choices.objective))
     session.saver = Saver(config, path, total, monitor, validates=session.data.has_validation)
     callbacks: list[Callback] = [

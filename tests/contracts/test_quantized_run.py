@@ -20,7 +20,7 @@ from lightning_ft.quantization import NOTE, Quantization
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import inputs, logits
 from lightning_ft.testing.models import tiny_backbone_folder
-from lightning_ft.testing.runs import stopped_at
+from lightning_ft.testing.runs import check_resume, stopped_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,16 +134,20 @@ def test_a_run_that_goes_on_from_its_middle_ends_with_the_same_bits(
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
 
 
-@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
 def test_with_dropout_and_in_16_bits_it_does_so_too(quantize: str, model: str, rows: Path, tmp_path: Path) -> None:
-    options = {**OPTIONS, "quantize": quantize, "precision": "bf16", "preflight": False, "output": str(tmp_path / "run")}
-    method = registry().methods["lora"].cls(rank=4, dropout=0.2)
-    whole = lightning_ft.fit(model=model, data=rows, method=method, **options)
-    resume = str(stopped_at(whole.folder, tmp_path / "copy", 4))
-    lightning_ft.fit(model=model, data=rows, method=method, resume=resume, **options)
-    mine, theirs = (load_file(tmp_path / f / "final_model" / "adapter_model.safetensors") for f in ("run", "copy"))
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
+    options = {**OPTIONS, "quantize": quantize, "precision": "bf16", "preflight": False}
+    check_resume(tmp_path, 4, model=model, data=rows, method=registry().methods["lora"].cls(rank=4, dropout=0.2), **options)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in registry().methods.items() if not entry.cls.trains_base])
+def test_so_does_every_adapter_and_a_loaded_one_computes_what_was_trained(
+    name: str, model: str, rows: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "max_steps": 4, "eval_every": 2, "preflight": False}
+    run = check_resume(tmp_path, 2, model=model, data=rows, method=name, **options)
+    assert run._loaded is not None
+    torch.testing.assert_close(logits(load(str(run.folder)).model), logits(run._loaded.model))
 
 
 def test_products_later_are_of_the_type_that_they_were_in_training(model: str, rows: Path, tmp_path: Path) -> None:

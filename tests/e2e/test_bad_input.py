@@ -197,7 +197,7 @@ def test_a_single_row_is_enough_to_train(cli: Cli, models: dict[Family, Path]) -
         (("--precision", "fp8"), ("Expected --precision to be one of auto, fp32, bf16, fp16; got 'fp8'.",)),
         (("--strategy", "dpd"), ("Expected --strategy to be one of auto, ", "got 'dpd'. Did you mean 'ddp'?")),
         (("--devices", "0"), ("Expected --devices to be", "got 0")),
-        (("--strategy", "deepspeed"), ("Expected the package deepspeed for --strategy deepspeed, found none",)),
+        (("--strategy", "deepspeed_stage_2"), ("does that by ways of its own; type --strategy fsdp2",)),
         (("--strategy", "fsdp2", "--method", "vera"), ("needs whole matrices in each process", "type ddp")),
         (("--strategy", "fsdp2_tp", "--method", "vera"), ("which --strategy fsdp2_tp does not keep",)),
         (("--strategy", "tp", "--method", "lora"), ("which --strategy tp cuts in pieces; type --strategy fsdp2",)),

@@ -107,7 +107,7 @@ def test_a_host_that_is_cut_off(
     assert codes == [1, 1], pair.said
     for said, other in zip(pair.said, (1, 0), strict=True):
         assert re.search(rf"lightning-ft: Rank {other} of 2 does not answer any more .* Go on with --resume {run}", said), said
-    assert took < TIMEOUT + 60
+    assert took < TIMEOUT + 15, "the time-out, and the end of a process on a busy machine"
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
     assert checkpoints(run)
     last = steps(run)
