@@ -75,6 +75,23 @@ def test_the_preflight_takes_the_place_of_the_forecast(rows: Path, tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("name", ["lora", "lora + nf4", "boft"])
+def test_adapters_are_measured_also_on_a_quantised_base(name: str, rows: Path, tmp_path: Path, no_leftovers: Path) -> None:
+    pytest.importorskip("lightning_ft_methods")
+    pytest.importorskip("lightning_ft_quantize")
+    folder = tiny_backbone_folder(tmp_path / "model")
+    given = dict.fromkeys((*PARTS, RUNTIME), 10**6)
+    row = Row(name, name.partition(" ")[0], {}, parts=given)
+    config = TrainingConfig(model=str(folder), data=[str(rows)], max_steps=2, max_length=64, batch_size=4)
+    found = measured(row, config)
+    assert found.measured, found.note
+    assert found.predicted == row.total
+    assert found.total > 100 * 10**6, "a process that has imported torch"
+    assert len({found.parts[part] for part in PARTS}) == 1, "the total is measured, and parted as the forecast was"
+    assert found.total_seconds is not None
+    assert [path.name for path in no_leftovers.iterdir() if not path.name.startswith("torchinductor")] == []
+
+
 def test_what_fails_is_told_and_the_forecast_stays(rows: Path, tmp_path: Path, no_leftovers: Path) -> None:
     folder = tiny_backbone_folder(tmp_path / "model")
     (folder / "model.safetensors").unlink()
