@@ -87,6 +87,18 @@ def equal(run: Path, one: Path, of_run: Any) -> None:
         assert a["tuned"] == pytest.approx(b["tuned"], rel=1e-4)
 
 
+def losses(run: Path, of_run: Any) -> list[float]:
+    """Of every step."""
+    return [line["loss"] for line in of_run.lines(run) if "loss" in line]
+
+
+def goes_on(run: Path, one: Path, fit: Fit, of_run: Any) -> None:
+    """A run that stopped after its third step ends, with the same processes, as the run of one process."""
+    copy = run.with_name(f"{run.name}_goes_on")
+    stopped_at(run, copy, 3)
+    equal(fit(name=copy.name, fresh=False), one, of_run)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
 def test_two_processes_train_all_weights_as_one(strategy: str, fit: Fit, full: Path, of_run: Any) -> None:
     rows = 8 if strategy == "tp" else 4
@@ -94,19 +106,24 @@ def test_two_processes_train_all_weights_as_one(strategy: str, fit: Fit, full: P
     equal(run, full, of_run)
     record = json.loads((run / "run.json").read_text())
     assert (record["processes"], record["world_size"]) == (2, 1 if strategy == "tp" else 2)
+    goes_on(run, full, fit, of_run)
 
 
 def test_bf16_is_bf16_under_every_strategy(fit: Fit, of_run: Any) -> None:
-    """Gathered in it, or under autocast where nothing is gathered: losses as of one process, and not those of float32."""
+    """Gathered in it, or under autocast where nothing is gathered: losses as of one process, and not those of float32.
+
+    What is updated is float32 all the same.
+    """
     words = (*FULL, "--precision", "bf16", "--save_every", 0)
-    first = {
-        strategy: of_run.lines(fit(*words, "--batch_size", rows, "--devices", devices, "--strategy", strategy))[0]["loss"]
-        for strategy, rows, devices in (("auto", 8, 1), ("fsdp2", 4, 2), ("tp", 8, 2))
+    runs = {
+        strategy: fit(*words, "--batch_size", rows, "--devices", devices, "--strategy", strategy)
+        for strategy, rows, devices in (("auto", 8, 1), ("ddp", 4, 2), ("fsdp2", 4, 2), ("tp", 8, 2))
     }
-    wide = of_run.lines(fit(*FULL, "--batch_size", 8, "--save_every", 0))[0]["loss"]
-    for strategy, loss in first.items():
-        assert loss == pytest.approx(wide, rel=1e-2), strategy
-        assert abs(loss - wide) > 1e-6 * wide, strategy
+    wide = losses(fit(*FULL, "--batch_size", 8, "--save_every", 0), of_run)
+    for strategy, run in runs.items():
+        assert losses(run, of_run) == pytest.approx(wide, rel=1e-2), strategy
+        assert abs(losses(run, of_run)[0] - wide[0]) > 1e-6 * wide[0], strategy
+        assert {tensor.dtype for tensor in of_run.weights(run, "final_model").values()} == {torch.float32}, strategy
 
 
 @pytest.mark.parametrize("more", [(), ("--gradient_checkpointing", "true", "--packing", "off")], ids=["", "recomputed, padded"])
@@ -114,6 +131,8 @@ def test_two_processes_train_an_adapter_as_one(more: tuple[str, ...], fit: Fit, 
     one = fit(*LORA, "--batch_size", 8, *more) if more else lora
     run = fit(*LORA, "--batch_size", 4, "--devices", 2, "--strategy", "fsdp2", *more)
     equal(run, one, of_run)
+    if not more:
+        goes_on(run, one, fit, of_run)
 
 
 def test_weights_of_16_bits_are_widened_by_each_process_for_itself(
@@ -137,7 +156,32 @@ def test_two_processes_train_an_adapter_on_few_bits_as_one(quantize: str, fit: F
     qlora = (*LORA, "--quantize", quantize)
     one = fit(*qlora, "--batch_size", 8)
     for strategy in ("ddp", "fsdp2"):
-        equal(fit(*qlora, "--batch_size", 4, "--devices", 2, "--strategy", strategy), one, of_run)
+        run = fit(*qlora, "--batch_size", 4, "--devices", 2, "--strategy", strategy)
+        equal(run, one, of_run)
+    goes_on(run, one, fit, of_run)
+
+
+def test_processes_that_slurm_starts_train_as_one(
+    plain_backbone: Path, uneven: Path, environment: Mapping[str, str], tmp_path: Path, full: Path, of_run: Any
+) -> None:
+    """Two tasks on one machine, with the variables that srun gives them."""
+    run = tmp_path / "run"
+    words = ("--model", plain_backbone, "--data", uneven, "--output", run, *COMMON, *FULL, "--batch_size", 4, "--devices", 2)
+    command = [sys.executable, "-m", "lightning_ft", "fit", *map(str, words)]
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_JOB_NODELIST": "localhost", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0",
+    }  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            command, env=os.environ | environment | job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    said = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    equal(run, full, of_run)
 
 
 def test_four_processes_cut_and_spread(cut_and_spread: Path, full: Path, of_run: Any) -> None:
