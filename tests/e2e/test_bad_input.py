@@ -289,7 +289,7 @@ def test_errors_of_a_real_process_have_no_traceback(models: dict[Family, Path]) 
 def test_a_signal_saves_and_says_how_to_go_on(
     models: dict[Family, Path], data: Path, cli: Cli, number: signal.Signals, code: int
 ) -> None:
-    argv = ("--max_steps", "100000", "--epochs", "100000", "--precision", "fp32", "--batch_size", "4", "--verdict_rows", "0")
+    argv = ("--max_steps", "3000", "--epochs", "3000", "--precision", "fp32", "--batch_size", "4", "--verdict_rows", "0")
     process = start("fit", models["llama"], "--data", data, *argv, "--log_every", "1", "--output", "run", "--split", "1,0,0")
     assert process.stderr is not None
     said = []

@@ -23,6 +23,7 @@ from lightning_ft.cli.yamlfile import find_config, presets
 from lightning_ft.engine import matrix_units, native_kernels
 from lightning_ft.loading import embedded_folder
 from lightning_ft.registry import registry
+from lightning_ft.run.hardware import bf16_is_fast
 
 if TYPE_CHECKING:
     from lightning_ft.types import Step
@@ -74,11 +75,12 @@ def test_a_run_with_it_is_what_it_says(name: str, tmp_path: Path, monkeypatch: p
     if name == "qlora":
         pytest.importorskip("lightning_ft_quantize")
     monkeypatch.chdir(tmp_path)
-    data = SUPPORT
+    data = tmp_path / "rows.jsonl"
     if "task" in values_of(name):
-        data = tmp_path / "rows.jsonl"
         rows = rows_of(values_of(name)["task"])
-        data.write_text("".join(json.dumps(row | {"id": n}) + "\n" for n in range(40) for row in rows))
+        data.write_text("".join(json.dumps(row | {"id": n}) + "\n" for n in range(-(-60 // len(rows))) for row in rows))
+    else:
+        data.write_text("".join(line + "\n" for line in SUPPORT.read_text().splitlines()[::9]))
     words = ["fit", "--model", "embedded", "--data", str(data), "--config", name, "--output", "run"]
     from lightning_ft.cli import main
 
@@ -130,7 +132,7 @@ def long_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of about 390 tokens: seven conversations each."""
     rows = [json.loads(line)["messages"] for line in SUPPORT.read_text().splitlines()]
     path = tmp_path_factory.mktemp("long") / "long.jsonl"
-    joined = ({"messages": [m for turns in rows[i : i + 7] for m in turns if m["role"] != "system"]} for i in range(300))
+    joined = ({"messages": [m for turns in rows[i : i + 7] for m in turns if m["role"] != "system"]} for i in range(100))
     path.write_text("".join(json.dumps(row) + "\n" for row in joined))
     return path
 
@@ -151,6 +153,7 @@ def test_low_resource_takes_at_most_half_of_the_memory(long_rows: Path, tmp_path
     assert low <= 0.5 * usual
     said = (109e6, 19e6, 41e6) if native_kernels.library() else (123e6, 22e6, 43e6)
     said = (90e6, 18e6, 36e6) if matrix_units.work() else said
+    said = said if bf16_is_fast() else (203e6, 34e6, 74e6)
     assert (usual, low) == pytest.approx(said[:2], rel=0.1), "README.md says so"
     if "qlora" in presets():
         assert step_memory("qlora", long_rows, tmp_path / "qlora") == pytest.approx(said[2], rel=0.1), "README.md says so"
@@ -170,7 +173,7 @@ def test_production_survives_kill_9_on_two_ranks(tmp_path: Path) -> None:
     """The same command again goes on from the last checkpoint, and ends with the bits of a run that nobody killed."""
     words = [
         sys.executable, "-m", "lightning_ft", "fit", "--model", "embedded", "--data", str(SUPPORT),
-        "--config", "production", "--devices", "2", "--max_steps", "20", "--batch_size", "2", "--eval_every", "5",
+        "--config", "production", "--devices", "2", "--max_steps", "12", "--batch_size", "2", "--eval_every", "4",
         "--log_every", "1", "--precision", "fp32", "--verdict_rows", "0", "--preflight", "false",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -181,7 +184,7 @@ def test_production_survives_kill_9_on_two_ranks(tmp_path: Path) -> None:
     process = subprocess.Popen(killed, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "killed" / "run"
     deadline = time.monotonic() + 300
-    while not (folder / "checkpoints" / "checkpoint-step-10").is_dir():
+    while not (folder / "checkpoints" / "checkpoint-step-4").is_dir():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)

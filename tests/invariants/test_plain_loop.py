@@ -77,4 +77,4 @@ def test_training_is_a_plain_loop(
         assert line["learning_rate"] == pytest.approx(rate)
     trained = of_run.weights(tmp_path / "run")
     for name, p in model.named_parameters():
-        torch.testing.assert_close(trained[name], p.detach(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(trained[name], p.detach(), rtol=0, atol=3e-6)  # processors round differently

@@ -159,12 +159,12 @@ def test_a_quantised_base_has_the_activations_of_a_plain_one_and_a_weight(
     (folder / "config.json").write_text(json.dumps({**WIDE, "num_hidden_layers": 4}), encoding="utf-8")
     tiny_tokenizer().save_pretrained(folder)
     rows.write_text("".join(json.dumps({"prompt": f"{n}" * 300, "completion": "yes " * 100}) + "\n" for n in range(10, 40)))
-    words = ("--data", rows, "--batch_tokens", "4096", "--max_length", "1024", "--quantize", kind, "--precision", "bf16")
+    words = ("--data", rows, "--batch_tokens", "2048", "--max_length", "1024", "--quantize", kind, "--precision", "bf16")
     found = by_name(planned(capsys, folder, *words, "--memory", "24GB", "--device", device))
     plain, few = found["lora"], found[f"lora + {kind}"]
     assert {plain["moment"], few["moment"]} <= {"forward", "backward"}
     more = few["parts"]["activations"] - plain["parts"]["activations"]
-    assert plain["parts"]["activations"] > 3e8
+    assert plain["parts"]["activations"] > 1.5e8
     assert more < 2 * 512 * 2048 + 0.05 * plain["parts"]["activations"]
 
 
