@@ -51,7 +51,11 @@ def test_suite_names_modules_that_exist(name: str) -> None:
     suite = Suite.load(name)
     # A round of 5 GB is half an hour, one of plan 36 processes whose 18 cells are the spread; on a GPU steps are the spread.
     # What packing makes of rows is the same each time; each case of signs has five seeds of its own.
-    assert suite.rounds >= 3 or suite.name in ("scale", "plan", "plan_quantised", "packing", "signs") or suite.needs == "gpu"
+    assert (
+        suite.rounds >= 3
+        or suite.name in ("contracts", "scale", "plan", "plan_quantised", "packing", "signs")
+        or suite.needs == "gpu"
+    )
     for spec in suite.contestants.values():
         if "module" in spec:
             assert HERE.parent.joinpath(*spec["module"].split(".")).with_suffix(".py").is_file()
@@ -75,7 +79,7 @@ def test_cpu_sft_holds_ours_against_every_peer() -> None:
 def test_cpu_full_holds_ours_against_every_setting_of_the_trainer() -> None:
     suite = Suite.load("cpu_full")
     faster = {t["over"]: t["at_least"] for t in suite.targets if t["metric"] == "examples_per_s"}
-    assert faster == dict.fromkeys((name for name in suite.contestants if name.startswith("hf_trainer")), 2.5)
+    assert faster == dict.fromkeys((name for name in suite.contestants if name.startswith(("hf_trainer", "litgpt"))), 2.5)
     assert {t["over"] for t in suite.targets if t["metric"] == "heldout_loss"} >= {"hf_trainer", "trl", "plain_torch"}
 
 
@@ -180,7 +184,7 @@ def test_without_fast_bf16_contestants_that_need_it_and_targets_that_name_them_a
     assert {"ours", "hf_trainer", "hf_trainer_heap", "gemm", "trl"} <= set(suite.contestants)
     assert not {"ours_split", "ours_pure", "hf_trainer_pure", "hf_trainer_pure_heap"} & set(suite.contestants)
     compared = {(target["of"], target["over"]) for target in suite.targets if target["metric"] == "examples_per_s"}
-    assert compared == {("ours", "hf_trainer"), ("ours", "hf_trainer_heap")}
+    assert compared == {("ours", peer) for peer in ("hf_trainer", "hf_trainer_heap", "litgpt", "litgpt_heap")}
     assert Suite.load("cpu_full").without(set()) == Suite.load("cpu_full")
 
 

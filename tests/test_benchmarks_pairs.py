@@ -105,7 +105,7 @@ def test_the_clock_of_pairs_begins_with_the_reference(monkeypatch: pytest.Monkey
     assert clock.first < clock.begin < clock.ends[0]
     of_pairs, of_rows = (clock.values(Setting(Path(), {**options, **more})) for more in ({"pairs": True}, {}))
     assert of_pairs["examples_per_s"] == 2 / (clock.ends[0] - clock.first)
-    assert of_rows["final_loss"] == float(loss + other)
+    assert of_rows["final_loss"] == float((loss + other).detach())
     assert of_rows["examples_per_s"] == 2 / (clock.ends[0] - clock.begin)
 
 

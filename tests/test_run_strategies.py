@@ -74,6 +74,6 @@ def test_kinds() -> None:
     for name, size, turns in (("ddp", 2, True), ("auto", 2, False), ("ddp", 1, False)):
         made = lightning_strategy(config(name, rank_timeout=7.0), World(size, size, 0), in_turns=turns)
         assert isinstance(made, DDPStrategy)
-        assert made._timeout == timedelta(seconds=7)
+        assert made._timeout == timedelta(seconds=3.5)
         assert made._ddp_kwargs == {"find_unused_parameters": turns}
     assert lightning_strategy(config("auto"), World(1, 1, 0), in_turns=False) == "auto"

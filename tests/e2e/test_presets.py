@@ -159,6 +159,7 @@ def test_low_resource_takes_at_most_half_of_the_memory(long_rows: Path, tmp_path
         assert step_memory("qlora", long_rows, tmp_path / "qlora") == pytest.approx(said[2], rel=0.1), "README.md says so"
 
 
+@pytest.mark.long
 def test_high_quality_is_better_than_quick_test_on_the_same_held_out_rows(tmp_path: Path) -> None:
     found = {}
     for name in ("quick_test", "high_quality"):

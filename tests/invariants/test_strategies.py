@@ -106,7 +106,8 @@ def test_two_processes_train_all_weights_as_one(strategy: str, fit: Fit, full: P
     equal(run, full, of_run)
     record = json.loads((run / "run.json").read_text())
     assert (record["processes"], record["world_size"]) == (2, 1 if strategy == "tp" else 2)
-    goes_on(run, full, fit, of_run)
+    if strategy != "ddp":  # it goes on below, also in one process
+        goes_on(run, full, fit, of_run)
 
 
 def test_bf16_is_bf16_under_every_strategy(fit: Fit, of_run: Any) -> None:
@@ -117,7 +118,7 @@ def test_bf16_is_bf16_under_every_strategy(fit: Fit, of_run: Any) -> None:
     words = (*FULL, "--precision", "bf16", "--save_every", 0)
     runs = {
         strategy: fit(*words, "--batch_size", rows, "--devices", devices, "--strategy", strategy)
-        for strategy, rows, devices in (("auto", 8, 1), ("ddp", 4, 2), ("fsdp2", 4, 2), ("tp", 8, 2))
+        for strategy, rows, devices in (("ddp", 4, 2), ("fsdp2", 4, 2), ("tp", 8, 2))
     }
     wide = losses(fit(*FULL, "--batch_size", 8, "--save_every", 0), of_run)
     for strategy, run in runs.items():
@@ -158,7 +159,8 @@ def test_two_processes_train_an_adapter_on_few_bits_as_one(quantize: str, fit: F
     for strategy in ("ddp", "fsdp2"):
         run = fit(*qlora, "--batch_size", 4, "--devices", 2, "--strategy", strategy)
         equal(run, one, of_run)
-    goes_on(run, one, fit, of_run)
+    if quantize == "nf4":
+        goes_on(run, one, fit, of_run)
 
 
 def test_processes_that_slurm_starts_train_as_one(
@@ -192,8 +194,8 @@ def test_four_processes_cut_and_spread(cut_and_spread: Path, full: Path, of_run:
 
 
 @pytest.mark.parametrize(
-    "words", [("--devices", "2"), ("--devices", "2", "--strategy", "fsdp2", "--tensor_parallel", "1"), ("--devices", "4")],
-    ids=["2 of 4, cut", "2 of 4, spread", "4 of 4"],
+    "words", [("--devices", "2"), ("--devices", "2", "--strategy", "fsdp2", "--tensor_parallel", "1")],
+    ids=["2 of 4, cut", "2 of 4, spread"],
 )  # fmt: skip
 def test_it_goes_on_with_other_processes(
     words: tuple[str, ...], cut_and_spread: Path, fit: Fit, full: Path, of_run: Any, request: pytest.FixtureRequest

@@ -84,7 +84,7 @@ def steps(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp2"])
 def test_a_host_that_is_cut_off(
     strategy: str, hosts: None, tmp_path: Path, plain_backbone: Path, uneven: Path, environment: Mapping[str, str], of_run: Any
 ) -> None:

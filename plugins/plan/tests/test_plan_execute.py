@@ -82,7 +82,7 @@ def test_adapters_are_measured_also_on_a_quantised_base(name: str, rows: Path, t
     folder = tiny_backbone_folder(tmp_path / "model")
     given = dict.fromkeys((*PARTS, RUNTIME), 10**6)
     row = Row(name, name.partition(" ")[0], {}, parts=given)
-    config = TrainingConfig(model=str(folder), data=[str(rows)], max_steps=2, max_length=64, batch_size=4)
+    config = TrainingConfig(model=str(folder), data=[str(rows)], max_steps=2, batch_size=4)
     found = measured(row, config)
     assert found.measured, found.note
     assert found.predicted == row.total

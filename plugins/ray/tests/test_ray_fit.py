@@ -198,6 +198,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 """127.0.0.1, the same as an IPv6 address, and ::1."""
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_to_the_bits_of_fit_and_nobody_can_reach_its_cluster(
     place: Path, plain: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
