@@ -6,6 +6,8 @@ SUITE ?= cpu_sft
 TESTS ?=
 # Bare names are resolved by the ordinary configuration of pip, so a CPU or a CUDA build of torch is the user's choice.
 TORCH ?= torch==2.13.0
+# More for pip, as --no-compile where most of what is installed is never run.
+PIP_FLAGS ?=
 
 PY := $(VENV)/bin/python
 PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
@@ -25,9 +27,9 @@ install: $(STAMP)
 
 $(STAMP):
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet hatchling editables
-	$(PY) -m pip install --quiet --no-build-isolation $(TORCH) --editable ".[dev]" $(addprefix --editable ./,$(PLUGINS))
+	$(PY) -m pip install --quiet $(PIP_FLAGS) $(TORCH)
+	$(PY) -m pip install --quiet $(PIP_FLAGS) hatchling editables
+	$(PY) -m pip install --quiet $(PIP_FLAGS) --no-build-isolation $(TORCH) --editable ".[dev]" $(addprefix --editable ./,$(PLUGINS))
 	rm -f $(VENV)/.installed-*
 	touch $@
 
