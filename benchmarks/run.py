@@ -42,7 +42,8 @@ FIELDS = {"module", "command", "venv", "args", "env", "exit_code", "needs"}
 """What a suite may say of a contestant. `env`: variables that its user would set, for it alone; `needs: bf16`: it is left out
 where the processor has no fast bfloat16."""
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Instructions that multiply bfloat16 matrices; without one of them everybody computes in float32."""
+"""Instructions that multiply bfloat16 matrices; without one of them everybody computes in float32. As in
+`lightning_ft.run.hardware`, which imports torch: this runner stays small beside what it measures."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from benchmarks import report, scaling, vocab
 from benchmarks.baselines import plain_torch
 from benchmarks.products import needed_flops, products
-from benchmarks.run import HERE, SCHEMA, Bench, Suite, ratios, summarise
+from benchmarks.run import BF16_FLAGS, HERE, SCHEMA, Bench, Suite, ratios, summarise
 from benchmarks.score import score
 from benchmarks.setting import Setting, build, encode
+from lightning_ft.run import hardware
 
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.yaml"))
 RESULTS = sorted(path for path in (HERE / "results").glob("*.json") if not path.name.startswith("trial_"))
@@ -186,6 +187,7 @@ def test_without_fast_bf16_contestants_that_need_it_and_targets_that_name_them_a
     compared = {(target["of"], target["over"]) for target in suite.targets if target["metric"] == "examples_per_s"}
     assert compared == {("ours", peer) for peer in ("hf_trainer", "hf_trainer_heap", "litgpt", "litgpt_heap")}
     assert Suite.load("cpu_full").without(set()) == Suite.load("cpu_full")
+    assert BF16_FLAGS == hardware.BF16_FLAGS
 
 
 @pytest.mark.parametrize("bf16", [True, False])

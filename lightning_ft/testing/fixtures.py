@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from lightning_ft.registry import Registry
+    from lightning_ft.testing.stranger import Stranger
 
 
 @pytest.fixture
@@ -81,6 +82,16 @@ def shared_data(pytestconfig: pytest.Config) -> Path:
         if folder.is_dir():
             return folder
     pytest.skip(f"no real data at {candidates[0]}: set LIGHTNING_FT_DATA to a folder of public data sets")
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
+    """A process without lightning-ft: `stranger.logits(folder, ids)` is what a saved model computes there."""
+    from lightning_ft.testing.stranger import Stranger
+
+    process = Stranger(tmp_path_factory.mktemp("stranger"))
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")

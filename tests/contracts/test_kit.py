@@ -12,7 +12,7 @@ import torch
 
 from lightning_ft.builtin import SFT, Messages
 from lightning_ft.metric import Metric, RowMetric
-from lightning_ft.testing import check_metric, check_objective, check_task
+from lightning_ft.testing import check_metric, check_objective, check_task, stranger
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model
 from lightning_ft.types import Conversation, LossOutput, LossTerm, Message
 
@@ -244,6 +244,16 @@ def test_tiny_tokenizer_round_trips_and_masks_the_assistant(tiny_tokenizer: PreT
     )  # fmt: skip
     trained = [i for i, on in zip(chat["input_ids"], chat["assistant_masks"], strict=True) if on]
     assert tiny_tokenizer.decode(trained) == "bc<|stop|>"
+
+
+@pytest.mark.parametrize("name", ["lightning_ft", "lightning_ft.api", "lightning_ft_methods", "lightning.pytorch"])
+def test_a_stranger_has_nothing_of_ours(name: str) -> None:
+    code = "import sys; from lightning_ft.testing import stranger as s; sys.meta_path.insert(0, s.Locked())"
+    gone = f"[sys.modules.pop(n) for n in list(sys.modules) if n.startswith('lightning')]; import {name}"
+    done = subprocess.run([sys.executable, "-c", f"{code}; {gone}"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"ImportError: '{name.partition('.')[0]}' is not for a stranger" in done.stderr
+    assert stranger.Locked.find_spec("peft") is None
 
 
 def test_pytest_plugin_imports_nothing_heavy() -> None:

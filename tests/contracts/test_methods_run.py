@@ -15,13 +15,12 @@ from lightning_ft.registry import registry
 from lightning_ft.testing.methods import inputs, logits, trained
 from lightning_ft.testing.models import FAMILIES, tiny_backbone_folder
 from lightning_ft.testing.runs import check_resume, saved_weights
-from tests.stranger import Stranger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from lightning_ft.testing.models import Family
+    from lightning_ft.testing.stranger import Stranger
 
 pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {
@@ -41,13 +40,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, Path]:
     return {family: tiny_backbone_folder(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
-
-
-@pytest.fixture(scope="session")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
-    process = Stranger(tmp_path_factory.mktemp("stranger"))
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize("name", list(registry().methods))

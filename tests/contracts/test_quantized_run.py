@@ -25,6 +25,8 @@ from lightning_ft.testing.runs import check_resume, stopped_at
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lightning_ft.testing.stranger import Stranger
+
 pytestmark = pytest.mark.usefixtures("module_cache")
 OPTIONS: dict[str, Any] = {
     "max_steps": 8,
@@ -43,13 +45,6 @@ import sys, torch
 from lightning_ft.loading import load
 from lightning_ft.testing.methods import logits
 torch.save(logits(load(sys.argv[1]).model), sys.argv[2])
-"""
-STRANGER = """
-import sys, torch
-from peft import AutoPeftModelForCausalLM
-model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-torch.save(model(input_ids=torch.load(sys.argv[2])).logits.detach(), sys.argv[3])
-assert "lightning_ft" not in sys.modules
 """
 PEFT_LACKS = ("loha", "lokr")
 """Methods of which peft has no layers for 4-bit weights."""
@@ -100,12 +95,9 @@ def test_the_card_says_how_the_model_is_loaded_as_it_was_trained(run: Any, metho
     assert torch.equal(logits(names["model"]), logits(load(str(run.folder)).model))
 
 
-def test_without_our_code_the_adapter_loads_on_the_base_of_full_precision(run: Any, model: str, tmp_path: Path) -> None:
-    torch.save(inputs(), tmp_path / "ids.pt")
-    paths = map(str, (run.folder / "final_model", tmp_path / "ids.pt", tmp_path / "logits.pt"))
-    subprocess.run([sys.executable, "-c", STRANGER, *paths], check=True)
+def test_without_our_code_the_adapter_loads_on_the_base_of_full_precision(run: Any, model: str, stranger: Stranger) -> None:
     here = with_adapter(load(model).model, run.folder / "final_model")
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(here))
+    torch.testing.assert_close(stranger.logits(run.folder / "final_model", inputs()), logits(here))
 
 
 def test_a_new_process_has_the_same_logits(run: Any, tmp_path: Path) -> None:

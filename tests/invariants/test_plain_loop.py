@@ -15,6 +15,8 @@ import lightning_ft
 from lightning_ft.data.schedule import Schedule
 
 PEAK, DECAY, CLIP, EPOCHS, ROWS, WARM = 3e-4, 0.1, 1.0, 2, 8, 2
+EPS = 1e-3
+"""So large that Adam makes no large step of a gradient that is rounding, which differs between processors."""
 
 
 def plain_loop(backbone: Path, data: Path, packed: bool) -> tuple[torch.nn.Module, list[tuple[float, float, float]]]:
@@ -36,7 +38,7 @@ def plain_loop(backbone: Path, data: Path, packed: bool) -> tuple[torch.nn.Modul
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK)
+    optimizer = torch.optim.AdamW(groups, lr=PEAK, eps=EPS)
     seen = []
     for number, indices in enumerate(order):
         if number < WARM:
@@ -66,7 +68,7 @@ def test_training_is_a_plain_loop(
     lightning_ft.fit(
         model=str(plain_backbone), data=str(uneven), output=str(tmp_path / "run"), method="full", precision="fp32",
         epochs=EPOCHS, batch_size=ROWS // 4, accumulate=4, packing=packing, learning_rate=PEAK, weight_decay=DECAY,
-        max_grad_norm=CLIP, warmup=WARM, log_every=1, eval_every=4, verdict_rows=0,
+        max_grad_norm=CLIP, warmup=WARM, optimizer={"name": "AdamW", "eps": EPS}, log_every=1, eval_every=4, verdict_rows=0,
     )  # fmt: skip
     model, seen = plain_loop(plain_backbone, uneven, packed=packing == "on")
     lines = [line for line in of_run.lines(tmp_path / "run") if "loss" in line]
@@ -77,4 +79,4 @@ def test_training_is_a_plain_loop(
         assert line["learning_rate"] == pytest.approx(rate)
     trained = of_run.weights(tmp_path / "run")
     for name, p in model.named_parameters():
-        torch.testing.assert_close(trained[name], p.detach(), rtol=0, atol=3e-6)  # processors round differently
+        torch.testing.assert_close(trained[name], p.detach(), rtol=0, atol=1e-6)

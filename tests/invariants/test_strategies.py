@@ -118,7 +118,7 @@ def test_bf16_is_bf16_under_every_strategy(fit: Fit, of_run: Any) -> None:
     words = (*FULL, "--precision", "bf16", "--save_every", 0)
     runs = {
         strategy: fit(*words, "--batch_size", rows, "--devices", devices, "--strategy", strategy)
-        for strategy, rows, devices in (("ddp", 4, 2), ("fsdp2", 4, 2), ("tp", 8, 2))
+        for strategy, rows, devices in (("auto", 8, 1), ("ddp", 4, 2), ("fsdp2", 4, 2), ("tp", 8, 2))
     }
     wide = losses(fit(*FULL, "--batch_size", 8, "--save_every", 0), of_run)
     for strategy, run in runs.items():
@@ -194,8 +194,8 @@ def test_four_processes_cut_and_spread(cut_and_spread: Path, full: Path, of_run:
 
 
 @pytest.mark.parametrize(
-    "words", [("--devices", "2"), ("--devices", "2", "--strategy", "fsdp2", "--tensor_parallel", "1")],
-    ids=["2 of 4, cut", "2 of 4, spread"],
+    "words", [("--devices", "2"), ("--devices", "2", "--strategy", "fsdp2", "--tensor_parallel", "1"), ("--devices", "4")],
+    ids=["2 of 4, cut", "2 of 4, spread", "4 of 4"],
 )  # fmt: skip
 def test_it_goes_on_with_other_processes(
     words: tuple[str, ...], cut_and_spread: Path, fit: Fit, full: Path, of_run: Any, request: pytest.FixtureRequest

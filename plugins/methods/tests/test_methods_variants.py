@@ -14,13 +14,12 @@ from lightning_ft_methods.prompts import PromptTuning, PTuning
 from lightning_ft.testing.methods import inputs, logits
 from lightning_ft.testing.models import tiny_backbone_folder
 from lightning_ft.testing.runs import check_resume
-from tests.stranger import Stranger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from lightning_ft.method import Method
+    from lightning_ft.testing.stranger import Stranger
 
 pytestmark = pytest.mark.usefixtures("module_cache")
 VARIANTS: list[Method] = [
@@ -49,13 +48,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "model": str(tiny_backbone_folder(folder / "model")), "data": folder / "rows.jsonl", "max_steps": 4, "eval_every": 2,
         "batch_size": 4, "precision": "fp32", "verdict_rows": 0, "preflight": False, "keep_best": 5, "log_every": 1,
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
-    process = Stranger(tmp_path_factory.mktemp("stranger"))
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize("method", VARIANTS, ids=repr)

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-OURS = ("lightning_ft", "lightning_ft_methods", "lightning_ft_tasks", "lightning_ft_quantize", "lightning")
+
+class Locked:
+    """Finds nothing of ours, nor Lightning, in a list of `sys.meta_path`."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        """Refuse it.
+
+        Raises:
+            ImportError: its name begins with `lightning`.
+        """
+        if name.startswith("lightning"):
+            raise ImportError(f"'{name}' is not for a stranger")
 
 
 class Stranger:
@@ -26,7 +38,12 @@ class Stranger:
 
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self.folder
+                # -P: the kit's own modules, beside this file, are no top-level ones
+                [sys.executable, "-P", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=self.folder,
             )
         process = self.process
         assert process.stdin is not None
@@ -46,8 +63,7 @@ class Stranger:
 
 def serve() -> None:
     """Answer each folder with its logits at `ids.pt`, in `logits.pt`."""
-    for name in OURS:
-        sys.modules[name] = None  # type: ignore[assignment]  # importing it raises ImportError
+    sys.meta_path.insert(0, Locked())
     import torch
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
