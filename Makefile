@@ -15,7 +15,8 @@ PROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 # Named by content: a plugin that is added, changed or removed means another installation, whatever the dates of files say.
 STAMP := $(VENV)/.installed-$(shell sha256sum $(PROJECTS) | sha256sum | cut -c1-16)
 # One thread per process: two processes with two threads each on two cores wait for one another more than they compute.
-ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Many tests start processes: where compiled modules may not be kept, each of them compiles thousands of files for seconds.
+ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 CHECKED := lightning_ft $(wildcard plugins/*/lightning_ft_*) $(wildcard plugins/*/tests) tests benchmarks
 
 .PHONY: help install quickstart test test-long lint format bench clean
