@@ -31,8 +31,8 @@ FAMILIES: dict[str, Callable[[], tf.PreTrainedConfig]] = {
         **BASE, **EAGER, head_dim=8, sliding_window=4, attn_logit_softcapping=0.5, final_logit_softcapping=0.5
     ),
 }
-# transformers' eager attention, which capped scores need, takes its softmax in float32, whose rounding differs with the shape; ours
-# takes it in float64.
+# transformers' eager attention, which capped scores need, takes its softmax in float32, whose rounding differs with the shape;
+# ours takes it in float64.
 CLOSE: dict[str, dict[str, Any]] = {"gemma2": {"rtol": 1e-4, "atol": 1e-5}}
 
 Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
