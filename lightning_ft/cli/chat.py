@@ -6,6 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.cli.early import look
 from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import did_you_mean
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     add_sampling(parser)
     arguments = parser.parse_args(argv)
     model = given_once(arguments, "model", "lightning-ft chat --model RUN")
+    look(model)
     repl(Conversation(answerer(model, given_sampling(arguments)), arguments.system))
     return 0
 

@@ -7,6 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from lightning_ft.cli.early import look
 from lightning_ft.cli.parser import add_model, choice_of, command, given_once
 from lightning_ft.cli.sampling import NAMES, add_sampling, given_sampling
 from lightning_ft.errors import UsageError
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if not arguments.data:
         raise UsageError(f"Expected --data, got nothing; type `{usage}`.")
     metrics = split_names(arguments.metrics, "--metrics")
+    look(model, arguments.data)
 
     from lightning_ft.api import evaluate
     from lightning_ft.cli.tables import print_evaluation
@@ -119,6 +121,7 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     """`evaluate --harness`: print a table of numbers with their standard errors, and write the details."""
     refuse(arguments, DATA_ONLY, "without --harness")
     model = given_once(arguments, "model", "lightning-ft evaluate --model RUN --harness TASK")
+    look(model)
 
     from lightning_ft.api import evaluate_tasks
     from lightning_ft.cli.tables import print_measurements

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.cli.early import look
 from lightning_ft.cli.resolve import Request, check_torch_names, parse, resolve
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
     if "print_config" in arguments.switches:
         print_config(request)
         return 0
+    look(request.config().model, request.config().data)
     check_torch_names(request)
     from lightning_ft.cli.lightning import TrainerCLI
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_ft.cli.early import look
 from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import DataError, UsageError, json_name, json_name_of
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         prompts = [text] if text.strip() else []
     if not prompts:
         raise UsageError("Expected a prompt by --prompt, --prompts or standard input; got none.")
+    look(model)
     if arguments.output:
         from lightning_ft.run.folder import check_writable
 

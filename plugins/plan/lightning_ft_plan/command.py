@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from lightning_ft.atomic import write_text
+from lightning_ft.cli.early import look
 from lightning_ft.cli.parser import CommandParser, check_json, command
 from lightning_ft.cli.resolve import Request, check_torch_names, parse, resolve
+from lightning_ft.cli.startup import uncollected
 from lightning_ft.errors import UsageError
 from lightning_ft_plan.machine import Device, default_device, machine_memory, parse_memory
 from lightning_ft_plan.rules import Goal
@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
         check_json(own.json)
     with uncollected():
         request = resolve(parse(rest))
+        config = request.config()
+        look(config.model, config.data)
         check_torch_names(request)
         device: Device = own.device or default_device()
         plan = make(request, device, machine_memory(device) if memory is None else memory, own.goal, execute=own.execute)
@@ -85,9 +87,6 @@ def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: 
     config = request.config()
     if config.resume:
         raise UsageError(f"Expected plan without --resume, which has its plan behind it; got {config.resume}.")
-    optimizer = request.classes.get("optimizer")
-    if not execute and (optimizer is None or optimizer.cls.__module__.startswith("torch.")):
-        import_peft_lightly()
     planning = Planning(config, request.given, Target(device, memory, config.precision, config.master_weights), say)
     total = len(planning.methods()) + 1
     # What is here stays; only what a rehearsal leaves is looked through. It stays so to the end, as Python's own look at
@@ -98,25 +97,6 @@ def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: 
     if execute:
         rows = executed(rows, planning, memory)
     return planning.plan(rows, goal)
-
-
-def import_peft_lightly() -> None:
-    """Import peft, and bitsandbytes with it, without torch's compiler.
-
-    As it is imported, bitsandbytes hands four functions to torch.compile, of its 8-bit optimisers and of machines that it has
-    no kernels for. A plan calls none of them, and torch would load its whole compiler for them, a fifth of the time of a plan.
-    In this process they stay uncompiled from then on.
-    """
-    switch = "TORCHDYNAMO_DISABLE"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        importlib.import_module("peft")
-    finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
 
 
 def executed(rows: list[Row], planning: Planning, memory: int) -> list[Row]:
@@ -130,18 +110,6 @@ def executed(rows: list[Row], planning: Planning, memory: int) -> list[Row]:
             done[row.name] = measured(row, planning.config)
             advance(row.name)
     return [done.get(row.name, row) for row in rows]
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles, which takes a sixth of the time of imports and rehearsals and finds little."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -312,19 +312,3 @@ def test_what_all_rows_begin_with_is_forecast_once(rows: Path, tmp_path: Path, g
     assert (batch.shared is not None) == shared
     if batch.shared is not None:
         assert len(batch.shared.keep) < 0.8 * batch.input_ids.numel()
-
-
-def test_peft_is_imported_without_the_compiler_which_stays_usable() -> None:
-    import subprocess
-    import sys
-
-    code = """
-import os, sys
-from lightning_ft_plan.command import import_peft_lightly
-import_peft_lightly()
-assert {"peft", "bitsandbytes"} <= set(sys.modules)
-assert "torch._inductor.compile_fx" not in sys.modules
-assert "TORCHDYNAMO_DISABLE" not in os.environ
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
