@@ -137,12 +137,28 @@ def choice_of(text: str, flag: str) -> Any:
     return read
 
 
-def check_json(name: str) -> None:
-    """Refuse a value of --json that is no file which could be written, before the work.
+STDOUT = "-"
+"""Standard output, in place of a file's name."""
+
+
+def add_json(parser: CommandParser, what: str) -> None:
+    """`--json`, which prints, and `--json FILE`, which writes and leaves the terminal as it is."""
+    parser.add_argument(
+        "--json", nargs="?", const=STDOUT, metavar="FILE", help=f"print {what} as JSON instead; with FILE: write it there, too"
+    )
+
+
+def check_json(name: str | None) -> None:
+    """Refuse a value of `add_json` that is no file which could be written, before the work.
 
     Raises:
-        UsageError: there is no such folder, or the name is that of one.
+        UsageError: there is no such folder, or the name is that of one, or does not end in .json, as that of a data file which
+            was typed behind a --json that was to print.
     """
+    if name is None or name == STDOUT:
+        return
     path = Path(name)
+    if path.suffix != ".json" and (path.is_file() or not path.exists()):  # a pipe or a device is meant
+        raise UsageError(f"Expected a name that ends in .json behind --json, or none, which prints; got '{name}'.")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"Expected --json to name a file in a folder that exists; got '{name}'.")

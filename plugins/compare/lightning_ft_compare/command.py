@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_ft.cli.evaluate import LOSSES, add_execution, add_losses, permit_execution, split_names
-from lightning_ft.cli.parser import CommandParser, check_json, choice_of, command
+from lightning_ft.cli.parser import STDOUT, CommandParser, add_json, check_json, choice_of, command
 from lightning_ft.cli.sampling import add_sampling, given_sampling
 from lightning_ft.errors import CheckFailedError, UsageError
 from lightning_ft_compare.gate import RULE
@@ -48,7 +48,7 @@ def parser() -> CommandParser:
     add("--samples", type=int, default=SAMPLES, metavar="N", help=f"draws of the bootstrap (default: {SAMPLES})")
     add("--level", type=float, default=LEVEL, metavar="P", help=f"coverage of each interval (default: {LEVEL})")
     add("--fail_if_worse", "--fail-if-worse", nargs="+", default=[], metavar="METRIC", help=RULE.replace("%", "%%"))
-    add("--json", metavar="FILE", help="write comparison.json here, too ('-': to standard output instead of the tables)")
+    add_json(made, "the comparison")
     group = made.add_argument_group("a model as judge of the answers, each pair in both orders")
     add = group.add_argument
     add("--judge", metavar="URL", help="OpenAI-compatible chat completions; the key is read from $OPENAI_API_KEY")
@@ -64,8 +64,7 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Compare, print, and say no where a limit is exceeded."""
     arguments = parser().parse_args(argv)
-    if arguments.json not in (None, "-"):
-        check_json(arguments.json)
+    check_json(arguments.json)
     permit_execution(arguments)
     metrics, limits = split_names(arguments.metrics, "--metrics"), split_names(arguments.fail_if_worse, "--fail-if-worse")
     further = {name: getattr(arguments, name) for name in ("template", "max_length", "precision", *LOSSES)}
@@ -79,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         **{name: value for name, value in further.items() if value is not None}, **given_sampling(arguments),
     )  # fmt: skip
     text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
-    if arguments.json == "-":
+    if arguments.json == STDOUT:
         print(text)
     else:
         show(report)

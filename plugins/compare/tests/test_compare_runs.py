@@ -103,7 +103,7 @@ def test_evaluations_are_read_instead_of_made_again(
     place: Path, report: Path, scratch: Scratch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [str(report / name) for name in ("a_embedded", "b_run-right")]
-    assert main(["--models", *names, "--samples", "300", "--json", "-"]) == 0
+    assert main(["--models", *names, "--samples", "300", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     before = json.loads((report / "comparison.json").read_text())
     assert again["pairs"][0]["differences"] == before["pairs"][0]["differences"]

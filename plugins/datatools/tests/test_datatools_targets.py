@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 from pathlib import Path
@@ -44,6 +45,16 @@ def test_data_check(rows: str, flag: str) -> None:
     with pytest.raises(UsageError, match=f"Expected {flag} to name a new file, got 'rows.jsonl', which (is|was) read"):
         main(["check", rows, flag, rows])
     assert Path(rows).read_bytes() == before
+
+
+def test_a_data_file_behind_a_json_that_was_to_print(rows: str, scratch: Scratch, capsys: pytest.CaptureFixture[str]) -> None:
+    scratch.write("other.jsonl", ROWS)
+    before = Path(rows).read_bytes()
+    with pytest.raises(UsageError, match=r"^Expected a name that ends in \.json behind --json, or none, which prints; got"):
+        main(["check", "--json", rows, "other.jsonl"])
+    assert Path(rows).read_bytes() == before
+    assert main(["check", "other.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == ["other.jsonl"]
 
 
 @pytest.mark.parametrize("tool", ["split", "prepare"])

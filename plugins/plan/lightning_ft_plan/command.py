@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from lightning_ft.atomic import write_text
 from lightning_ft.cli.early import look
-from lightning_ft.cli.parser import CommandParser, check_json, command
+from lightning_ft.cli.parser import STDOUT, CommandParser, add_json, check_json, command
 from lightning_ft.cli.resolve import Request, check_torch_names, parse, resolve
 from lightning_ft.cli.startup import uncollected
 from lightning_ft.errors import UsageError
@@ -44,7 +44,7 @@ def parser() -> CommandParser:
     made.add_argument(
         "--execute", action="store_true", help="run the preflight of each method that should fit, and show what it measured"
     )
-    made.add_argument("--json", metavar="FILE", help="write the plan as JSON ('-': to standard output)")
+    add_json(made, "the plan")
     return made
 
 
@@ -52,8 +52,7 @@ def main(argv: Sequence[str]) -> int:
     """Plan and print."""
     own, rest = parser().parse_known_args(list(argv))
     memory = None if own.memory is None else parse_memory(own.memory)
-    if own.json not in (None, "-"):
-        check_json(own.json)
+    check_json(own.json)
     with uncollected():
         request = resolve(parse(rest))
         config = request.config()
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         check_torch_names(request)
         device: Device = own.device or default_device()
         plan = make(request, device, machine_memory(device) if memory is None else memory, own.goal, execute=own.execute)
-    if own.json == "-":
+    if own.json == STDOUT:
         print(plan_json(plan))
         return 0
     from lightning_ft_plan.terminal import lines

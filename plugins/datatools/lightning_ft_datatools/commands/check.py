@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from lightning_ft.cli.parser import STDOUT, add_json, check_json
 from lightning_ft.errors import UsageError
 from lightning_ft_datatools.commands.parser import add_survey, parsed, survey_options, tool
 from lightning_ft_datatools.fix import fix_target
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_survey(parser)
     parser.add_argument("--strict", action="store_true", help=f"exit code {STRICT_EXIT} if there is an error or a warning")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON ('-': to standard output)")
+    add_json(parser, "the report")
     parser.add_argument("--output", metavar="FILE", help="write the report as an HTML page")
     parser.add_argument("--fix", metavar="FILE", help="write the cleaned rows, the quarantined ones and a list of changes")
     parser.add_argument("--lower", action="store_true", help="with --fix: all texts in lower case")
@@ -43,8 +44,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.fix:
         fix_target(arguments.fix, arguments.files)
     for flag in ("json", "output"):
-        if (name := getattr(arguments, flag)) is not None and (flag, name) != ("json", "-"):
+        if (name := getattr(arguments, flag)) is not None and (flag, name) != ("json", STDOUT):
             check_parent(check_target(name, arguments.files, f"--{flag}"))
+    check_json(arguments.json)
     return _run(arguments.files, survey_options(arguments), arguments)
 
 
@@ -65,7 +67,7 @@ def _run(names: Sequence[str], options: Options, arguments: object) -> int:
 
 def _beside(json_file: str | None) -> TextIO:
     """Where lines go that are no report: away from a report that somebody reads from standard output as JSON."""
-    return sys.stderr if json_file == "-" else sys.stdout
+    return sys.stderr if json_file == STDOUT else sys.stdout
 
 
 def _severe(report: Report) -> bool:
@@ -81,8 +83,8 @@ def _write(report: Report, json_file: str | None, page: str | None, shown: int) 
     from lightning_ft_datatools.terminal import lines
 
     as_json = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
-    print(as_json if json_file == "-" else "\n".join(lines(report, shown)))
-    if json_file and json_file != "-":
+    print(as_json if json_file == STDOUT else "\n".join(lines(report, shown)))
+    if json_file and json_file != STDOUT:
         write(json_file, as_json + "\n")
         print(f"report: {json_file}")
     if page:
