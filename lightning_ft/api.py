@@ -121,6 +121,7 @@ def fit_config(
         session.fit()
         session.finish()
         if not session.world.main:
+            status = "finished"
             return Run(session.folder.path)
         verdict = session.verdict()
         session.report()

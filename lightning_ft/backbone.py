@@ -128,6 +128,23 @@ def load_config(spec: BackboneSpec) -> Any:
         raise _refused("a model", spec.model, error, "mend its config.json, or name another model with --model") from error
 
 
+def positions_of(config: Any) -> int:
+    """Tokens that a model has places for, by its config; 2,048 where that sets no limit."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
+
+
+def longest_row(asked: int | None, positions: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """`max_length`, else the context of the model and of its tokenizer, at most 2,048 tokens.
+
+    Raises:
+        UsageError: more is asked for than the model's positions.
+    """
+    if asked is not None and asked > positions:
+        raise UsageError(f"Expected --max_length of at most {positions}, the model's positions; got {asked}.")
+    known = tokenizer.model_max_length
+    return asked or min(2048, positions, known if known > 0 else positions)
+
+
 def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token that is not its end-of-text token wherever it has any other to offer.
 

@@ -71,10 +71,12 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
         _check_beneath(model, folder)
         method.load_trainable_state(model, as_placed(load_file(adapter), method.trainable_state(model)))
         return
-    from transformers import AutoModelForCausalLM
+    from torch.distributed.fsdp import FSDPModule
 
-    # Through from_pretrained rather than the file: transformers renames and fuses some families' weights on the way.
-    stored = AutoModelForCausalLM.from_pretrained(str(folder), dtype=next(model.parameters()).dtype).state_dict()
+    # Through from_pretrained rather than the file: transformers renames and fuses some families' weights on the way. By the
+    # model's own class, which may be code of a repository; FSDP2 puts one of its own before it.
+    own: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    stored = own.from_pretrained(str(folder), dtype=next(model.parameters()).dtype).state_dict()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     method.load_trainable_state(model, as_placed({name: stored[name] for name in trained}, trained))
 

@@ -48,7 +48,7 @@ class Sampling:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "at least 0"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "stop": (all(self.stop), "texts that are not empty"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "texts that are not empty, each on its own"),
         }
         for name, (good, wanted) in checks.items():
             if not good:

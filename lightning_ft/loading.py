@@ -72,17 +72,19 @@ def locate(name: str, *, revision: str | None = None) -> Location:
     if not folder.is_dir():
         raise UsageError(f"Expected --model to be a folder, got the file '{name}'; type the folder that holds it.")
     if (folder / "run.json").is_file():
-        return locate(str(_best_of_run(folder)))
+        return locate(str(_offered_by(folder)), revision=revision)
     if (folder / ADAPTER).is_file():
-        return replace(locate(_base_of(folder)), kind="adapter", adapter=folder, quantization=noted(folder))
+        base, pinned = _base_of(folder)
+        return replace(locate(base, revision=revision or pinned), kind="adapter", adapter=folder, quantization=noted(folder))
     if (folder / "config.json").is_file():
         return Location("plain", str(folder))
     raise UsageError(f"Expected '{name}' to hold config.json, {ADAPTER} or run.json; it holds none, so it is no model folder.")
 
 
-def _base_of(adapter: Path) -> str:
-    """The plain model that an adapter stands on."""
-    base = read_json(adapter / ADAPTER).get("base_model_name_or_path")
+def _base_of(adapter: Path) -> tuple[str, str | None]:
+    """The plain model that an adapter stands on, and which revision of a hub's."""
+    config = read_json(adapter / ADAPTER)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base or not isinstance(base, str):
         raise UsageError(f"Expected {adapter / ADAPTER} to name its base model in 'base_model_name_or_path'; it does not.")
     folder = Path(base).expanduser()
@@ -92,10 +94,10 @@ def _base_of(adapter: Path) -> str:
             f"Expected the base model '{base}' that '{adapter}' names to be a plain model, but it is {got}; put it back, or "
             f"write where it lies as 'base_model_name_or_path' into {adapter / ADAPTER}."
         )
-    return base
+    return base, revision if isinstance(revision, str) else None
 
 
-def _best_of_run(folder: Path) -> Path:
+def _offered_by(folder: Path) -> Path:
     """The model that a run offers: its final one, else its newest whole checkpoint."""
     if (folder / "final_model").is_dir():
         return folder / "final_model"
@@ -137,9 +139,20 @@ class Loaded:
 
 
 def load(
-    name: str, *, dtype: torch.dtype | None = None, device: str | None = None, template: str = "auto", **hub: Any
-) -> Loaded:
-    """Model, tokenizer and template of whatever `--model` may name, on the best device, in evaluation mode."""
+    name: str, *, dtype: torch.dtype | None = None, device: str | None = None, template: str = "auto",
+    revision: str | None = None, trust_remote_code: bool = False, from_scratch: bool = False,
+) -> Loaded:  # fmt: skip
+    """Model, tokenizer and template of whatever `--model` may name, on the best device, in evaluation mode.
+
+    Args:
+        name: As for `locate`.
+        dtype: Of the weights; None: as they are stored.
+        device: None: a GPU where there is one.
+        template: As `--template`.
+        revision: Of a hub's model; None: the one that an adapter was trained on, else the newest.
+        trust_remote_code: Whether the repository's own code may run.
+        from_scratch: New weights, drawn from torch's random numbers.
+    """
     import torch
 
     from lightning_ft.data.render import Template
@@ -147,15 +160,18 @@ def load(
     from lightning_ft.threads import keep_to_quota
 
     keep_to_quota()
-    where = locate(name, revision=hub.get("revision"))
+    where = locate(name, revision=revision)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    spec = BackboneSpec(model=where.base, dtype=dtype, quantization=where.quantization, device=target, **hub)
+    spec = BackboneSpec(
+        model=where.base, dtype=dtype, quantization=where.quantization, device=target, revision=where.revision,
+        trust_remote_code=trust_remote_code, from_scratch=from_scratch,
+    )  # fmt: skip
     model: Any = registry().manager.hook.load_backbone(spec=spec).model
     if where.adapter is not None:
         model = with_adapter(model, where.adapter)
         if where.quantization is not None:
             keep_types(model)
-    tokenizer = load_tokenizer(where.tokenizer, revision=where.revision)
+    tokenizer = load_tokenizer(where.tokenizer, revision=where.revision, trust_remote_code=trust_remote_code)
     chosen = Template.resolve(template, tokenizer)
     model.to(target).eval()
     return Loaded(model, tokenizer, chosen, chosen.stop_tokens(tokenizer))

@@ -161,7 +161,7 @@ def test_without_borders_it_raises() -> None:
 )
 def test_what_documents_cannot_do_is_refused(change: dict[str, Any]) -> None:
     q = torch.randn(1, 2, 8, 4)
-    with pytest.raises(TrainingError, match="packing false"):
+    with pytest.raises(TrainingError, match="packing off"):
         documents_attention(nn.Identity(), q, q, q, **({"attention_mask": None, "cu_seq_lens": (0, 3, 8)} | change))
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+import lightning_ft
 from lightning_ft.cli.lightning import TrainerCLI
 from lightning_ft.cli.resolve import parse, resolve
-from lightning_ft.config import TrainingConfig
+from lightning_ft.config import TrainingConfig, option_names
 from lightning_ft.errors import UsageError
 from lightning_ft.run.trainer_arguments import trainer_arguments
+from lightning_ft.run.trainer_words import ALIASES, DECIDED
 
 STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
 
@@ -26,8 +30,8 @@ def config_of(*argv: str, stage: str = "fit") -> TrainingConfig:
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_given_arguments_reach_the_config_typed_and_no_others(stage: str) -> None:
     before = list(sys.argv)
-    config = config_of("--trainer.limit_train_batches", "0.5", "--trainer.deterministic=true", "--seed", "4", stage=stage)
-    assert config.trainer == {"limit_train_batches": 0.5, "deterministic": True}
+    config = config_of("--trainer.limit_val_batches", "0.5", "--trainer.deterministic=true", "--seed", "4", stage=stage)
+    assert config.trainer == {"limit_val_batches": 0.5, "deterministic": True}
     assert (config.model, config.seed) == ("base", 4)
     assert sys.argv == before
 
@@ -59,6 +63,16 @@ def test_objects_from_python_pass_through() -> None:
             "'max_epoch'. Did you mean 'max_epochs'?",
         ),
         (("--trainer.deterministic_", "3"), None),
+        (
+            ("--trainer.limit_train_batches", "0.5"),
+            "Expected no --trainer.limit_train_batches, as all steps are planned before the first one, by --epochs or "
+            "--max_steps; got 0.5.",
+        ),
+        (
+            ("--trainer.gradient_clip_algorithm", "value"),
+            "Expected no --trainer.gradient_clip_algorithm, as gradients are clipped by their norm, with --max_grad_norm; got "
+            "value.",
+        ),
         (("--trainer.barebones", "nope"), "Expected --trainer.barebones to be true or false; got 'nope'."),
         (
             ("--trainer.callbacks.class_path", STOPPING, "--trainer.callbacks.init_args.monito", "x"),
@@ -73,6 +87,27 @@ def test_wrong_arguments_are_one_sentence(argv: tuple[str, ...], sentence: str |
     assert "\n" not in str(caught.value)
     if sentence:
         assert str(caught.value) == sentence
+
+
+def test_what_a_run_decides_are_arguments_of_the_trainer_and_no_options() -> None:
+    known = set(inspect.signature(Trainer.__init__).parameters)
+    assert DECIDED.keys() | ALIASES.keys() <= known
+    assert not DECIDED.keys() & ALIASES.keys()
+    assert set(ALIASES.values()) <= set(option_names())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"max_steps": 5}, "Expected the option 'max_steps' in place of the Trainer's 'max_steps'; got the latter."),
+        ({"max_epochs": 2}, "Expected the option 'epochs' in place of the Trainer's 'max_epochs'; got the latter."),
+        ({"min_steps": 2}, "Expected no --trainer.min_steps, as all steps are planned before the first one, by"),
+    ],
+)
+def test_python_is_told_the_option_before_anything_is_loaded(arguments: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        lightning_ft.fit(model="embedded", data="nowhere.jsonl", trainer=arguments)
+    assert str(caught.value).startswith(sentence)
 
 
 def test_foreign_class_paths_are_refused_from_python_too() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ft.cli.values import MismatchError, coerce, is_bool, is_list, show
 from lightning_ft.config import PLUGGABLE
 from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.run.trainer_words import ALIASES, VALUES
 
 if TYPE_CHECKING:
     from lightning_ft.cli.options import Option
@@ -23,20 +24,6 @@ FIRST = "the first argument"
 """The place of a model without its flag."""
 UNSPLIT = ("data", "val_data", "test_data")
 """Lists whose words are paths and may hold commas."""
-TRAINER_ALIASES = {
-    "max_epochs": "epochs", "max_steps": "max_steps", "precision": "precision", "strategy": "strategy", "devices": "devices",
-    "gradient_clip_val": "max_grad_norm", "accumulate_grad_batches": "accumulate", "log_every_n_steps": "log_every",
-    "val_check_interval": "eval_every",
-}  # fmt: skip
-"""Lightning's words for everyday options."""
-TRAINER_WORDS: dict[str, dict[str, Any]] = {
-    "precision": {
-        "32": "fp32", "32-true": "fp32", "bf16": "bf16", "bf16-mixed": "bf16", "16": "fp16", "16-mixed": "fp16",
-    },
-    "max_steps": {"-1": None},
-    "max_grad_norm": {"none": 0.0, "None": 0.0},
-}  # fmt: skip
-"""Values that Lightning spells differently."""
 
 
 @dataclass(frozen=True)
@@ -254,14 +241,14 @@ def normalise_trainer(layer: Layer, options: Mapping[str, Option]) -> None:
         UsageError: both were given, with different values.
     """
     trainer = layer.sections.get("trainer", {})
-    for alias, name in TRAINER_ALIASES.items():
+    for alias, name in ALIASES.items():
         if alias not in trainer or name not in options:
             continue
         given = trainer.pop(alias)
         value = given.value
         if name == "eval_every" and _is_share(value):
             raise given.error(f"to be a number of steps (--eval_every); got {show(value)}.")
-        value = TRAINER_WORDS.get(name, {}).get(str(value), value)
+        value = VALUES.get(name, {}).get(str(value), value)
         moved = Given(value, given.text, given.place, given.name)
         if value is None and name != "max_grad_norm":
             moved = Given(None, False, given.place, given.name)

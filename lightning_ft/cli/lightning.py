@@ -11,12 +11,11 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_ft.cli.options import MISSING, options_of
-from lightning_ft.config import TrainingConfig
 from lightning_ft.run.trainer_arguments import Parser, check_trainer_names, one_sentence
 
 if TYPE_CHECKING:
     from lightning_ft.cli.resolve import Request
+    from lightning_ft.config import TrainingConfig
 
 
 class TrainerCLI(LightningCLI):
@@ -49,12 +48,8 @@ class TrainerCLI(LightningCLI):
         self.result = self.run(self.checked)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The Trainer's arguments and ours; there is no model class to choose."""
+        """The Trainer's arguments; phase one has read all others, and there is no model class to choose."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        for option in options_of(TrainingConfig).values():
-            if option.name != "trainer":
-                default = None if option.default is MISSING else option.default
-                parser.add_argument(f"--{option.name}", type=option.type, default=default, help=option.help)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint's hyper-parameters override the command line, silently."""

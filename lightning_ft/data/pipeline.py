@@ -22,7 +22,7 @@ from lightning_ft.data.cache import cache_root
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.shots import files_of
 from lightning_ft.data.sources import digest, expand, sample_digest, splits_by_name
-from lightning_ft.data.split import SPLITS, Split
+from lightning_ft.data.split import FLAGS, SPLITS, Split
 from lightning_ft.data.table import EncodedTable
 from lightning_ft.data.window import Position, Window
 from lightning_ft.errors import UsageError
@@ -227,13 +227,12 @@ def _assigned(files: list[tuple[Path, Split | None]]) -> list[tuple[Path, Split 
         UsageError: one file is given twice; its rows would stand in training and in the test.
     """
     named = splits_by_name([path for path, split in files if split is None])
-    flags = {None: "--data", "validation": "--val_data", "test": "--test_data"}
     seen: dict[Path, Split | None] = {}
     for path, split in files:
         before = seen.setdefault(path.resolve(), split)
         if before != split:
             raise UsageError(
-                f"Expected each file once, got '{path}' in {flags[before]} and in {flags[split]}; take it out of one."
+                f"Expected each file once, got '{path}' in {FLAGS[before]} and in {FLAGS[split]}; take it out of one."
             )
     assigned = [(path, split or named.get(path)) for path, split in files]
     return [(path, None if split == "train" else split) for path, split in assigned]

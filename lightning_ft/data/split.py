@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FLAGS: dict[Split | None, str] = {None: "--data", "train": "--data", "validation": "--val_data", "test": "--test_data"}
+"""By what files of a split are named; None: of a split that the rows or the seed decide."""
 SPELLINGS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "eval": "test",

@@ -41,6 +41,7 @@ Way = Literal["documents", "positions", "none"]
 
 
 _ways: WeakKeyDictionary[nn.Module, Way] = WeakKeyDictionary()
+"""Of transformers' own models: what was seen of one holds for it inside an adapter, too."""
 _watched: list[list[int | None]] = []
 _switches: WeakKeyDictionary[nn.Module, tuple[list[Any], list[tuple[ref[nn.Module], str]]]] = WeakKeyDictionary()
 
@@ -68,7 +69,7 @@ def documents(model: nn.Module) -> Iterator[None]:
     block is left by then.
     """
     key = unwrapped(model)
-    if _ways.get(key, "documents") == "positions":
+    if _ways.get(base_model(key), "documents") == "positions":
         yield
         return
     if key not in _switches:
@@ -91,12 +92,12 @@ def documents(model: nn.Module) -> Iterator[None]:
 
 def packs_documents(model: nn.Module) -> bool:
     """Whether packed rows go through the function here, by what `packing.check_packing` has seen."""
-    return _ways.get(unwrapped(model), "documents") == "documents"
+    return _ways.get(base_model(model), "documents") == "documents"
 
 
 def set_way(model: nn.Module, way: Way) -> None:
     """From now on packed rows of the model go this way."""
-    _ways[unwrapped(model)] = way
+    _ways[base_model(model)] = way
 
 
 @contextlib.contextmanager
@@ -208,7 +209,7 @@ def documents_attention(
     if cu_seq_lens is None:
         raise TrainingError(
             f"{type(module).__name__} called {DOCUMENTS} without document borders: its model does not pass cu_seq_lens on, "
-            "or a padded batch was run inside engine.attention.documents(). Use --packing false."
+            "or a padded batch was run inside engine.attention.documents(). Type --packing off."
         )
     if shared is not None and query.shape[2] == len(shared.keep):
         q, k, v = (tensor.index_select(2, shared.place) for tensor in (query, key, value))
@@ -219,10 +220,10 @@ def documents_attention(
     if query.shape[0] != 1 or cu_seq_lens[-1] != query.shape[2] or query.shape[2] != key.shape[2]:
         raise TrainingError(
             f"{type(module).__name__}: one packed row of {cu_seq_lens[-1]} tokens was expected, queries and keys are "
-            f"{tuple(query.shape)} and {tuple(key.shape)}. Use --packing false."
+            f"{tuple(query.shape)} and {tuple(key.shape)}. Type --packing off."
         )
     if attention_mask is not None or kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
-        raise TrainingError(f"{type(module).__name__} needs a mask or a bias of its own. Use --packing false.")
+        raise TrainingError(f"{type(module).__name__} needs a mask or a bias of its own. Type --packing off.")
     for windows in _watched:
         windows.append(sliding_window)
     lengths = [end - start for start, end in itertools.pairwise(cu_seq_lens)]

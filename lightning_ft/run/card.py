@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch.distributed.tensor import DTensor
 
+from lightning_ft.engine.head import base_model
 from lightning_ft.engine.sharding import gathered
 from lightning_ft.loading import ADAPTER, BENEATH
 from lightning_ft.quantization import loads_by_peft_alone
@@ -64,7 +65,7 @@ class ModelWriter:
             options["state_dict"] = {**model.state_dict(), **gathered}
         with _saving(model, vectors):
             model.save_pretrained(str(folder), **options)
-        _in_order(folder)
+        _in_order(folder, getattr(base_model(model).config, "_commit_hash", None))
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
         if self.quantization is not None:
@@ -149,13 +150,19 @@ class ModelWriter:
         )
 
 
-def _in_order(folder: Path) -> None:
-    """Sort the names of layers in an adapter's config: peft keeps them in sets, whose order is another one each time."""
+def _in_order(folder: Path, commit: str | None) -> None:
+    """Sort the names of layers in an adapter's config: peft keeps them in sets, whose order is another one each time.
+
+    Args:
+        folder: Of a model.
+        commit: That of the hub's base, which the adapter has to be loaded upon; None where that is a folder.
+    """
     for path in folder.rglob(ADAPTER):
         config = json.loads(path.read_text(encoding="utf-8"))
         for key in ("target_modules", "exclude_modules", "modules_to_save"):
             if isinstance(config.get(key), list):
                 config[key] = sorted(config[key])
+        config["revision"] = commit
         path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import REFUSED, not_written, write_json
-from lightning_ft.backbone import BackboneSpec, check_folder, load_config, load_tokenizer, set_dropout
+from lightning_ft.backbone import (
+    BackboneSpec,
+    check_folder,
+    load_config,
+    load_tokenizer,
+    longest_row,
+    positions_of,
+    set_dropout,
+)
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import LostRankError, RunInterruptedError, TrainingError, UsageError
 from lightning_ft.loading import Loaded, Location, load, locate
@@ -28,6 +36,7 @@ from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.same import changed_options, fingerprint
 from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
+from lightning_ft.run.trainer_arguments import check_trainer_names
 from lightning_ft.run.verdict import check_retention, held_out
 from lightning_ft.run.vocabulary import extend
 from lightning_ft.run.ways import check_ways, take_ways
@@ -89,6 +98,7 @@ class Session:
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
         check_retention(config)
         check_strategy(config, self.choices)
+        check_trainer_names(config.trainer)
         check_ways(config, self.choices.method, self.world.device, whole=config.strategy in WHOLE)
         known = self.resume or config.output or "LIGHTNING_FT_RUN" in os.environ
         if config.stream is not None and self.world.launched and not known:
@@ -99,7 +109,7 @@ class Session:
         elif self.world.main:
             folders.check_target(config)
         self.location: Location = locate(config.model, revision=config.revision)
-        hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        hub: dict[str, Any] = {"revision": self.location.revision, "trust_remote_code": config.trust_remote_code}
         stored = settle(config, self.location.quantization, self.choices.method, goes_on=self.location.adapter is not None)
         self.changed: dict[str, Any] = {}
         if self.resume is not None:
@@ -109,7 +119,7 @@ class Session:
             check_folder(Path(self.spec.model), self.spec)
         model_config = load_config(self.spec)
         check_cuts(config, self.world, model_config)
-        self.positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 2048
+        self.positions = positions_of(model_config)
         self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)
         self._prepare()
 
@@ -127,7 +137,8 @@ class Session:
 
         self.new_tokens = extend(self)
         self.template = Template.resolve(self.config.template, self.tokenizer)
-        self.encoder = Encoder(self.tokenizer, self.template, self._max_length(), self.positions)
+        longest = longest_row(self.config.max_length, self.positions, self.tokenizer)
+        self.encoder = Encoder(self.tokenizer, self.template, longest, self.positions)
         self.pipeline = Pipeline(
             self.config, self.registry, self.encoder, self.choices.task, self.choices.objective.examples, self.say
         )
@@ -139,20 +150,6 @@ class Session:
         objective = self.choices.objective
         self.sources = () if objective.measures else told_apart(self.prepared.ledger)
         check_measured(self.config, objective, self.sources, validates=len(self.prepared.tables["validation"]) > 0)
-
-    def _max_length(self) -> int:
-        """`max_length`, else the model's context, at most 2048.
-
-        Raises:
-            UsageError: more than the model's positions.
-        """
-        positions = self.positions
-        if self.config.max_length is not None and self.config.max_length > positions:
-            raise UsageError(
-                f"Expected --max_length of at most {positions}, the model's positions; got {self.config.max_length}."
-            )
-        known = self.tokenizer.model_max_length
-        return self.config.max_length or min(2048, positions, known if known > 0 else positions)
 
     # ---- building ---------------------------------------------------------------------------------------------------
 
@@ -359,7 +356,14 @@ class Session:
         """The trained model, whole in this process; one that lay in several is read from `final_model`."""
         if not self.sharded:
             return self.module.model
-        return load(str(self.folder.path / "final_model"), dtype=self.spec.dtype, device=str(self.world.device)).model
+        return self.load(str(self.folder.path / "final_model"))
+
+    def load(self, name: str, *, from_scratch: bool = False) -> Any:
+        """Another model, in the number format and the place of this run's, in evaluation mode."""
+        return load(
+            name, dtype=self.spec.dtype, device=str(self.world.device), revision=self.config.revision,
+            trust_remote_code=self.config.trust_remote_code, from_scratch=from_scratch,
+        )  # fmt: skip
 
     def close(self, status: str | None = None) -> None:
         """Let the folder go."""

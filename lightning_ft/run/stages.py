@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lightning_ft.backbone import longest_row, positions_of
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline
-from lightning_ft.data.split import SPLITS
+from lightning_ft.data.split import FLAGS, SPLITS
 from lightning_ft.decoding import Sampling
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import RESULTS, Evaluation, check_group, readable
@@ -57,9 +58,7 @@ def evaluate_split(config: TrainingConfig, split: Split, *, generate: bool) -> E
     """
     ready = _prepare(config)
     if not len(ready.prepared.tables[split]):
-        raise UsageError(
-            f"Expected rows in the {split} split, got none; look at --split, or name files with --{split[:4]}_data."
-        )
+        raise UsageError(f"Expected rows in the {split} split, got none; look at --split, or name files with {FLAGS[split]}.")
     rows = [(split, i) for i in range(len(ready.prepared.tables[split]))]
     return _score(ready, rows, generate=generate, always=generate)
 
@@ -123,20 +122,19 @@ def _prepare(config: TrainingConfig, further: tuple[type[Example], ...] = ()) ->
         further: Example types that are scored where no task makes of the rows what the objective trains on.
     """
     team = Team.of(config)
-    hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     check_output(config.output, RESULTS)
     choices = choose(config, registry())
-    loaded = load(config.model, dtype=DTYPES[config.precision], device=team.device, template=config.template, **hub)
-    limit = config.max_length or min(2048, _positions(loaded))
-    encoder = Encoder(loaded.tokenizer, loaded.template, limit, _positions(loaded))
+    loaded = load(
+        config.model, dtype=DTYPES[config.precision], device=team.device, template=config.template, revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )  # fmt: skip
+    positions = positions_of(loaded.model.config)
+    longest = longest_row(config.max_length, positions, loaded.tokenizer)
+    encoder = Encoder(loaded.tokenizer, loaded.template, longest, positions)
     told = say if team.main else silent
     kinds = choices.objective.examples
     prepared = Pipeline(config, registry(), encoder, choices.task, kinds, told, further).prepare()
     return _Ready(config, team, loaded, prepared, encoder)
-
-
-def _positions(loaded: Loaded) -> int:
-    return int(getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or 2048)
 
 
 def _score(

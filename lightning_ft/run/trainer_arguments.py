@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_ft.classpaths import check_class_paths
 from lightning_ft.errors import UsageError, did_you_mean
+from lightning_ft.run.trainer_words import ALIASES, DECIDED
 
 WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "none", "list": "a list",
@@ -40,7 +41,7 @@ class Parser(LightningArgumentParser):
 
 
 def check_trainer_names(trainer: Mapping[str, Any]) -> None:
-    """Refuse arguments that Lightning's Trainer does not have.
+    """Refuse arguments that Lightning's Trainer does not have, or that this run's does not leave to anybody.
 
     Raises:
         UsageError: the first of them.
@@ -53,6 +54,10 @@ def check_trainer_names(trainer: Mapping[str, Any]) -> None:
                 f"Expected --trainer.{key} to be an argument of Lightning's Trainer (`lightning-ft fit --help all`); got "
                 f"'{key}'.{hint}"
             )
+        if key in DECIDED:
+            raise UsageError(f"Expected no --trainer.{key}, as {DECIDED[key]}; got {trainer[key]}.")
+        if key in ALIASES:  # of flags and config files it was made that option
+            raise UsageError(f"Expected the option '{ALIASES[key]}' in place of the Trainer's '{key}'; got the latter.")
 
 
 def trainer_arguments(values: Mapping[str, Any]) -> dict[str, Any]:

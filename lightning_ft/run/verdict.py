@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lightning_ft.bootstrap import Verdict, compare
 from lightning_ft.config import TrainingConfig
@@ -192,9 +193,9 @@ def _base(session: Session) -> Iterator[Any]:
             with contextlib.suppress(NotImplementedError):
                 model = stack.enter_context(session.choices.method.reference(session.tuned))
         if model is None:
-            from lightning_ft.loading import load
-
-            loaded = load(session.config.model, dtype=session.spec.dtype, device=str(session.world.device))
+            with torch.random.fork_rng(()):  # new weights are those that training began with
+                torch.manual_seed(session.config.seed)
+                loaded = session.load(session.config.model, from_scratch=session.config.from_scratch)
             model = loaded.model
             if session.new_tokens:
                 grow(model, loaded.tokenizer, session.tokenizer, session.new_tokens)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as tf
 
+from lightning_ft.engine.attention import packs_documents
 from lightning_ft.engine.loss import score_rows, token_logps, token_loss
 from lightning_ft.engine.packing import check_packing
 from lightning_ft.types import IGNORE_INDEX, Batch
@@ -123,6 +124,29 @@ def test_each_row_has_the_same_gradient(family: str) -> None:
         for batch in (pad(rows), pack(rows)):
             found = torch.autograd.grad(token_logps(model, batch)[number], trained)
             torch.testing.assert_close(found, expected, **CLOSE.get(family, {}))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_restarted_positions_keep_documents_apart(adapter: bool) -> None:
+    """A family whose attention is its own code, with no mask of its own for our function's name."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = tf.GPTJConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=128)
+    model: torch.nn.Module = tf.GPTJForCausalLM(config).double().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    check = check_packing(model, VOCAB)
+    assert (check.ok, check.way) == (True, "positions")
+    if adapter:
+        options = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        model = get_peft_model(model, options, autocast_adapter_dtype=False).double()
+    rows = rows_of(VOCAB)
+    expected = loss_and_gradients(model, [pad([row]) for row in rows])
+    assert not packs_documents(model)
+    # Its scores are computed in float32.
+    torch.testing.assert_close(loss_and_gradients(model, [pack(rows)]), expected, **CLOSE["gemma2"])
 
 
 def test_real_model(shared_data: Path) -> None:

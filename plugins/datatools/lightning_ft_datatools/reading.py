@@ -101,13 +101,11 @@ def chosen(text: str | None, rows: Sequence[Row]) -> Task:
 
 def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int, int]:
     """A model's tokenizer, the limit of its rows, as `fit` has it, and its positions."""
-    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
+    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, longest_row, positions_of
     from lightning_ft.loading import locate
 
     location = locate(model)
     tokenizer = load_tokenizer(location.tokenizer, revision=location.revision)
     config = load_config(BackboneSpec(model=location.base, revision=location.revision))
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
-    if max_length is not None and not 0 < max_length <= positions:
-        raise UsageError(f"Expected --max_length from 1 to {positions}, the model's positions; got {max_length}.")
-    return tokenizer, max_length or min(2048, positions), positions
+    positions = positions_of(config)
+    return tokenizer, longest_row(max_length, positions, tokenizer), positions

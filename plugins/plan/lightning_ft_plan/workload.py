@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer
+from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, longest_row, positions_of
 from lightning_ft.data.datamodule import FineTuneData
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
@@ -85,10 +85,10 @@ class Workload:
                 if name not in given:
                     setattr(config, name, value)
         self.location = locate(config.model, revision=config.revision)
-        hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        hub: dict[str, Any] = {"revision": self.location.revision, "trust_remote_code": config.trust_remote_code}
         self.model_config = load_config(BackboneSpec(model=self.location.base, **hub))
         self.tokenizer = load_tokenizer(self._tokenizer(), **hub)
-        self.max_length = self._max_length()
+        self.max_length = longest_row(config.max_length, positions_of(self.model_config), self.tokenizer)
         self.template = Template.resolve(config.template, self.tokenizer)
         self.prepared, self.sampled = self._prepare()
         if not self.trained_rows:
@@ -104,14 +104,6 @@ class Workload:
             )
             return locate(EMBEDDED).tokenizer
         return str(folder) if folder.is_dir() else self.location.tokenizer
-
-    def _max_length(self) -> int:
-        positions = getattr(self.model_config.get_text_config(), "max_position_embeddings", None) or 2048
-        wanted = self.config.max_length
-        if wanted is not None and wanted > positions:
-            raise UsageError(f"Expected --max_length of at most {positions}, the model's positions; got {wanted}.")
-        known = self.tokenizer.model_max_length
-        return wanted or min(2048, positions, known if known > 0 else positions)
 
     def _prepare(self) -> tuple[Prepared, float]:
         """The encoded rows, and how many rows of the files one of them stands for."""
