@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.config import TrainingConfig, from_python
+from lightning_ft.curves import LOG, read_lines
 from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.loading import Loaded, load
 from lightning_ft.run.signals import stoppable
@@ -37,8 +38,8 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        """The lines of metrics.jsonl that are whole."""
+        return read_lines(self.folder / LOG)[0]
 
     @property
     def record(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ def check_choice(name: str, value: Any, hint: Any) -> None:
     """Refuse a word that is none of a `Literal`'s."""
     choices = next((get_args(kind) for kind in _kinds(hint) if typing.get_origin(kind) is Literal), ())
     if choices and value not in choices and not (value is None and type(None) in _kinds(hint)):
-        hint = did_you_mean(str(value), choices)
-        raise UsageError(f"Expected --{name} to be one of {', '.join(choices)}; got '{value}'.{hint}")
+        meant = did_you_mean(str(value), choices)
+        raise UsageError(f"Expected --{name} to be one of {', '.join(choices)}; got '{value}'.{meant}")
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:

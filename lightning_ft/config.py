@@ -266,6 +266,8 @@ class TrainingConfig:
                 )
         if self.activation_offload and not self.gradient_checkpointing:
             raise UsageError("Expected --gradient_checkpointing with --activation_offload, which nothing else reads; got none.")
+        if self.retention not in ("general", "none") and self.verdict_rows == 0:
+            raise UsageError("Expected --verdict_rows above 0 with --retention, which nothing else reads; got 0.")
         if self.early_stopping_threshold and self.early_stopping is None:
             raise UsageError("Expected --early_stopping with --early_stopping_threshold, which nothing else reads; got none.")
 

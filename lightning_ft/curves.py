@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,21 +24,37 @@ AXES = frozenset({"step", "epoch", "seconds"})
 LOG = "metrics.jsonl"
 
 
-def read_log(run: Path) -> tuple[list[dict[str, float]], int]:
-    """The numbers of each line of a run's metrics.jsonl, and how many lines cannot be read.
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a metrics.jsonl, and how many of them cannot be read, as the last one of a run that was killed.
 
     Raises:
         OSError: there is no such file.
     """
     lines, broken = [], 0
-    for text in (run / LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         if text.strip():
             try:
                 value = json.loads(text)
-                lines.append({k: float(v) for k, v in value.items() if isinstance(v, (int, float)) and not isinstance(v, bool)})
-            except (ValueError, AttributeError):
+            except ValueError:
+                value = None
+            if isinstance(value, dict) and "step" in value:
+                lines.append(value)
+            else:
                 broken += 1
     return lines, broken
+
+
+def read_log(run: Path) -> tuple[list[dict[str, float]], int]:
+    """The numbers alone of `read_lines`, from a run's folder.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    lines, broken = read_lines(run / LOG)
+    return [
+        {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+        for line in lines
+    ], broken
 
 
 def points(lines: Sequence[Mapping[str, float]], key: str, factor: float) -> list[tuple[float, float]]:

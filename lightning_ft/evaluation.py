@@ -33,7 +33,7 @@ OTHERS = "(none)"
 """The group of rows that have no value where others have one."""
 PREFIX = "prefix"
 """Instead of a column: group rows by what their prompts begin with."""
-_PREFIX = re.compile(r"\s*(?:\[([^\]\n]{1,40})\]|<([^<>\n]{1,40})>|([^\W\d][\w -]{0,39}):(?=\s))")
+_BEGINNING = re.compile(r"\s*(?:\[([^\]\n]{1,40})\]|<([^<>\n]{1,40})>|([^\W\d][\w -]{0,39}):(?=\s))")
 
 
 def prefix_of(example: Example) -> str | None:
@@ -43,7 +43,7 @@ def prefix_of(example: Example) -> str | None:
     else:
         turns = example.messages if isinstance(example, Conversation) else example.prompt
         said = next((turn.content for turn in turns if turn.role == "user"), "")
-    found = _PREFIX.match(said)
+    found = _BEGINNING.match(said)
     return next(name for name in found.groups() if name).strip() if found else None
 
 

@@ -1,7 +1,8 @@
 """The plugin API, whole.
 
 A plugin is a module with any of these functions, decorated with `hookimpl` and found by an entry point in the group
-`lightning_ft`. Hooks return classes, never instances, and always an iterable.
+`lightning_ft`. The hooks that begin with `register_` return iterables of classes, never of instances. Of the others the first
+plugin that has an answer is asked no further: None says that it has none.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Method(ABC):
         """What else a resumed run needs, by name: statistics, masks, parameters that a saved model leaves out."""
         return {}
 
-    def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - as above
+    def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - optional: nothing by default
         """Put back what `training_state` returned; called after `load_trainable_state`."""
 
     def merge(self, model: nn.Module) -> nn.Module:

@@ -193,7 +193,7 @@ def _ledger_part(ledger: Any) -> str:
         counts = {int(length): int(count) for length, count in _object(ledger.get(key)).items()}
         if counts:
             figures.append(figure(title, "", histogram(counts, title=title, x_label="tokens", y_label="rows")))
-    note = "" if figures else missing("No length chart: the ledger keeps the lengths of rows that were cut, and none was.")
+    note = "" if figures else missing("No length chart: no row was used.")
     return "".join(parts) + (f'<div class="grid">{"".join(figures)}</div>' if figures else note)
 
 

@@ -5,13 +5,13 @@ A rule fires only on what is larger than the noise of the lines that it looks at
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lightning_ft.curves import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -209,7 +209,11 @@ def _fisher(g: float, m: int) -> float:
 
 RULES: tuple[tuple[str, Callable[[Course], str | None], str], ...] = (
     ("divergence", divergence, "lower --learning_rate, more --warmup, lower --max_grad_norm"),
-    ("loss not falling", not_falling, "higher --learning_rate, and see with `data show` that the right tokens train"),
+    (
+        "loss not falling",
+        not_falling,
+        "higher --learning_rate; by role, the log counts what trains",
+    ),
     ("slow convergence", slow_convergence, "higher --learning_rate or more --epochs"),
     ("underfitting", underfitting, "more --epochs, then a higher rank of the method"),
     ("overfitting", overfitting, "fewer --epochs or --early_stopping, lower --learning_rate, more data"),
@@ -236,14 +240,7 @@ def ends_above(course: Course, loss: Comparison) -> bool:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that can be read, none where there is no such file."""
-    out = []
-    with contextlib.suppress(FileNotFoundError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and "step" in line:
-                    out.append(line)
-    return out
+    return read_lines(path)[0] if path.is_file() else []
 
 
 def stated(rule: Callable[[Course], str | None]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -160,3 +161,21 @@ def test_public_names_are_there_and_documented() -> None:
     assert all((getattr(lightning_ft, name).__doc__ or "").strip() for name in ("fit", "evaluate", "generate", "Run"))
     with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
         _ = lightning_ft.fitt
+
+
+def test_the_base_of_new_weights_is_what_training_began_with(
+    model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All weights train, so that the base is made again; the folder has none to load."""
+    monkeypatch.setenv("LIGHTNING_FT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "config"
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    options = {**SHORT, "max_steps": 1, "learning_rate": 1e-12, "retention": "none"}
+    run = fit(model=str(folder), data=data, method="full", from_scratch=True, output=str(tmp_path / "run"), **options)
+    assert run.verdict is not None
+    loss = next(one for one in run.verdict.comparisons if one.metric == "loss")
+    assert loss.base == pytest.approx(loss.tuned, abs=1e-6)
+    assert loss.base > 3, "new weights know nothing"
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [line["step"] for line in run.metrics] == [1, 1], "the step and its validation; the line that was cut is none"

@@ -23,7 +23,7 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 LAYERS = (
     ("words that everybody uses", "errors types words"),
     ("contracts", "method objective task metric"),
-    ("files that are whole or not there", "atomic checkpoint"),
+    ("files that are whole or not there", "atomic cache checkpoint"),
     ("the plugin API", "hookspecs plugins registry classpaths"),
     ("options", "checked config monitor quantization"),
     ("rows to batches", "data"),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lightning_ft import plugins
+from lightning_ft.cache import cache_root
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data import badrows, build
-from lightning_ft.data.cache import cache_root
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
 from lightning_ft.data.render import Template

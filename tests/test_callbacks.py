@@ -218,3 +218,20 @@ def test_a_resumed_log_keeps_what_came_before_the_checkpoint(tmp_path: Path, tor
     recorder.on_train_start(SimpleNamespace(global_step=3, is_global_zero=True), None)  # type: ignore[arg-type]  # see above
     assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, 2, 3]
     assert path.read_text(encoding="utf-8").endswith("\n")
+
+
+def test_a_resumed_run_writes_the_line_that_it_would_have_written(tmp_path: Path) -> None:
+    """All sums since the last line are kept, also those of positions that were not computed."""
+    module, trainer = SimpleNamespace(trainer=SimpleNamespace(world_size=1)), SimpleNamespace(is_global_zero=True)
+
+    def recorder() -> Recorder:
+        schedule: Any = SimpleNamespace(total_steps=9)
+        return Recorder(TrainingConfig(model="m", data=["d"]), schedule, tmp_path / "metrics.jsonl", None)
+
+    before, after, checkpoint = recorder(), recorder(), dict[str, Any]()
+    names = ("_tokens", "_cells", "_spared", "_steps", "_supervised", "_seconds", "_cpu_seconds")
+    for number, name in enumerate(names, start=1):
+        setattr(before, name, number)
+    before.on_save_checkpoint(cast("Any", trainer), cast("Any", module), checkpoint)
+    after.on_load_checkpoint(cast("Any", trainer), cast("Any", module), checkpoint)
+    assert [getattr(after, name) for name in names] == [1, 2, 3, 4, 5, 6, 7]

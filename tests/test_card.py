@@ -64,3 +64,13 @@ def test_an_adapter_says_how_it_is_loaded(tmp_path: Path) -> None:
 def test_an_odd_name_is_still_yaml(tmp_path: Path) -> None:
     base = "/models/a: b #c/[x]"
     assert front_matter(write(tmp_path / "a", tiny_llama(), base=base))["base_model"] == base
+
+
+def test_an_adapter_names_the_commit_of_a_hubs_base(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for name, commit in (("hub", "0123abc"), ("folder", None)):
+        base = tiny_llama()
+        base.config._commit_hash = commit
+        write(tmp_path / name, get_peft_model(base, LoraConfig(task_type="CAUSAL_LM")))
+        assert json.loads((tmp_path / name / "adapter_config.json").read_text())["revision"] == commit

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_ft import atomic
 from lightning_ft.builtin import Full
@@ -346,3 +347,22 @@ def test_parameters_of_another_method_are_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not those of method full"):
         Full().load_trainable_state(model, {"lm_head.weight": model.get_parameter("lm_head.weight")})
+
+
+class OwnConfig(LlamaConfig):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    model_type = "a_repositorys_own"
+
+
+class OwnModel(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # as above
+    """A class that transformers' Auto classes do not know."""
+
+    config_class = OwnConfig
+
+
+def test_a_model_of_a_repositorys_own_code_is_put_back(tmp_path: Path) -> None:
+    size: dict[str, Any] = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    size["num_attention_heads"] = 2
+    trained, other = OwnModel(OwnConfig(**size)), OwnModel(OwnConfig(**size))
+    trained.save_pretrained(tmp_path)
+    load_trained(Full().attach(other, 1), Full(), tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(trained.parameters(), other.parameters(), strict=True))

@@ -56,6 +56,10 @@ def test_what_must_not_be_negative(name: str) -> None:
         ({"precision": "fp61"}, "Expected --precision to be one of auto, fp32, bf16, fp16; got 'fp61'. Did you mean 'fp16'?"),
         ({"packing": True}, "Expected --packing to be one of auto, on, off; got 'True'."),
         ({"name": "a/b"}, "Expected --name to be the name of a folder under runs/; got 'a/b': use --output for a path."),
+        (
+            {"retention": "my.jsonl", "verdict_rows": 0},
+            "Expected --verdict_rows above 0 with --retention, which nothing else reads; got 0.",
+        ),
         ({"trust_remote_code": True}, "Expected --revision with --trust_remote_code, to pin the code that runs; got none."),
     ],
 )

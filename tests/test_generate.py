@@ -266,8 +266,11 @@ def test_no_prompts_and_empty_prompts(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"repetition_penalty": 0}, {"stop": ("",)}],
-)
+    [
+        {"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"repetition_penalty": 0}, {"stop": ("",)},
+        {"stop": "END"},
+    ],
+)  # fmt: skip
 def test_wrong_options_are_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"--{next(iter(options))} "):
         Sampling(**options)

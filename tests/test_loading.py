@@ -140,3 +140,18 @@ def test_an_adapter_on_an_adapter_is_refused(tmp_path: Path, adapter: tuple[Path
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(adapter[0])}))
     with pytest.raises(UsageError, match="to be a plain model, but it is an adapter itself"):
         locate(str(tmp_path))
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, "abc"), ("def", "def")])
+def test_an_adapter_stands_on_the_revision_that_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, found: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"base_model_name_or_path": "owner/name", "revision": "abc"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert locate("adapter", revision=asked) == Location("adapter", "owner/name", Path("adapter"), None, found)
+    run = run_folder(tmp_path / "run")
+    shutil.copytree(folder, run / "final_model")
+    assert locate("run", revision=asked).revision == found

@@ -13,8 +13,8 @@ import pytest
 
 from lightning_ft import plugins
 from lightning_ft.builtin import Messages, RawText
+from lightning_ft.cache import cache_root
 from lightning_ft.config import TrainingConfig
-from lightning_ft.data.cache import cache_root
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.data.render import Template
@@ -208,6 +208,16 @@ def test_options_and_code_of_a_task_are_part_of_the_key(encoded: list[int], shou
     edited = start(name, task=shout(TASK.replace("upper()", "lower() "))())
     assert encoded == [9, 9, 9], "an edited formatter never reads what the old one made"
     assert edited.tokens != first.tokens
+
+
+def test_versions_of_what_renders_are_part_of_the_key_and_not_of_the_identity(
+    encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write("a.jsonl", texts(9))
+    first = start(name)
+    monkeypatch.setattr("lightning_ft.data.pipeline.version", lambda library: f"another {library}")
+    assert start(name).prepared.identity == first.prepared.identity
+    assert encoded == [9, 9]
 
 
 def test_code_beside_a_task_is_part_of_the_key(encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

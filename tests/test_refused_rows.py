@@ -10,9 +10,9 @@ import pytest
 
 from lightning_ft import plugins
 from lightning_ft.builtin import RawText
+from lightning_ft.cache import cache_root
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.cache import cache_root
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
 from lightning_ft.data.render import Template

@@ -22,6 +22,7 @@ from lightning_ft.run.folder import (
     check_target,
     config_hash,
     create,
+    new_folder,
     reopen,
     status,
     unfinished,
@@ -255,3 +256,13 @@ def test_unfinished_is_the_newest_run_of_the_same_config_that_has_not_finished()
     assert unfinished(Path("runs"), "a") == newest
     assert unfinished(Path("runs"), "c") is None
     assert unfinished(Path("nowhere"), "a") is None
+
+
+def test_a_new_folder_is_nobody_elses(tmp_path: Path) -> None:
+    (tmp_path / "eval_2").mkdir()
+    made = [new_folder(tmp_path, "eval").name for _ in range(3)]
+    assert made == ["eval_1", "eval_3", "eval_4"]
+    assert all((tmp_path / name).is_dir() for name in made)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="to be a folder that can be written"):
+        new_folder(tmp_path / "file", "eval")

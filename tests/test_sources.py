@@ -229,6 +229,8 @@ BAD: list[tuple[str, bytes | str, str]] = [
      "x.csv:1: expected columns with commas between them, got the single column 'q;a'; save the file with commas."),
     ("x.txt", b"good\nb\xe4d\n",
      "x.txt:2: expected UTF-8, got the byte 0xe4 at byte 6 of the file; " + CONVERT + OR_SKIP),
+    ("x.json", '{\n "q": 1\n}\n{\n "q": 2\n}\n',
+     "x.json:1: expected an object per line, got JSON over several lines; put each object on a line, or all into a list."),
     ("x.jsonl.zst", b"plain",
      "x.jsonl.zst: expected a readable file, got an error after 0 rows: Unable to decompress Zstandard data: Unknown frame"
      " descriptor; check the file."),

@@ -125,6 +125,7 @@ def run_tasks(arguments: argparse.Namespace) -> int:
 
     from lightning_ft.api import evaluate_tasks
     from lightning_ft.cli.tables import print_measurements
+    from lightning_ft.evaluation import strict
 
     options = {name: getattr(arguments, name) for name in ("num_fewshot", "limit", "max_length", "precision", "output")}
     found, folder = evaluate_tasks(
@@ -132,7 +133,8 @@ def run_tasks(arguments: argparse.Namespace) -> int:
         **{name: value for name, value in options.items() if value is not None},
     )  # fmt: skip
     if arguments.json:
-        print(json.dumps({"folder": str(folder), "measurements": [dataclasses.asdict(one) for one in found.measurements]}))
+        measured = [dataclasses.asdict(one) for one in found.measurements]
+        print(json.dumps(strict({"folder": str(folder), "measurements": measured})))
         return 0
     print_measurements(found.measurements)
     print(f"Details: {folder}")

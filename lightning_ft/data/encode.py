@@ -135,7 +135,7 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the same example could give other tokens or labels: the key of cached rows."""
+        """Changes when the same example could give other tokens or labels, the libraries being the same ones."""
         self._backend.no_truncation()
         self._backend.no_padding()
         parts = [

@@ -93,8 +93,8 @@ def _syntax(error: json.JSONDecodeError) -> str:
     return f'expected valid JSON, got "{error.msg}" at column {error.colno}'
 
 
-def read_jsonl(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
-    """An object per line."""
+def read_jsonl(stream: BinaryIO, source: str, bad: BadRows, mend: str = "rename the file to .json") -> Iterator[Row]:
+    """An object per line; `mend` is told where that is JSON over several lines."""
     decoder, first = _Decoder(), True
     for number, offset, raw in read_lines(stream, source, bad):
         if not raw.strip():
@@ -102,7 +102,7 @@ def read_jsonl(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
         text, problem = decode(raw, offset)
         if problem is None:
             if first and (text.strip() in ("[", "{") or text.startswith("[{")):
-                bad.fatal(source, number, "expected an object per line, got JSON over several lines; rename the file to .json")
+                bad.fatal(source, number, f"expected an object per line, got JSON over several lines; {mend}")
                 return
             try:
                 values = decoder.document(text.rstrip("\r\n"))  # so that an error at its end names a column of the line
@@ -135,7 +135,7 @@ def read_json(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
         problem = decoder.problem
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            yield from read_jsonl(io.BytesIO(data), source, bad)
+            yield from read_jsonl(io.BytesIO(data), source, bad, "put each object on a line, or all into a list")
         else:
             bad.fatal(source, error.lineno, _syntax(error))
         return

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lightning_ft.data.cache import cache_root
+from lightning_ft.cache import cache_root
 from lightning_ft.data.split import split_name
 from lightning_ft.errors import DataError
 

@@ -12,13 +12,14 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import broken, clear_leftovers, one_at_a_time, whole_folder
+from lightning_ft.cache import cache_root
 from lightning_ft.data.alike import finders
 from lightning_ft.data.build import Build, Place
-from lightning_ft.data.cache import cache_root
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.shots import files_of
 from lightning_ft.data.sources import digest, expand, sample_digest, splits_by_name
@@ -177,6 +178,8 @@ class Pipeline:
             "task": None if self.task is None else (type(self.task).__name__, asdict(self.task)),
             "code": [_own_code(), *(_code(cls) for cls in tasks)],
             "encoder": self.encoder.fingerprint,
+            # They render and tokenise; their versions are no part of the identity, as a run may go on with other ones.
+            "libraries": [version(name) for name in ("transformers", "tokenizers", "jinja2")],
             "columns": self.config.columns, "split": self.config.split, "seed": self.config.seed,
             "on_error": self.config.on_error, "holdout_tasks": self.config.holdout_tasks, "shots": self._shown,
             # Parts of a file say little of its middle.

@@ -70,7 +70,7 @@ class MatrixKernels(Protocol):
 
 
 def of(tensor: Tensor) -> Kernels | None:
-    """The kernels for a tensor; None where there are none. `plan` puts others here to rehearse a GPU's way."""
+    """The kernels for a tensor; None where there are none. A rehearsal of a GPU's way puts others here."""
     if torch.compiler.is_compiling():  # which makes kernels of its own of the plain way
         return None
     if tensor.is_cuda:
@@ -83,7 +83,7 @@ def on_cpu(*tensors: Tensor | None) -> CPUKernels | None:
 
     They read memory by its address, which a subclass (a DTensor, a FakeTensor) has not, or not in this way.
 
-    `plan` puts others here, for tensors that hold no data.
+    A rehearsal puts others here, for tensors that hold no data.
     """
     for t in tensors:
         if t is not None and (t.dtype != torch.bfloat16 or t.device.type != "cpu" or type(t) not in _PLAIN):
@@ -94,7 +94,7 @@ def on_cpu(*tensors: Tensor | None) -> CPUKernels | None:
 def matrix(*tensors: Tensor) -> MatrixKernels | None:
     """Those that take a CPU's matrix units by themselves; None where `on_cpu` has none, or rows do not lie in one piece.
 
-    `plan` puts others here, for tensors that hold no data.
+    A rehearsal puts others here, for tensors that hold no data.
     """
     if on_cpu(*tensors) is None or any(t.numel() == 0 or (t.stride(-1) != 1 and t.shape[-1] != 1) for t in tensors):
         return None

@@ -35,7 +35,7 @@ _on: WeakSet[nn.Module] = WeakSet()
 def parts(model: nn.Module) -> list[nn.Module]:
     """The modules of the last layer that can be left out at a position: its MLP and its attention's output projection.
 
-    None where the layer names them otherwise, and where it is compiled.
+    None of them where the layer names them otherwise, and where it is compiled.
     """
     layers = decoder_layers(model)
     if not layers or is_compiled(layers[-1]):

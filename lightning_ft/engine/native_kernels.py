@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_ft.cache import cache_root
+
 SWITCH = "LIGHTNING_FT_NATIVE"
 """Set to `off`, this variable keeps everything here unused."""
 _SOURCES = Path(__file__).with_name("native")
@@ -69,7 +71,7 @@ def _built(compiler: str) -> ctypes.CDLL:
     key = hashlib.sha256(
         b"\0".join([*(file.read_bytes() for file in files), about, " ".join(_FLAGS).encode(), _processor().encode()])
     ).hexdigest()[:32]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-ft" / "native"
+    folder = cache_root() / "native"
     path = folder / f"{key}.so"
     if path.is_file() and path.stat().st_uid == os.getuid():
         with contextlib.suppress(OSError):
@@ -123,7 +125,7 @@ def _agrees(made: ctypes.CDLL) -> bool:
 
 def _lib() -> ctypes.CDLL:
     found = library()
-    assert found is not None, "asked for by `kernels.native`"
+    assert found is not None, "asked for by `kernels.on_cpu`"
     return found
 
 

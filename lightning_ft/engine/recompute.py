@@ -68,7 +68,7 @@ def _offloaded(checkpoint: Callable[..., Any], function: Callable[..., Any], *ar
 
 
 def on_host() -> AbstractContextManager[Any]:
-    """Within it what autograd keeps goes to the host's memory. `plan` puts another one here, which keeps nothing."""
+    """Within it what autograd keeps goes to the host's memory. A rehearsal puts another one here."""
     return save_on_cpu(pin_memory=True)
 
 

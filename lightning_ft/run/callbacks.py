@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_ft import checkpoint
 from lightning_ft.atomic import broken, write_text
+from lightning_ft.curves import read_lines
 from lightning_ft.engine.sharding import summed
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, did_you_mean
 from lightning_ft.run import signals
@@ -256,7 +257,7 @@ class Recorder(L.Callback):
             return summed(pl_module, torch.as_tensor(value)).cpu()
 
         checkpoint["recorder"] = {
-            "sums": [over_ranks(value) for value in (self._loss, self._tokens, self._cells)],
+            "sums": [over_ranks(value) for value in (self._loss, self._tokens, self._cells, self._spared)],
             "logs": {name: tuple(map(over_ranks, pair)) for name, pair in self._logs.items()},
             "steps": self._steps, "supervised": self._supervised, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds,
         }  # fmt: skip
@@ -267,7 +268,7 @@ class Recorder(L.Callback):
         self._steps, self._supervised = kept["steps"], kept["supervised"]
         self._seconds, self._cpu_seconds = kept["seconds"], kept["cpu_seconds"]
         if trainer.is_global_zero:
-            self._loss, self._tokens, self._cells = kept["sums"][0], int(kept["sums"][1]), int(kept["sums"][2])
+            self._loss, (self._tokens, self._cells, self._spared) = kept["sums"][0], map(int, kept["sums"][1:])
         for name, (total, count) in kept.get("logs", {}).items():  # all have the names: they will be summed over ranks again
             mine = float(trainer.is_global_zero)
             self._logs[name] = mine * total, mine * count
@@ -276,7 +277,7 @@ class Recorder(L.Callback):
         """Forget the lines after the step that a resume starts from: they will be written again."""
         self._began, self._first = time.perf_counter(), trainer.global_step
         if trainer.is_global_zero and self.path.exists():
-            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            lines, _ = read_lines(self.path)
             kept = [line for line in lines if line["step"] <= trainer.global_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 

@@ -209,19 +209,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _first_free(stem: str, *, numbered: bool) -> RunFolder:
-    for n in range(1, 100_000):
-        folder = Path("runs") / (f"{stem}_{n}" if numbered or n > 1 else stem)
+def new_folder(parent: Path, stem: str, *, numbered: bool = True) -> Path:
+    """Make `<stem>_<n>` with the first free n, which nobody else then gets; the first without a number if so wanted.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    n = 1
+    while True:
+        folder = parent / (f"{stem}_{n}" if numbered or n > 1 else stem)
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue
+            n += 1
         except OSError as error:
             raise _unwritable(folder, str(error.strerror)) from None
-        run = RunFolder(folder)
-        run.lock()
-        return run
-    raise UsageError(f"Expected a free folder name for runs/{stem}_<n>; clean up runs/ or name one with --output.")
+        else:
+            return folder
+
+
+def _first_free(stem: str, *, numbered: bool) -> RunFolder:
+    run = RunFolder(new_folder(Path("runs"), stem, numbered=numbered))
+    run.lock()
+    return run
 
 
 def _slug(name: str) -> str:

@@ -152,7 +152,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Peak memory so far in bytes: of the GPU where there is one, else of this process (VmHWM)."""
+    """Peak memory so far in bytes: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_ft.atomic import write_json, write_text
 from lightning_ft.errors import UsageError
+from lightning_ft.evaluation import strict
 from lightning_ft.loading import Loaded, load, locate
 from lightning_ft.registry import registry
 from lightning_ft.run.folder import versions
@@ -86,4 +87,5 @@ def _write(folder: Path, found: Benchmarked, details: dict[str, Any]) -> None:
         lines = [json.dumps(sample, ensure_ascii=False, default=str) for sample in samples]
         write_text(folder / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl", "".join(f"{line}\n" for line in lines))
     measurements = [dataclasses.asdict(one) for one in found.measurements]
-    write_json(folder / HARNESS, {"version": 1, "measurements": measurements, "details": details | dict(found.details)})
+    results = {"version": 1, "measurements": measurements, "details": details | dict(found.details)}
+    write_json(folder / HARNESS, strict(results))

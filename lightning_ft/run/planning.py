@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from typing import TYPE_CHECKING
 
-from lightning_ft.data.cache import cache_root
+from lightning_ft.cache import cache_root
 from lightning_ft.data.mixture import mixture_of
 from lightning_ft.data.schedule import DEFAULT_ROWS, Schedule
 from lightning_ft.data.stream import Shard, Stream, content_of

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
+from lightning_ft.engine.head import evaluation_mode
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.hardware import peak_memory
@@ -180,11 +181,10 @@ class Preflight(L.Callback):
         lengths = self.data.tables["validation"].padded
         cells = [int(lengths[list(batch)].max()) * len(batch) for batch in batches]
         largest = max(range(len(batches)), key=lambda i: cells[i])
-        module.eval()
-        start = time.perf_counter()
-        module.make_validation().add(module.model, self.data.validation_batch(batches[largest]).to(module.device))
-        seconds = time.perf_counter() - start
-        module.train()
+        with evaluation_mode(module):
+            start = time.perf_counter()
+            module.make_validation().add(module.model, self.data.validation_batch(batches[largest]).to(module.device))
+            seconds = time.perf_counter() - start
         return seconds * sum(cells) / cells[largest]
 
     def _save(self, trainer: L.Trainer) -> float:

@@ -23,7 +23,7 @@ from lightning_ft.loading import Loaded, load, locate
 from lightning_ft.quantization import count_parameters
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
-from lightning_ft.run.folder import check_writable, versions
+from lightning_ft.run.folder import check_writable, new_folder, versions
 from lightning_ft.run.hardware import peak_memory
 from lightning_ft.run.inherited import reads_of, trained_on
 from lightning_ft.run.quiet import say, silent
@@ -237,11 +237,7 @@ def check_output(output: str | None, results: str) -> None:
 
 
 def free_folder(model: str, output: str | None) -> Path:
-    """`--output`, else the first free `eval_<n>` in the run folder or under runs/."""
+    """`--output`, else a new `eval_<n>` in the run folder or under runs/."""
     if output is not None:
         return Path(output)
-    parent = Path(model) if (Path(model) / "run.json").is_file() else Path("runs")
-    n = 1
-    while (parent / f"eval_{n}").exists():
-        n += 1
-    return parent / f"eval_{n}"
+    return new_folder(Path(model) if (Path(model) / "run.json").is_file() else Path("runs"), "eval")

@@ -1,4 +1,4 @@
-"""Where encoded data, and links to downloaded data, are kept between runs."""
+"""Where encoded data, links to downloaded data and compiled kernels are kept between runs."""
 
 from __future__ import annotations
 
