@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """`$LIGHTNING_FT_CACHE`, else lightning-ft under the user's cache folder."""
-    if own := os.environ.get("LIGHTNING_FT_CACHE"):
-        return Path(own)
+    """`$LIGHTNING_FT_CACHE`, which takes what may be large, else `user_cache`."""
+    own = os.environ.get("LIGHTNING_FT_CACHE")
+    return Path(own) if own else user_cache()
+
+
+def user_cache() -> Path:
+    """lightning-ft under the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-ft"

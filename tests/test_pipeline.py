@@ -285,15 +285,6 @@ def test_a_cache_that_cannot_be_written_is_said_and_done_without(encoded: list[i
     assert encoded == [9, 9]
 
 
-def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_root() == tmp_path / "cache"
-    monkeypatch.delenv("LIGHTNING_FT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cache_root() == Path("/x/lightning-ft")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_root() == Path.home() / ".cache" / "lightning-ft"
-
-
 def test_ten_thousand_rows(encoded: list[int]) -> None:
     """How long that takes is shown by the suite `tokenise` of the benchmarks."""
     name = write("a.jsonl", texts(10_000))

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_ft.cache import cache_root
+from lightning_ft.cache import user_cache
 
 SWITCH = "LIGHTNING_FT_NATIVE"
 """Set to `off`, this variable keeps everything here unused."""
@@ -71,7 +71,7 @@ def _built(compiler: str) -> ctypes.CDLL:
     key = hashlib.sha256(
         b"\0".join([*(file.read_bytes() for file in files), about, " ".join(_FLAGS).encode(), _processor().encode()])
     ).hexdigest()[:32]
-    folder = cache_root() / "native"
+    folder = user_cache() / "native"
     path = folder / f"{key}.so"
     if path.is_file() and path.stat().st_uid == os.getuid():
         with contextlib.suppress(OSError):
