@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_ft.errors import UsageError
-from lightning_ft.evaluation import as_metrics
+from lightning_ft.evaluation import as_metrics, strict
 from lightning_ft.signs import Sign
 
 if TYPE_CHECKING:
@@ -208,10 +208,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for verdict.json; NaN becomes null."""
-        plain, kept = (
-            [{k: _plain(v) for k, v in dataclasses.asdict(c).items()} for c in some]
-            for some in (self.comparisons, self.retention)
-        )
+        plain, kept = ([strict(dataclasses.asdict(c)) for c in some] for some in (self.comparisons, self.retention))
         head = {"version": FORMAT_VERSION, "sentence": self.sentence(), "rows": self.rows}
         found = [sign.as_dict() for sign in self.signs]
         return head | {"comparisons": plain, "retention": kept, "signs": found, "samples": self.samples}
@@ -266,7 +263,3 @@ def _samples(base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
         }
         for a, b in chosen
     ]  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

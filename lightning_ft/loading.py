@@ -75,7 +75,9 @@ def locate(name: str, *, revision: str | None = None) -> Location:
         return locate(str(_offered_by(folder)), revision=revision)
     if (folder / ADAPTER).is_file():
         base, pinned = _base_of(folder)
-        return replace(locate(base, revision=revision or pinned), kind="adapter", adapter=folder, quantization=noted(folder))
+        return replace(
+            locate(base, revision=revision or pinned), kind="adapter", adapter=folder, quantization=quantization_of(folder)
+        )
     if (folder / "config.json").is_file():
         return Location("plain", str(folder))
     raise UsageError(f"Expected '{name}' to hold config.json, {ADAPTER} or run.json; it holds none, so it is no model folder.")
@@ -109,7 +111,7 @@ def _offered_by(folder: Path) -> Path:
     return checkpoint
 
 
-def noted(folder: Path) -> Quantization | None:
+def quantization_of(folder: Path) -> Quantization | None:
     """What the note in an adapter's folder says; None where there is none.
 
     Raises:

@@ -1,6 +1,7 @@
 """Folders that are whole or not there, manifests, the state tree, and which checkpoint a resume finds."""
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -40,6 +41,11 @@ def write(target: Path, files: dict[str, str]) -> None:
 def content(target: Path) -> dict[str, str]:
     found = (p for p in target.rglob("*") if p.is_file() and p.name != atomic.MANIFEST)
     return {str(p.relative_to(target)): p.read_text() for p in found}
+
+
+def test_the_hash_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"abc" * 100_000)
+    assert atomic.sha256(tmp_path / "x.bin") == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from lightning_ft.data.badrows import BadRows
-from lightning_ft.data.sources import digest, expand, read_rows, splits_by_name
+from lightning_ft.data.sources import expand, read_rows, splits_by_name
 from lightning_ft.errors import DataError, UsageError
 
 SUFFIXES = ".jsonl .ndjson .json .csv .tsv .parquet .arrow .txt .md"
@@ -66,11 +65,6 @@ def test_splits_by_name() -> None:
     assert list(splits_by_name(names).values()) == ["train", "test", "validation"]
     assert splits_by_name([Path("train.csv")]) == {}
     assert splits_by_name([Path("train.csv"), Path("notes.csv")]) == {}
-
-
-def test_digest() -> None:
-    Path("x.bin").write_bytes(b"abc" * 100_000)
-    assert digest(Path("x.bin")) == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
 def test_only_plain_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.values import MismatchError, coerce, is_bool, is_list, show
-from lightning_ft.config import PLUGGABLE
+from lightning_ft.config import FILES, PLUGGABLE
 from lightning_ft.errors import UsageError, did_you_mean
 from lightning_ft.run.trainer_words import ALIASES, VALUES
 
@@ -22,8 +22,6 @@ SECTIONS = (*PLUGGABLE, *MAPPINGS)
 SWITCHES = {"help": ("--help", "-h"), "print_config": ("--print_config",)}
 FIRST = "the first argument"
 """The place of a model without its flag."""
-UNSPLIT = ("data", "val_data", "test_data")
-"""Lists whose words are paths and may hold commas."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def _take(flag: str, given: list[str] | None, words: list[str], layer: Layer, op
     option = options[name]
     many = is_list(option.type)
     value = _words(flag, given, words, many=many, alone=is_bool(option.type), kind=option.type)
-    if many and name not in UNSPLIT:
+    if many and name not in FILES:  # paths may hold commas
         value = [part for item in value for part in (item.split(",") if not item.startswith("[") else [item]) if part]
     if name in SECTIONS:
         text = value[0]

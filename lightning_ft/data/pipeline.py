@@ -16,13 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import broken, clear_leftovers, one_at_a_time, whole_folder
+from lightning_ft.atomic import broken, clear_leftovers, one_at_a_time, sha256, whole_folder
 from lightning_ft.cache import cache_root
 from lightning_ft.data.alike import finders
 from lightning_ft.data.build import Build, Place
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.shots import files_of
-from lightning_ft.data.sources import digest, expand, sample_digest, splits_by_name
+from lightning_ft.data.sources import expand, sample_digest, splits_by_name
 from lightning_ft.data.split import FLAGS, SPLITS, Split
 from lightning_ft.data.table import EncodedTable
 from lightning_ft.data.window import Position, Window
@@ -145,12 +145,12 @@ class Pipeline:
     def _digests(self) -> list[str]:
         """Hash of each file's content; a stream's files are not read for it."""
         streamed = self.config.stream is not None
-        return [sample_digest(p.path) if streamed and p.split is None else digest(p.path) for p in self._places]
+        return [sample_digest(p.path) if streamed and p.split is None else sha256(p.path) for p in self._places]
 
     @cached_property
     def _shown(self) -> list[str]:
         """Hash of each further file that the task takes its shots from."""
-        return [digest(path) for path in files_of(self.task)]
+        return [sha256(path) for path in files_of(self.task)]
 
     def _identity(self) -> str:
         assert self.task is not None

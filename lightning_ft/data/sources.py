@@ -118,12 +118,6 @@ def splits_by_name(paths: Sequence[Path]) -> dict[Path, Split]:
     return splits if len(set(splits.values())) > 1 else {}
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def stamp(path: Path) -> tuple[int, int]:
     """Size and time of a file."""
     found = path.stat()

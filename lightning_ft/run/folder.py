@@ -293,7 +293,7 @@ def run_around(name: str) -> Path | None:
     return None
 
 
-def noted(run: Path) -> dict[str, Any]:
+def record_of(run: Path) -> dict[str, Any]:
     """What `run.json` holds; nothing where it cannot be read."""
     try:
         values = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -304,4 +304,4 @@ def noted(run: Path) -> dict[str, Any]:
 
 def status(run: Path) -> str:
     """What `run.json` says of how the run stands."""
-    return str(noted(run).get("status", "unknown"))
+    return str(record_of(run).get("status", "unknown"))

@@ -14,7 +14,7 @@ from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import instance
-from lightning_ft.run.folder import noted, options_of, run_around
+from lightning_ft.run.folder import options_of, record_of, run_around
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ def trained_on(model: str, hashes: Mapping[str, str]) -> list[str]:
         return []
     try:
         sources = json.loads((run / "ledger.json").read_text(encoding="utf-8"))["sources"]
-        had = noted(run)["data"]["files"].items()
+        had = record_of(run)["data"]["files"].items()
         known = {content for name, content in had if sources[name]["train"]}
     except (OSError, ValueError, KeyError, TypeError):  # not to be known any more
         return []

@@ -30,7 +30,7 @@ class Resume:
     @property
     def world_size(self) -> int | None:
         """Data-parallel ranks for which the run's steps were made; None: it has not said."""
-        return folder.noted(self.run).get("world_size")
+        return folder.record_of(self.run).get("world_size")
 
     def open(
         self, config: TrainingConfig, identity: str, total_steps: int, changed: Mapping[str, Any]

@@ -11,7 +11,7 @@ import yaml
 
 from lightning_ft.config import PLUGGABLE, describe
 from lightning_ft.errors import UsageError
-from lightning_ft.run.folder import NOT_OF_THE_RESULT, noted, options_of
+from lightning_ft.run.folder import NOT_OF_THE_RESULT, options_of, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,7 +99,7 @@ def _differences(name: str, then: Any, now: Any, choices: Choices) -> Changes:
         then, now = then or {}, now or {}
         return _by_key(name, {**dict.fromkeys(now), **then}, {**dict.fromkeys(then), **now})
     if name in PLUGGABLE and isinstance(then, dict) and isinstance(now, dict) and then.get("name") == now.get("name"):
-        if name == "optimizer":  # of which only what was given is noted
+        if name == "optimizer":  # of which only what was given is record_of
             usual = inspect.signature(choices.optimizer).parameters.values()
             defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in usual}
             then, now = ({**{key: defaults.get(key) for key in (*then, *now)}, **given} for given in (then, now))
@@ -133,7 +133,7 @@ def _same_elsewhere(name: str, then: object, now: object, run: Path, location: L
     if Path(then).exists():
         return Path(then).resolve() == Path(now).resolve()
     if name == "model":
-        known = noted(run).get("model")
+        known = record_of(run).get("model")
         return known is not None and known == fingerprint(location)
     return True  # an option's file: the texts that come out are compared, and an adapter beneath is by who loads it
 
