@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_ft.engine import attention
 from lightning_ft.engine.attention import documents, documents_attention, forward_kwargs
-from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import token_loss
+from lightning_ft.engine.model import base_model
 from lightning_ft.engine.packing import check_packing
 from lightning_ft.errors import TrainingError
 from lightning_ft.types import Batch

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ft.data.targets import found_ahead, supervised
-from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import head_path, score_rows, token_logps, token_loss
+from lightning_ft.engine.model import base_model
 from lightning_ft.engine.verify import verify_head
 from lightning_ft.types import IGNORE_INDEX, Batch
 

@@ -15,8 +15,8 @@ from lightning_ft.backbone import set_dropout
 from lightning_ft.builtin import SFT
 from lightning_ft.data.collate import muted
 from lightning_ft.engine.attention import documents_attention
-from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import score_rows
+from lightning_ft.engine.model import base_model
 from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.registry import registry

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, masking_utils
 
 from lightning_ft.engine.causal import causal_attention
 from lightning_ft.engine.document import LONG, attend, attend_alike
-from lightning_ft.engine.head import base_model, unwrapped
+from lightning_ft.engine.model import base_model, unwrapped
 from lightning_ft.errors import TrainingError
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lightning_ft.engine.attention import DOCUMENTS, documents_attention
+from lightning_ft.engine.model import with_forward
 from lightning_ft.engine.recompute import stacks_of
 from lightning_ft.errors import TrainingError, UsageError
 
@@ -118,7 +119,7 @@ def _compiled(cls: Any) -> Any:
         finally:
             _borders = None
 
-    short = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    short = with_forward(cls, forward)
     _COMPILED.add(short)
     return short
 

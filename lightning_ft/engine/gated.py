@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_ft.engine import kernels
+from lightning_ft.engine.model import with_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ def _short(cls: type[nn.Module]) -> type[nn.Module] | None:
 
     if not _is_gated(cls):
         return None
-    short = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    short = with_forward(cls, forward)
     _SHORT.add(short)
     return short
 

@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lightning_ft.engine.model import base_model, evaluation_mode, unwrapped
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,51 +38,6 @@ class HeadPath:
 
 
 _paths: WeakKeyDictionary[nn.Module, HeadPath] = WeakKeyDictionary()
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model below torch.compile and data-parallel wrappers; peft's wrapper stays."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def base_model(model: nn.Module) -> Any:
-    """The transformers model itself, below peft too."""
-    inner: Any = unwrapped(model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-
-
-def reshard(model: nn.Module) -> None:
-    """Let `model.parameters()` be the optimiser's parameters again under FSDP2.
-
-    A forward pass without a backward pass leaves the root's parameters gathered: other objects, whose `.grad` is nobody's.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from torch.distributed.fsdp import FSDPModule
-
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode and no gradients, for the length of a `with` block; leaves the random state alone."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    device = next(model.parameters()).device
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        reshard(model)
-        for module in training:
-            module.training = True
 
 
 def head_module(model: nn.Module) -> nn.Module | None:

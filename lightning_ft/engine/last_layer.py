@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lightning_ft.engine.compiled import is_compiled
-from lightning_ft.engine.head import unwrapped
+from lightning_ft.engine.model import decoder_layers, unwrapped
 from lightning_ft.engine.recompute import CHECKPOINT
-from lightning_ft.engine.sharding import decoder_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_ft.engine.head import base_model
+from lightning_ft.engine.model import base_model
 from lightning_ft.errors import TrainingError
 
 if TYPE_CHECKING:

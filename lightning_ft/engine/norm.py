@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_ft.engine import kernels
+from lightning_ft.engine.model import with_forward
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,7 @@ def _short(cls: type[nn.Module]) -> type[nn.Module] | None:
         out: Tensor = cls.forward(self, hidden_states, *args, **kwargs)
         return out
 
-    short = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    short = with_forward(cls, forward)
     if not _agrees(cls):
         return None
     _SHORT.add(short)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_ft.engine.attention import documents, forward_kwargs, set_way, watched_windows
-from lightning_ft.engine.head import base_model, evaluation_mode, unwrapped
+from lightning_ft.engine.model import base_model, evaluation_mode, unwrapped
 from lightning_ft.errors import TrainingError
 from lightning_ft.types import Batch
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from lightning_ft.engine.head import base_model
+from lightning_ft.engine.model import base_model, decoder_layers
 from lightning_ft.quantization import keep_scales
 
 if TYPE_CHECKING:
@@ -28,17 +28,6 @@ SHARED = "replicated_with_grad_allreduce"
 """transformers' word for a weight that lies whole in each process, but meets only the process's part of the activations."""
 UNCUT = frozenset({"lm_head", "embed_tokens"})
 """Not cut though transformers' plan may: the loss makes logits in chunks of all words."""
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's decoder layers, bottom first; none where there is no such list.
-
-    Lists inside a layer (experts) may have the same length by chance; the outermost comes first.
-    """
-    config: Any = getattr(base_model(model), "config", None)
-    number = config.get_text_config().num_hidden_layers if config is not None else 0
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
-    return list(lists[0]) if lists else []
 
 
 class Shards:

@@ -13,8 +13,9 @@ from lightning_ft.data.prefix import share_each
 from lightning_ft.data.targets import row_numbers, supervised
 from lightning_ft.engine import last_layer
 from lightning_ft.engine.attention import packs_documents
-from lightning_ft.engine.head import HeadPath, demote, head_path, reshard
+from lightning_ft.engine.head import HeadPath, demote, head_path
 from lightning_ft.engine.loss import loss_by
+from lightning_ft.engine.model import reshard
 from lightning_ft.errors import TrainingError
 from lightning_ft.types import IGNORE_INDEX, Batch, Encoded
 

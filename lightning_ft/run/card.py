@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch.distributed.tensor import DTensor
 
-from lightning_ft.engine.head import base_model
+from lightning_ft.engine.model import base_model
 from lightning_ft.engine.sharding import gathered
 from lightning_ft.loading import ADAPTER, BENEATH
 from lightning_ft.quantization import loads_by_peft_alone

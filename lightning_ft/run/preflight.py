@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
-from lightning_ft.engine.head import evaluation_mode
+from lightning_ft.engine.model import evaluation_mode
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.hardware import peak_memory

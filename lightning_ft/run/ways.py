@@ -73,7 +73,7 @@ def take_ways(module: FineTuner, data: FineTuneData) -> Iterator[str]:
         Lines for the log.
     """
     from lightning_ft.data.prefix import common_prefix, common_prompt
-    from lightning_ft.engine.head import base_model
+    from lightning_ft.engine.model import base_model
     from lightning_ft.engine.verify import verify_head, verify_last_layer, verify_shared
 
     model = module.model

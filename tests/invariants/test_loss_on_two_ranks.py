@@ -7,8 +7,8 @@ import torch.nn.functional as F
 import transformers as tf
 from torch.distributed.tensor import DTensor
 
-from lightning_ft.engine.head import base_model
 from lightning_ft.engine.loss import head_path, score_rows, token_loss
+from lightning_ft.engine.model import base_model
 from lightning_ft.engine.packing import check_packing
 from lightning_ft.engine.verify import verify_head
 from lightning_ft.testing.ranks import as_rank, run_on_ranks

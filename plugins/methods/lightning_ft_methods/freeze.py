@@ -63,7 +63,7 @@ class Freeze(Method):
         model.requires_grad_(True)
         if self.freeze_ratio == 0:
             return model
-        layers = decoder_layers(model, self.name)
+        layers = layers_for(model, self.name)
         # 1e-9: a third of 3 layers is one layer, though 3 * (1 / 3) may fall a rounding error short.
         frozen = int(self.freeze_ratio * len(layers) + 1e-9) if self.train_layers is None else len(layers) - self.train_layers
         if frozen < 0:
@@ -98,15 +98,15 @@ class Freeze(Method):
         return model
 
 
-def decoder_layers(model: nn.Module, method: str) -> list[nn.Module]:
+def layers_for(model: nn.Module, method: str) -> list[nn.Module]:
     """The model's decoder layers, bottom first; `method` asks for them.
 
     Raises:
         UsageError: there is no list of `config.num_hidden_layers` layers.
     """
-    from lightning_ft.engine import sharding
+    from lightning_ft.engine.model import decoder_layers
 
-    layers = sharding.decoder_layers(model)
+    layers = decoder_layers(model)
     if not layers:
         found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise UsageError(f"Expected a model with a list of decoder layers for --method {method}; got {found} without one.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_ft.engine import kernels
+from lightning_ft.engine.model import with_forward
 from lightning_ft.quantization import is_quantized
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _short(cls: type[nn.Module]) -> type[nn.Module]:
                     y = _Beside.apply(y, flat, *adapter.weights(dtype), adapter.dropout)  # type: ignore[no-untyped-call]  # of torch
         return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]  # of torch
 
-    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    return with_forward(cls, forward)
 
 
 class _Adapter(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lightning_ft.errors import UsageError
 from lightning_ft.method import Method
 from lightning_ft_methods.adapter import check_whole
-from lightning_ft_methods.freeze import decoder_layers
+from lightning_ft_methods.freeze import layers_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -51,7 +51,7 @@ class LISA(Method):
         Raises:
             UsageError: the model has no list of decoder layers, or fewer than are to be active.
         """
-        layers = decoder_layers(model, self.name)
+        layers = layers_for(model, self.name)
         if self.active_layers > len(layers):
             raise UsageError(
                 f"Expected --method.active_layers of at most {len(layers)}, the model's layers; got {self.active_layers}."
@@ -61,7 +61,7 @@ class LISA(Method):
 
     def before_step(self, model: nn.Module, step: int) -> Collection[nn.Parameter]:
         """Let the layers of this step's turn train; those of the others rest, without optimiser state."""
-        active = self.drawn(len(layers := decoder_layers(model, self.name)), step)
+        active = self.drawn(len(layers := layers_for(model, self.name)), step)
         resting = [p for i, layer in enumerate(layers) if i not in active for p in layer.parameters()]
         for i in active:
             layers[i].requires_grad_(True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lightning_ft.errors import UsageError
 from lightning_ft.method import Method
-from lightning_ft_methods.freeze import decoder_layers
+from lightning_ft_methods.freeze import layers_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Spectrum(Method):
         """
         model.requires_grad_(False)
         kinds: dict[str, list[nn.Parameter]] = {}
-        for layer in decoder_layers(model, self.name):
+        for layer in layers_for(model, self.name):
             for name, parameter in layer.named_parameters():
                 if parameter.ndim == 2:
                     kinds.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(parameter)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from lightning_ft_methods.freeze import Freeze, decoder_layers
+from lightning_ft_methods.freeze import Freeze, layers_for
 
 from lightning_ft.errors import UsageError
 from lightning_ft.testing import check_method
@@ -37,7 +37,7 @@ def test_tied_head_is_frozen_with_the_embedding(tiny_gpt2: PreTrainedModel) -> N
 
 @pytest.mark.parametrize(("ratio", "frozen"), [(0.0, 0), (0.49, 0), (0.5, 1), (0.99, 1), (1.0, 2)])
 def test_ratio_is_rounded_down_to_layers(tiny_llama: PreTrainedModel, ratio: float, frozen: int) -> None:
-    layers = decoder_layers(Freeze(ratio).attach(tiny_llama, 1), "freeze")
+    layers = layers_for(Freeze(ratio).attach(tiny_llama, 1), "freeze")
     assert [next(layer.parameters()).requires_grad for layer in layers] == [i >= frozen for i in range(2)]
     assert tiny_llama.get_input_embeddings().weight.requires_grad == (ratio == 0)
 
@@ -48,16 +48,14 @@ def test_a_third_of_three_layers_is_one() -> None:
     config = LlamaConfig(
         vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=3, num_attention_heads=1, num_key_value_heads=1
     )
-    layers = decoder_layers(Freeze(1 - 2 / 3).attach(LlamaForCausalLM(config), 1), "freeze")
+    layers = layers_for(Freeze(1 - 2 / 3).attach(LlamaForCausalLM(config), 1), "freeze")
     assert [next(layer.parameters()).requires_grad for layer in layers] == [False, True, True]
 
 
 def test_backward_ends_at_the_lowest_trained_layer(tiny_llama: PreTrainedModel) -> None:
     model = Freeze(0.5).attach(tiny_llama, 1)
     seen: list[bool] = []
-    decoder_layers(model, "freeze")[0].register_forward_hook(
-        lambda _m, _i, out: seen.append(torch.as_tensor(out).requires_grad)
-    )
+    layers_for(model, "freeze")[0].register_forward_hook(lambda _m, _i, out: seen.append(torch.as_tensor(out).requires_grad))
     model(input_ids=torch.arange(5)[None] + 40, use_cache=False)
     assert seen == [False]
 

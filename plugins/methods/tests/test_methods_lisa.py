@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from lightning_ft_methods.freeze import decoder_layers
+from lightning_ft_methods.freeze import layers_for
 from lightning_ft_methods.lisa import LISA
 from safetensors.torch import load_file
 
@@ -63,7 +63,7 @@ def test_a_turn_lasts_its_interval_and_the_seed_decides() -> None:
 def test_only_what_is_active_trains_and_the_state_of_a_layer_goes_with_its_turn() -> None:
     model = TURNS.attach(tiny_llama(), 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    layers = decoder_layers(model, "lisa")
+    layers = layers_for(model, "lisa")
     for step in range(8):
         for resting in TURNS.before_step(model, step):
             optimizer.state.pop(resting, None)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lightning_ft.engine import last_layer
 from lightning_ft.engine.cross_entropy import default_chunk
-from lightning_ft.engine.head import base_model, head_module, head_path
+from lightning_ft.engine.head import head_module, head_path
+from lightning_ft.engine.model import base_model, decoder_layers
 from lightning_ft.engine.packing import check_packing
-from lightning_ft.engine.sharding import decoder_layers
 from lightning_ft.engine.verify import verify_head
 from lightning_ft.errors import UsageError
 from lightning_ft.master import MasterWeights
