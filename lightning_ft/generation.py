@@ -19,12 +19,12 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from lightning_ft.decoding import Chooser, Closed, Pieces, StopText, TokenQueue, decode
 from lightning_ft.decoding import Sampling as Sampling
+from lightning_ft.engine.model import evaluating
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -114,18 +114,6 @@ def stream_text(
     finally:
         closed.set()
         thread.join()
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a `with` block; afterwards every module is in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

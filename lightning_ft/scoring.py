@@ -12,9 +12,10 @@ import torch
 from lightning_ft.candidates import candidate_likelihoods
 from lightning_ft.data.encode import pair_of
 from lightning_ft.decoding import decode
+from lightning_ft.engine.model import evaluating
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import as_metrics
-from lightning_ft.generation import batches_by_length, evaluating, generate_texts, tracked
+from lightning_ft.generation import batches_by_length, generate_texts, tracked
 from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
 from lightning_ft.words import MOST_PIECES, pieces_of_words
 

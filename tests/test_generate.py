@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lightning_ft.decoding import Chooser, Pieces
+from lightning_ft.engine.model import evaluating
 from lightning_ft.errors import UsageError
-from lightning_ft.generation import Sampling, batches_by_length, evaluating, generate_texts, stream_text
+from lightning_ft.generation import Sampling, batches_by_length, generate_texts, stream_text
 from lightning_ft.testing.models import CONTEXT, FAMILIES, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lightning_ft.engine.model import base_model, evaluation_mode, unwrapped
+from lightning_ft.engine.model import base_model, probing, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +114,7 @@ def _probe(model: nn.Module, path: HeadPath) -> str:
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
-        with evaluation_mode(model), bypassed(model, path):
+        with probing(model), bypassed(model, path):
             ids = torch.tensor([[1, 2, 1]], device=next(model.parameters()).device)
             out = model(input_ids=ids, use_cache=False).logits
     except Exception as error:  # whatever remote code raises: the plain way still works

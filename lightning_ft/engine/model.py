@@ -43,18 +43,26 @@ def reshard(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode and no gradients, for the length of a `with` block; leaves the random state alone."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode for the length of a `with` block; afterwards in the mode that it had."""
     training = [module for module in model.modules() if module.training]
     model.eval()
-    device = next(model.parameters()).device
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
+        yield
     finally:
-        reshard(model)
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """`evaluating` without gradients, which leaves random numbers and shards as they were: for looks before training."""
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            reshard(model)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_ft.engine.attention import documents, forward_kwargs, set_way, watched_windows
-from lightning_ft.engine.model import base_model, evaluation_mode, unwrapped
+from lightning_ft.engine.model import base_model, probing, unwrapped
 from lightning_ft.errors import TrainingError
 from lightning_ft.types import Batch
 
@@ -83,7 +83,7 @@ def _packed_difference(model: nn.Module, vocab_size: int, tolerance: float | Non
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
     ids = torch.cat(parts, 1)
     batch = Batch(ids, ids, positions, borders, tuple(map(str, lengths)))
-    with evaluation_mode(model):
+    with probing(model):
         with watched_windows() as windows, documents(model):
             packed = model(input_ids=ids, **forward_kwargs(batch)).logits
         separate = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], 1)

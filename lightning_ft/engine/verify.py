@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +12,9 @@ from lightning_ft.engine import last_layer
 from lightning_ft.engine.attention import packs_documents
 from lightning_ft.engine.head import HeadPath, demote, head_path
 from lightning_ft.engine.loss import loss_by
-from lightning_ft.engine.model import reshard
+from lightning_ft.engine.model import evaluating, reshard
 from lightning_ft.errors import TrainingError
 from lightning_ft.types import IGNORE_INDEX, Batch, Encoded
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _SAMPLE_TOKENS = 32
 _SAMPLE_ROWS = 2
@@ -82,7 +76,7 @@ def verify_last_layer(model: nn.Module, batch: Batch, tolerance: float | None = 
         return ""
     tolerance = _tolerance(model, None) if tolerance is None else tolerance
     try:
-        with _without_dropout(model):
+        with evaluating(model):
             expected = _loss_and_gradients(model, sample, path)
             with last_layer.only_at(parts, supervised(sample).index, sample.input_ids.numel()):
                 difference = _difference(expected, _loss_and_gradients(model, sample, path))
@@ -147,18 +141,6 @@ def _drops(model: nn.Module) -> bool:
         (isinstance(module, nn.Dropout) and module.p > 0) or float(getattr(module, "attention_dropout", 0) or 0) > 0
         for module in model.modules()
     )
-
-
-@contextlib.contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, for the length of a `with` block; gradients stay."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _sample(batch: Batch) -> Batch | None:

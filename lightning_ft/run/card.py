@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch.distributed.tensor import DTensor
 
-from lightning_ft.engine.model import base_model
+from lightning_ft.engine.model import base_model, evaluating
 from lightning_ft.engine.sharding import gathered
 from lightning_ft.loading import ADAPTER, BENEATH
 from lightning_ft.quantization import loads_by_peft_alone
@@ -192,12 +192,6 @@ def prompt_vectors(model: Any) -> Tensor | None:
     """
     if not hasattr(model, "prompt_encoder"):
         return None
-    modules = list(model.prompt_encoder.modules())
-    modes = [module.training for module in modules]
-    model.prompt_encoder.eval()
-    try:
+    with evaluating(model.prompt_encoder):
         vectors: Tensor = type(model).get_prompt_embedding_to_save(model, model.active_adapter)
         return vectors.clone()
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
-from lightning_ft.engine.model import evaluation_mode
+from lightning_ft.engine.model import probing
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.hardware import peak_memory
@@ -181,7 +181,7 @@ class Preflight(L.Callback):
         lengths = self.data.tables["validation"].padded
         cells = [int(lengths[list(batch)].max()) * len(batch) for batch in batches]
         largest = max(range(len(batches)), key=lambda i: cells[i])
-        with evaluation_mode(module):
+        with probing(module):
             start = time.perf_counter()
             module.make_validation().add(module.model, self.data.validation_batch(batches[largest]).to(module.device))
             seconds = time.perf_counter() - start

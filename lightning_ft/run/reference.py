@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_ft.atomic import write_bytes
+from lightning_ft.engine.model import evaluating
 from lightning_ft.engine.sharding import summed
 from lightning_ft.errors import TrainingError
 from lightning_ft.shortage import first_line, out_of_memory
@@ -79,10 +80,9 @@ class ReferencePass(L.Callback):
 
         rows = {"train": self.data.trained_rows(), "validation": np.arange(len(self.data.tables["validation"]))}
         self.say(f"reference: log-probabilities of {sum(map(len, rows.values())):,} rows by the model as it is now")
-        training = [part for part in module.modules() if part.training]
-        module.eval()
         try:
-            found = {split: self._of_split(split, rows[split], trainer, module) for split in SPLITS}
+            with evaluating(module):
+                found = {split: self._of_split(split, rows[split], trainer, module) for split in SPLITS}
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -90,9 +90,6 @@ class ReferencePass(L.Callback):
                 f"The memory does not suffice for the log-probabilities before training ({first_line(error)}); type "
                 "--eval_batch_size 1, or more of it that fits, or a lower --max_length."
             ) from error
-        finally:
-            for part in training:
-                part.training = True
         if trainer.is_global_zero:
             write_bytes(self.path, save({str(split): values for split, values in found.items()}))
         trainer.strategy.barrier()
