@@ -356,9 +356,9 @@ class Session:
         """The trained model, whole in this process; one that lay in several is read from `final_model`."""
         if not self.sharded:
             return self.module.model
-        return self.load(str(self.folder.path / "final_model"))
+        return self.load(str(self.folder.path / "final_model")).model
 
-    def load(self, name: str, *, from_scratch: bool = False) -> Any:
+    def load(self, name: str, *, from_scratch: bool = False) -> Loaded:
         """Another model, in the number format and the place of this run's, in evaluation mode."""
         return load(
             name, dtype=self.spec.dtype, device=str(self.world.device), revision=self.config.revision,

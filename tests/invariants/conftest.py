@@ -50,11 +50,19 @@ class Forks:
             env=os.environ | ENVIRONMENT | {"LIGHTNING_FT_CACHE": str(folder / "cache")},
         )  # fmt: skip
 
-    def __call__(self, *argv: object, folder: Path, hit: Mapping[str, tuple[float, int]] | None = None) -> Ended:
-        """`lightning-ft ARGV`; `hit` as in forks.py, operations on files being counted in `folder`."""
+    def __call__(
+        self, *argv: object, folder: Path, hit: Mapping[str, tuple[float, int]] | None = None, processes: int = 1
+    ) -> Ended:
+        """`lightning-ft ARGV`, in so many processes; `hit` as in forks.py, operations on files being counted in `folder`."""
         self.number += 1
         log = self.folder / f"log_{self.number}.txt"
-        request = {"argv": [str(word) for word in argv], "folder": str(folder), "log": str(log), "hit": hit or {}}
+        request: dict[str, Any] = {
+            "argv": [str(word) for word in argv],
+            "folder": str(folder),
+            "log": str(log),
+            "hit": hit or {},
+        }
+        request["processes"] = processes
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.server.stdin.write(json.dumps(request) + "\n")

@@ -1,7 +1,8 @@
-"""A server of runs: imports everything once, then forks a process per command line, which a test may kill anywhere.
+"""A server of runs: imports everything once, then forks the processes of a command line, which a test may kill anywhere.
 
-Reads one JSON request per line, `{"argv", "folder", "log", "hit"}`, and answers it with `{"status", "operations"}`, the
-status being an exit code or minus a signal. `hit` is where a signal comes, as `{place: [n, signal]}`: in the n-th call of a
+Reads one JSON request per line, `{"argv", "folder", "log", "hit", "processes"}`, and answers it with `{"status",
+"operations"}`, the status being an exit code or minus a signal: of several processes, which get the variables of torchrun, that
+of the first one that failed. `hit` is where a signal comes, as `{place: [n, signal]}`: in the n-th call of a
 method or function in `PLACES`, before the n-th `operation` on files in `folder`, or `after` n seconds.
 """
 
@@ -9,6 +10,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -81,6 +83,31 @@ def run(request: Mapping[str, Any]) -> None:
     os._exit(code)
 
 
+def variables(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of its processes; nothing where there is one process only."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "forks"}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank)} | size | meet for rank in range(processes)]
+
+
+def wait_for(running: set[int]) -> int:
+    """Until all have ended; with the first that fails the others are ended, too."""
+    first = 0
+    while running:
+        pid, status = os.wait()
+        running.discard(pid)
+        if first == 0 and status:
+            first = os.waitstatus_to_exitcode(status)
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    return first
+
+
 def serve() -> None:
     """Serve until stdin ends."""
     import lightning.pytorch
@@ -94,15 +121,19 @@ def serve() -> None:
     lightning.pytorch.Trainer  # noqa: B018  # resolves lazy imports
     for line in sys.stdin:
         request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            sys.stdin.close()
-            run(request)
-        _, status = os.waitpid(pid, 0)
+        running = set()
+        for told in variables(request["processes"]):
+            pid = os.fork()
+            if pid == 0:
+                sys.stdin.close()
+                os.environ.update(told)
+                run(request)
+            running.add(pid)
+        status = wait_for(running)
         operations = Path(request["log"]).with_suffix(".operations")
         counted = int(operations.read_text()) if operations.exists() else None
         operations.unlink(missing_ok=True)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status), "operations": counted}), flush=True)
+        print(json.dumps({"status": status, "operations": counted}), flush=True)
 
 
 if __name__ == "__main__":

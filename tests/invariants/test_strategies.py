@@ -25,23 +25,36 @@ Fit = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def fit(tmp_path_factory: pytest.TempPathFactory, plain_backbone: Path, uneven: Path, environment: Mapping[str, str]) -> Fit:
-    """`lightning-ft fit` into a new folder, which it returns; started by Lightning, or by torchrun."""
+def fit(
+    tmp_path_factory: pytest.TempPathFactory, plain_backbone: Path, uneven: Path, environment: Mapping[str, str], forks: Any
+) -> Fit:
+    """`lightning-ft fit` into a new folder, which it returns.
+
+    Its processes are forks with the variables of torchrun; `launched`: one process is started, and Lightning starts the
+    others; `torchrun`: torchrun starts so many.
+    """
     place = tmp_path_factory.mktemp("strategies")
 
     def run(
-        *words: object, name: str | None = None, torchrun: int = 0, status: int = 0, fresh: bool = True,
-        model: Path = plain_backbone,
+        *words: object, name: str | None = None, torchrun: int = 0, launched: bool = False, status: int = 0,
+        fresh: bool = True, model: Path = plain_backbone,
     ) -> Path:  # fmt: skip
         folder = place / (name or f"run_{len(list(place.iterdir()))}")
-        start = [sys.executable, "-m", "lightning_ft"]
-        if torchrun:
-            start[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)]
         begin = ("--model", model, "--data", uneven, "--output", folder, *COMMON) if fresh else ("--resume", folder)
-        command = [*start, "fit", *map(str, (*begin, *words))]
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == status, done.stdout + done.stderr
-        assert status or "loss: Loss path chunked: " in done.stderr
+        argv = ["fit", *map(str, (*begin, *words))]
+        if torchrun or launched:
+            start = [sys.executable, "-m", "lightning_ft"]
+            if torchrun:
+                start[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)]
+            done = subprocess.run([*start, *argv], env=os.environ | environment, capture_output=True, text=True, timeout=300)
+            code, said = done.returncode, done.stdout + done.stderr
+        else:
+            asked = argv[argv.index("--devices") + 1] if "--devices" in argv else None
+            before = 1 if fresh else json.loads((folder / "run.json").read_text())["processes"]
+            ended = forks(*argv, folder=folder, processes=int(asked or before))
+            code, said = ended.status, ended.log
+        assert code == status, said
+        assert status or "loss: Loss path chunked: " in said
         return folder
 
     return run
@@ -102,7 +115,7 @@ def goes_on(run: Path, one: Path, fit: Fit, of_run: Any) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
 def test_two_processes_train_all_weights_as_one(strategy: str, fit: Fit, full: Path, of_run: Any) -> None:
     rows = 8 if strategy == "tp" else 4
-    run = fit(*FULL, "--batch_size", rows, "--devices", 2, "--strategy", strategy)
+    run = fit(*FULL, "--batch_size", rows, "--devices", 2, "--strategy", strategy, launched=strategy == "ddp")
     equal(run, full, of_run)
     record = json.loads((run / "run.json").read_text())
     assert (record["processes"], record["world_size"]) == (2, 1 if strategy == "tp" else 2)
