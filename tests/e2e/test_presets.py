@@ -84,9 +84,26 @@ def test_a_run_with_it_is_what_it_says(name: str, tmp_path: Path, monkeypatch: p
     words = ["fit", "--model", "embedded", "--data", str(data), "--config", name, "--output", "run"]
     from lightning_ft.cli import main
 
-    assert main([*words, "--max_steps", "2", "--verdict_rows", "2", "--max_new_tokens", "4", "--preflight", "false"]) == 0
+    assert (
+        main(
+            [
+                *words,
+                "--max_steps",
+                "2",
+                "--verdict_rows",
+                "2",
+                "--max_new_tokens",
+                "4",
+                "--preflight",
+                "false",
+                "--retention",
+                "none",
+            ]
+        )
+        == 0
+    )
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    not_kept = {"max_steps", "verdict_rows", "max_new_tokens", "resume"}  # given here, or of one start alone
+    not_kept = {"max_steps", "verdict_rows", "max_new_tokens", "retention", "resume"}  # given here, or of one start alone
     for key, value in values_of(name).items():
         if key in not_kept:
             continue
@@ -98,13 +115,13 @@ def test_a_run_with_it_is_what_it_says(name: str, tmp_path: Path, monkeypatch: p
 
 
 class StepMemory(L.Callback):
-    """Bytes of tensors at the peak of the third step: weights and optimiser state, and what the step adds to them."""
+    """Bytes of tensors at the peak of the second step: weights and optimiser state, and what the step adds to them."""
 
     peak = 0
     held = 0
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Step, batch_idx: int) -> None:
-        if trainer.global_step != 2:
+        if trainer.global_step != 1:
             return
         states = [tensor for optimizer in trainer.optimizers for state in optimizer.state.values() for tensor in state.values()]
         kept = [*pl_module.parameters(), *(tensor for tensor in states if isinstance(tensor, torch.Tensor))]
@@ -115,7 +132,7 @@ class StepMemory(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        if trainer.global_step != 3:
+        if trainer.global_step != 2:
             return
         self.profiler.stop()
         profiled: Any = self.profiler.profiler
@@ -140,7 +157,7 @@ def long_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def step_memory(name: str | None, rows: Path, output: Path) -> int:
     memory = StepMemory()
     values = values_of(name) if name else {}
-    given = {"max_steps": 4, "verdict_rows": 0, "preflight": False, "trainer": {"callbacks": [memory]}}
+    given = {"max_steps": 2, "verdict_rows": 0, "preflight": False, "save_every": 0, "trainer": {"callbacks": [memory]}}
     lightning_ft.fit(model="embedded", data=str(rows), output=str(output), **{**values, **given})
     assert memory.peak > memory.held > 5_000_000
     return memory.peak
@@ -174,7 +191,7 @@ def test_production_survives_kill_9_on_two_ranks(tmp_path: Path) -> None:
     """The same command again goes on from the last checkpoint, and ends with the bits of a run that nobody killed."""
     words = [
         sys.executable, "-m", "lightning_ft", "fit", "--model", "embedded", "--data", str(SUPPORT),
-        "--config", "production", "--devices", "2", "--max_steps", "12", "--batch_size", "2", "--eval_every", "4",
+        "--config", "production", "--devices", "2", "--max_steps", "6", "--batch_size", "2", "--eval_every", "2",
         "--log_every", "1", "--precision", "fp32", "--verdict_rows", "0", "--preflight", "false",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -185,7 +202,7 @@ def test_production_survives_kill_9_on_two_ranks(tmp_path: Path) -> None:
     process = subprocess.Popen(killed, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "killed" / "run"
     deadline = time.monotonic() + 300
-    while not (folder / "checkpoints" / "checkpoint-step-4").is_dir():
+    while not (folder / "checkpoints" / "checkpoint-step-2").is_dir():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)

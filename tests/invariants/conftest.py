@@ -51,18 +51,15 @@ class Forks:
         )  # fmt: skip
 
     def __call__(
-        self, *argv: object, folder: Path, hit: Mapping[str, tuple[float, int]] | None = None, processes: int = 1
-    ) -> Ended:
-        """`lightning-ft ARGV`, in so many processes; `hit` as in forks.py, operations on files being counted in `folder`."""
+        self, *argv: object, folder: Path, hit: Mapping[str, tuple[float, int]] | None = None, processes: int = 1,
+        short: Mapping[str, object] | None = None,
+    ) -> Ended:  # fmt: skip
+        """`lightning-ft ARGV`, in so many processes; `hit` and `short` as in forks.py, operations being counted in `folder`."""
         self.number += 1
         log = self.folder / f"log_{self.number}.txt"
-        request: dict[str, Any] = {
-            "argv": [str(word) for word in argv],
-            "folder": str(folder),
-            "log": str(log),
-            "hit": hit or {},
-        }
-        request["processes"] = processes
+        words = [str(word) for word in argv]
+        request: dict[str, Any] = {"argv": words, "folder": str(folder), "log": str(log), "hit": hit or {}}
+        request |= {"processes": processes, "short": short}
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.server.stdin.write(json.dumps(request) + "\n")

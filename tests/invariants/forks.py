@@ -1,9 +1,10 @@
 """A server of runs: imports everything once, then forks the processes of a command line, which a test may kill anywhere.
 
-Reads one JSON request per line, `{"argv", "folder", "log", "hit", "processes"}`, and answers it with `{"status",
+Reads one JSON request per line, `{"argv", "folder", "log", "hit", "processes", "short"}`, and answers it with `{"status",
 "operations"}`, the status being an exit code or minus a signal: of several processes, which get the variables of torchrun, that
 of the first one that failed. `hit` is where a signal comes, as `{place: [n, signal]}`: in the n-th call of a
-method or function in `PLACES`, before the n-th `operation` on files in `folder`, or `after` n seconds.
+method or function in `PLACES`, before the n-th `operation` on files in `folder`, or `after` n seconds. `short` is where memory
+runs out, as short.py is told it.
 """
 
 import importlib
@@ -76,6 +77,8 @@ def run(request: Mapping[str, Any]) -> None:
         signal.setitimer(signal.ITIMER_REAL, hits.pop("after")[0])
     for place, (at, number) in hits.items():
         hit_in(*PLACES[place], at, number)
+    if request["short"]:
+        importlib.import_module("short").arm(setattr, **request["short"])
     code = main(request["argv"])
     sys.stdout.flush()
     sys.stderr.flush()

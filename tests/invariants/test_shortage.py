@@ -5,9 +5,6 @@ The failures are injected: at a place of a step, for micro-batches of more than 
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,25 +190,19 @@ def test_half_an_update_is_not_done_again(short: Any, fit: Any, tmp_path: Path, 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("place", ["forward", "backward", "optimizer", "row"])
 def test_one_of_two_ranks(
-    of_run: Any, undisturbed: Any, plain_backbone: Path, weighted: Path, environment: Any, tmp_path: Path, place: str, rank: int
+    of_run: Any, undisturbed: Any, plain_backbone: Path, weighted: Path, forks: Any, tmp_path: Path, place: str, rank: int
 ) -> None:
     whole, run = undisturbed(method="full", packing="off"), tmp_path / "run"
     words: list[object] = ["fit", "--model", plain_backbone, "--data", weighted, "--output", run]
     for name, value in (COMMON | {"accumulate": 1, "method": "full", "packing": "off"}).items():
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else value]
     arm = {"place": place, "at": 1, "most": 2, "rank": rank} if place != "row" else {"place": "backward", "at": 1, "rank": rank}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(SCRIPT), json.dumps(arm), *map(str, words)],
-        env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
+    ended = forks(*words, folder=run, processes=2, short=arm)
     if place == "row":
-        assert done.returncode == 1, done.stderr
-        assert "lightning-ft: The memory does not suffice for row " in done.stderr
-        again = [*torchrun, "-m", "lightning_ft", "fit", "--resume", str(run)]
-        assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint-step-1"], done.stderr
-        done = subprocess.run(again, env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr
+        assert "lightning-ft: The memory does not suffice for row " in ended.ended(1).log
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint-step-1"], ended.log
+        ended = forks("fit", "--resume", run, folder=run, processes=2)
+    ended.ended()
     # Of the optimiser's failure in the first step ranks learn from each other in the second one.
     twice = [{"step": 2, "parts": 4}] if place == "row" else []
     assert told(run) == [{"step": 2, "parts": 2}, *twice]

@@ -45,6 +45,12 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str,
     return found
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is measured: without fast bf16 one takes half a minute."""
+    monkeypatch.setattr(Planning, "_speed", lambda *_, **__: None)
+
+
 def by_name(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in plan["methods"]}
 
@@ -125,6 +131,7 @@ WIDE = {**LLAMA_8B, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_l
         "num_key_value_heads": 8, "vocab_size": 260}  # fmt: skip
 
 
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize(("kind", "bits", "making"), [("nf4", 4.5, 14), ("int8", 8.02, 10)])
 @pytest.mark.parametrize(("precision", "bytes_each"), [("bf16", 2), ("fp32", 4)])
 def test_reading_the_weights_of_a_quantised_base_is_a_moment_of_its_own(
@@ -149,6 +156,7 @@ def test_reading_the_weights_of_a_quantised_base_is_a_moment_of_its_own(
     assert few["parts"][RUNTIME] - plain["parts"][RUNTIME] == pytest.approx(reading, rel=0.2), "but for its holes"
 
 
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize(("kind", "device"), [("nf4", "cpu"), ("int8", "gpu")])
 def test_a_quantised_base_has_the_activations_of_a_plain_one_and_a_weight(
     kind: str, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -156,15 +164,15 @@ def test_a_quantised_base_has_the_activations_of_a_plain_one_and_a_weight(
     """LoRA keeps of a layer's input what it keeps of a plain layer's, no float32 copy; a weight of 2 bytes is written out."""
     folder, rows = tmp_path / "wide", tmp_path / "rows.jsonl"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**WIDE, "num_hidden_layers": 4}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({**WIDE, "num_hidden_layers": 2}), encoding="utf-8")
     tiny_tokenizer().save_pretrained(folder)
     rows.write_text("".join(json.dumps({"prompt": f"{n}" * 300, "completion": "yes " * 100}) + "\n" for n in range(10, 40)))
-    words = ("--data", rows, "--batch_tokens", "2048", "--max_length", "1024", "--quantize", kind, "--precision", "bf16")
+    words = ("--data", rows, "--batch_tokens", "1024", "--max_length", "1024", "--quantize", kind, "--precision", "bf16")
     found = by_name(planned(capsys, folder, *words, "--memory", "24GB", "--device", device))
     plain, few = found["lora"], found[f"lora + {kind}"]
     assert {plain["moment"], few["moment"]} <= {"forward", "backward"}
     more = few["parts"]["activations"] - plain["parts"]["activations"]
-    assert plain["parts"]["activations"] > 1.5e8
+    assert plain["parts"]["activations"] > 3e7
     assert more < 2 * 512 * 2048 + 0.05 * plain["parts"]["activations"]
 
 

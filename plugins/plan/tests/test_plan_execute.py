@@ -56,7 +56,7 @@ def middling_model(folder: Path) -> Path:
 def test_the_preflight_takes_the_place_of_the_forecast(rows: Path, tmp_path: Path, no_leftovers: Path) -> None:
     """In a process of its own, as the memory of this one holds whatever other tests left; with the core's method alone."""
     folder = middling_model(tmp_path / "model")
-    options = ["--batch_tokens", "2048", "--max_steps", "3", "--execute", "--json", "-"]
+    options = ["--batch_tokens", "1024", "--max_steps", "3", "--execute", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "lightning_ft", "plan", str(folder), "--data", str(rows), *options],
         env={**os.environ, "LIGHTNING_FT_DISABLE_PLUGINS": "methods"}, cwd=tmp_path, capture_output=True, text=True,
@@ -70,7 +70,6 @@ def test_the_preflight_takes_the_place_of_the_forecast(rows: Path, tmp_path: Pat
     assert row["memory"] != row["predicted"]
     assert row["predicted"] == pytest.approx(row["memory"], rel=0.25)
     assert row["total_seconds"] > 0
-    # Importing torch's compiler, as peft does, makes the first.
     assert [path.name for path in no_leftovers.iterdir() if not path.name.startswith("torchinductor")] == []
     assert not (tmp_path / "runs").exists()
 
