@@ -155,7 +155,7 @@ def test_real_templates_give_the_same_with_and_without(shared_data: Path, monkey
     for number, path in enumerate(paths):
         used, plain = (Template.resolve(str(path), tokenizer) for _ in range(2))
         plain._locator._frames.wants = lambda shape: False  # type: ignore[method-assign]  # this one learns none
-        for chat in conversations(number, 60):
+        for chat in conversations(number, 30):
             wanted = outcome(plain, chat)
             made.clear()
             assert outcome(used, chat) == wanted, path

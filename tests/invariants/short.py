@@ -1,8 +1,6 @@
-"""Runs that find no memory at a chosen place. As a script: the place as JSON, then the words of the command line."""
+"""Runs that find no memory at a chosen place."""
 
-import json
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -59,10 +57,3 @@ def arm(put: Callable[[Any, str, Any], object], place: str, at: int = 0, most: i
     put(FineTuner, "_micro_loss", micro_loss)
     if place in ("optimizer", "updated"):
         put(torch.optim.AdamW, "_init_group", init_group)  # once torch.compile was used, it is not Adam's
-
-
-if __name__ == "__main__":
-    from lightning_ft.cli import main
-
-    arm(setattr, **json.loads(sys.argv[1]))
-    sys.exit(main(sys.argv[2:]))
