@@ -31,7 +31,7 @@ OF_THE_DATA = frozenset({"data", "val_data", "test_data", "on_error", "max_lost"
 """Options that may change as long as the rows that come out are the same, which `Resume.open` compares."""
 OF_THE_TRAINER = frozenset({
     "callbacks", "logger", "plugins", "profiler", "num_nodes", "max_time", "enable_progress_bar", "enable_model_summary",
-    "enable_checkpointing", "detect_anomaly", "default_root_dir",
+    "detect_anomaly", "default_root_dir",
 })  # fmt: skip
 """Arguments of Lightning's Trainer that may change."""
 MAY_CHANGE = (NOT_OF_THE_RESULT - {"output", "name"}) | COMPUTED_OTHERWISE | ANSWERS | OF_THE_DATA | {"trust_remote_code"}

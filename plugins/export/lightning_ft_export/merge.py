@@ -138,7 +138,8 @@ def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | No
     turned: list[str] = []
     if where.quantization is not None:
         assert where.adapter is not None
-        plain = load(where.base, device="cpu").model  # beside the quantised one there may be no room on a GPU
+        # On the CPU: beside the quantised one there may be no room on a GPU.
+        plain = load(where.base, device="cpu", revision=where.revision).model
         turned = _to_linear(plain)
         if base == "dequantized":
             _turn_back(adapted.get_base_model(), plain)
