@@ -137,10 +137,10 @@ def longest_row(asked: int | None, positions: int, tokenizer: PreTrainedTokenize
     """`max_length`, else the context of the model and of its tokenizer, at most 2,048 tokens.
 
     Raises:
-        UsageError: more is asked for than the model's positions.
+        UsageError: more is asked for than the model's positions, or nothing.
     """
-    if asked is not None and asked > positions:
-        raise UsageError(f"Expected --max_length of at most {positions}, the model's positions; got {asked}.")
+    if asked is not None and not 0 < asked <= positions:
+        raise UsageError(f"Expected --max_length from 1 to {positions}, the model's positions; got {asked}.")
     known = tokenizer.model_max_length
     return asked or min(2048, positions, known if known > 0 else positions)
 

@@ -280,8 +280,10 @@ class FineTuner(L.LightningModule):
         params = [p for group in optimizer.param_groups for p in group["params"]]
         if self.shards is not None:
             self.shards.finish_gradients()
-        self.grad_norm = optim.grad_norm(params).detach()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning leaves that to optimisers that can do it in their step, which is later
+        self.grad_norm = optim.grad_norm(params).detach()
         if scaler is None and Doubt.can_wait(optimizer, params):
             self._doubt = Doubt(optimizer, self.grad_norm, self._micro, self.global_step)
         elif not torch.isfinite(self.grad_norm):

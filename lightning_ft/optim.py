@@ -95,9 +95,14 @@ def decayed(model: nn.Module, groups: Iterable[dict[str, Any]], weight_decay: fl
     return out
 
 
+_OF_EMBEDDINGS = ("trainable_tokens_delta", "lora_embedding_A", "lora_embedding_B")
+"""peft's names for rows of new tokens, and for A and B beside an embedding."""
+
+
 def _outer(model: nn.Module) -> set[int]:
-    """Ids of the matrices of embeddings and output layer."""
+    """Ids of the matrices of embeddings and output layer, and of what an adapter adds to embeddings."""
     outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    outer |= {id(p) for name, p in model.named_parameters() if any(part in name.split(".") for part in _OF_EMBEDDINGS)}
     if (head := getattr(model, "get_output_embeddings", lambda: None)()) is not None:
         outer.add(id(head.weight))
     return outer

@@ -83,3 +83,29 @@ def test_only_plain_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("", " "):
         with pytest.raises(UsageError, match="got an empty one"):
             expand([name])
+
+
+def test_what_a_cleaning_leaves_beside_its_rows_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    for name in ("train.jsonl", "test.jsonl", "data.changes.jsonl", "data.quarantine.jsonl", "report.json"):
+        Path("d", name).write_text("{}")
+    assert [path.name for path in expand(["d"])] == ["test.jsonl", "train.jsonl"]
+
+
+def test_skip_never_passes_over_what_a_stray_quotation_mark_swallows() -> None:
+    lines = [f"{i},answer {i}" for i in range(1000)]
+    lines[500] = '"stray,answer'
+    Path("x.csv").write_text("question,answer\n" + "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"^x\.csv:502: .* in a record that goes on to line 1001, as behind a stray quotation"):
+        list(read_rows(Path("x.csv"), BadRows("skip")))
+
+
+def test_skip_is_advised_only_where_every_problem_is_a_rows() -> None:
+    Path("a.jsonl").write_text("{\n" * 30)
+    Path("b.json").write_text("[1")
+    bad = BadRows("fail")
+    for name in ("a.jsonl", "b.json"):
+        list(read_rows(Path(name), bad))
+    with pytest.raises(DataError, match=r"got \d+ that are not; mend them:"):
+        bad.finish(100)

@@ -1,6 +1,7 @@
 import copy
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +96,20 @@ def test_the_norm_of_gradients_of_16_bits_is_not_rounded_to_16_bits() -> None:
     for p in params:
         p.grad = torch.ones_like(p)
     assert float(optim.grad_norm(params)) == pytest.approx(math.sqrt(3000), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"trainable_token_indices": [5, 6]}, {}], ids=["new tokens", "LoRA"])
+def test_what_an_adapter_adds_to_an_embedding_is_marked(options: dict[str, Any]) -> None:
+    """Muon and GaLore are for matrices inside the network."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj"] if options else ["q_proj", "embed_tokens"]
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=targets, **options))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = optim.param_groups(model, 0.1)
+    outer = {names[id(p)] for group in groups if group.get("embedding") for p in group["params"]}
+    assert len(outer) == (1 if options else 2)
+    assert all("embed_tokens" in name for name in outer)
+    inner = [names[id(p)] for group in groups if not group.get("embedding") for p in group["params"]]
+    assert inner
+    assert all("q_proj" in name for name in inner)

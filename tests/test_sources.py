@@ -219,7 +219,8 @@ BAD: list[tuple[str, bytes | str, str]] = [
      "x.json: expected UTF-8, got the byte 0xe9 at byte 11 of the file; " + CONVERT + "."),
     ("x.csv", "q,a\n1,2\n1,2,3\n", "x.csv:3: expected 2 fields (q, a), got 3" + MEND),
     ("x.csv", 'q,a\n"1,2\n1,2\n',
-     'x.csv:2: expected fields quoted as spreadsheets export them, got "unexpected end of data"' + MEND),
+     'x.csv:2: expected fields quoted as spreadsheets export them, got "unexpected end of data" in a record that goes on to'
+     " line 3, as behind a stray quotation mark; mend it."),
     ("x.csv", b'q,a\n"1\n\xe9",2\n',
      "x.csv:2: expected UTF-8, got the byte 0xe9 at byte 7 of the file; " + CONVERT + OR_SKIP),
     ("x.csv", "q,q\n1,2\n", "x.csv:1: expected each column once, got 'q' twice; rename one of them."),

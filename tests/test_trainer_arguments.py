@@ -29,8 +29,8 @@ def test_nothing_stays_nothing() -> None:
 
 
 def test_only_what_was_given_comes_back_and_typed() -> None:
-    assert trainer_arguments({"limit_train_batches": "0.5", "deterministic": True}) == {
-        "limit_train_batches": 0.5,
+    assert trainer_arguments({"limit_val_batches": "0.5", "deterministic": True}) == {
+        "limit_val_batches": 0.5,
         "deterministic": True,
     }
 
@@ -85,13 +85,13 @@ def test_unknown_names_get_a_suggestion() -> None:
         "Expected --trainer.max_epoch to be an argument of Lightning's Trainer (`lightning-ft fit --help all`); got "
         "'max_epoch'. Did you mean 'max_epochs'?"
     )
-    check_trainer_names({"max_epochs": 3})
+    check_trainer_names({"max_time": "1h"})
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"max_steps": "many"}, "Expected --trainer.max_steps to be a whole number; got 'many'."),
+        ({"num_nodes": "many"}, "Expected --trainer.num_nodes to be a whole number; got 'many'."),
         ({"deterministic": 3}, "Expected --trainer.deterministic to be "),
         ({"callbacks": [{"class_path": "lightning.pytorch.callbacks.NoSuch"}]}, "Expected --trainer.callbacks"),
         ({"callbacks": [{"class_path": STOPPING, "init_args": {"patienc": 3}}]}, "Expected --trainer.callbacks"),

@@ -54,6 +54,8 @@ class BadRows:
         self.count = 0
         self.unreadable = 0
         """Those among `count` that could not even be read."""
+        self.whole = False
+        """Whether a file could not be read on."""
         self.muted = False
         """Problems are passed over, as somebody else has counted them."""
 
@@ -83,6 +85,7 @@ class BadRows:
         if self.policy == "skip":
             raise DataError(f"{Problem(source, line, reason)}.")
         self.unreadable += not self.muted
+        self.whole |= not self.muted
         self._note(source, line, reason, whole=True)
 
     def finish(self, total: int) -> int:
@@ -97,7 +100,7 @@ class BadRows:
         if not self.count:
             return 0
         if self.policy == "fail":
-            skippable = not any(problem.whole for problem in self.problems)
+            skippable = not self.whole
             if self.count > 1:
                 leave = f", or leave them out with {self.skip_by}" if skippable else ""
                 raise DataError(

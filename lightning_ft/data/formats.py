@@ -199,7 +199,7 @@ def _rows_of(document: dict[str, Any]) -> Iterator[Any]:
 
 
 class _Table:
-    """Records of separated fields, each with its first line, its bytes and what is wrong with it."""
+    """Records of separated fields, each with its first and its last line, its bytes and what is wrong with it."""
 
     def __init__(self, stream: BinaryIO, source: str, bad: BadRows, delimiter: str) -> None:
         # The module's limit on a field, 128 KiB, is one for the whole process; it is only ever raised here.
@@ -215,7 +215,7 @@ class _Table:
             self._lines.append((number, raw, problem))
             yield text if problem is None else raw.decode("utf-8", "replace")
 
-    def __iter__(self) -> Iterator[tuple[int, list[str], bytes, str | None]]:
+    def __iter__(self) -> Iterator[tuple[int, int, list[str], bytes, str | None]]:
         while True:
             self._lines.clear()
             problem = None
@@ -227,14 +227,16 @@ class _Table:
                 fields, problem = [""], f'expected fields quoted as spreadsheets export them, got "{error}"'
             if fields:
                 damage = next((found for _, _, found in self._lines if found), None)
-                yield self._lines[0][0], fields, b"".join(raw for _, raw, _ in self._lines), damage or problem
+                raw = b"".join(raw for _, raw, _ in self._lines)
+                first, last = self._lines[0][0], self._lines[-1][0]
+                yield first, first if damage else last, fields, raw, damage or problem
 
 
 def _read_separated(delimiter: str) -> Callable[[BinaryIO, str, BadRows], Iterator[Row]]:
     def read(stream: BinaryIO, source: str, bad: BadRows) -> Iterator[Row]:
         """A header, then as many fields as it has."""
         header: list[str] | None = None
-        for number, fields, raw, problem in _Table(stream, source, bad, delimiter):
+        for number, last, fields, raw, problem in _Table(stream, source, bad, delimiter):
             if header is None:
                 header = fields
                 problem = problem or next(_header_problems(header, delimiter), None)
@@ -246,6 +248,10 @@ def _read_separated(delimiter: str) -> Callable[[BinaryIO, str, BadRows], Iterat
                 problem = f"expected {len(header)} fields ({', '.join(header)}), got {len(fields)}"
             if problem is None:
                 yield Row(dict(zip(header, fields, strict=True)), source, number)
+            elif last > number:  # rows without end may lie in it
+                problem += f" in a record that goes on to line {last}, as behind a stray quotation mark"
+                bad.fatal(source, number, problem)
+                return
             else:
                 bad.add(source, number, problem, raw)
 

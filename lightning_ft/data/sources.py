@@ -26,10 +26,10 @@ SUFFIXES = tuple(READERS)
 """Suffixes of data files, each with an optional one of `PACKED` behind it."""
 NO_DATA = re.compile(
     r"\..*|(readme|licen[cs]e|notice|changelog|citation)([-_.].*)?\.(txt|md)|cache-.*\.arrow"
-    r"|(dataset_infos?|dataset_dict|state)\.json",
+    r"|(dataset_infos?|dataset_dict|state|report)\.json|.*\.(quarantine|changes)\.jsonl",
     re.IGNORECASE,
 )
-"""Names in a folder that are no data: hidden files, papers about the data, and what `datasets` keeps beside its files."""
+"""Names in a folder that are no data: hidden files, papers about it, and what `datasets` and a cleaning leave beside it."""
 
 
 def suffix_of(path: Path) -> str:

@@ -138,7 +138,7 @@ def test_rows_that_max_length_empties_are_a_check_that_says_no(
     )
     refused(cli(*fit, "1"), "Expected --max_length of at least 2 tokens, got 1.")
     refused(cli(*fit, "0"), "Expected --max_length to be above 0; got 0.")
-    refused(cli(*fit, "100000"), "Expected --max_length of at most 256, the model's positions; got 100000.")
+    refused(cli(*fit, "100000"), "Expected --max_length from 1 to 256, the model's positions; got 100000.")
     result = cli(*fit, advised, "--verdict_rows", "0", "--preflight", "false", "--save_every", "0")
     assert result.code == 0, result.err
 

@@ -108,6 +108,7 @@ def test_groups_and_spread_are_shown(models: dict[Family, Path], rows: Path, cli
         (("--devices", "none"), ("--devices", "none")),
         (("--precision", "int4"), ("--precision", "int4")),
         (("--template", "nowhere"), ("nowhere",)),
+        (("--max_length", "100000"), ("Expected --max_length from 1 to 256, the model's positions; got 100000.",)),
     ],
 )
 def test_wrong_options_are_refused(

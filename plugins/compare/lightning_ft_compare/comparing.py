@@ -150,7 +150,7 @@ def _report(
     left_out = [name for name in names if not all(name in side.evaluation.tables for side in sides)]
     if left_out:
         notes.append(f"Left out, as not every evaluation has them: {', '.join(left_out)}.")
-    metrics = _prepared([name for name in names if name not in left_out], base)
+    metrics = as_metrics([name for name in names if name not in left_out])
     rows = base.evaluation.rows
     for name in names:
         signed = {side.evaluation.signatures.get(name, "(no signature)") for side in sides}
@@ -207,14 +207,6 @@ def asked_differently(evaluations: Sequence[Evaluation]) -> list[str]:
         for name in names
         if any(own.get(name) != found[0].get(name) for own in found)
     ]
-
-
-def _prepared(names: Sequence[str], base: Side) -> list[Metric]:
-    """Metrics that know the whole set, as `finish` may need it."""
-    metrics = as_metrics(list(names))
-    for metric in metrics:
-        metric.prepare([row for row in base.evaluation.rows if readable(metric, row)])
-    return metrics
 
 
 def tables_of(metric: Metric, base: Evaluation, other: Evaluation) -> tuple[Tensor, Tensor]:

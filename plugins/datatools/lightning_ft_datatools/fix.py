@@ -25,6 +25,8 @@ QUARANTINE, CHANGES = ".quarantine.jsonl", ".changes.jsonl"
 REMOVED = ("exact_duplicate", "near_duplicate")
 """Kinds beside the errors that take a row out."""
 _BLANKS = re.compile(r"[^\S\n]+")
+_LINE = re.compile(r"([^\S\n]*)(.*?)\s*")
+"""What a line begins with, and the rest up to the blanks at its end."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
 _CODE = re.compile(r"```|^(?: {4}|\t)|^(?:def|class|import|from|#include|function|SELECT) ", re.MULTILINE)
 
@@ -122,8 +124,15 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
 
     A row that stands for several goes only if all of them are bad. Texts are repaired (UTF-8 that was read as something
     else), composed (Unicode NFC), freed of characters that nobody can see and of superfluous white space; code keeps its
-    white space.
+    white space, and every line what it begins with.
+
+    Raises:
+        DataError: a file could not be read to its end, or no row would be left.
     """
+    for finding in report.issues:
+        if finding.kind == "unreadable" and not finding.line:
+            what = "expected a file that can be read to its end, or rows would be lost"
+            raise DataError(f"{finding.source}: {what}; mend it.")
     reasons = _reasons(survey, report.issues)
     cleaned = Cleaned([], [], [])
     for row in survey.rows:
@@ -188,7 +197,8 @@ def clean_text(text: str, *, lower: bool = False) -> tuple[str, list[str]]:
         text = take("Unicode composed", unicodedata.normalize("NFC", text))
     text = take("invisible characters removed", _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
     if not _CODE.search(text):
-        lines = (_BLANKS.sub(" ", line).strip() for line in text.split("\n"))
+        # What a line begins with may be a meaning: nested lists, YAML, code that is not told from prose.
+        lines = (found[1] + _BLANKS.sub(" ", found[2]) for line in text.split("\n") if (found := _LINE.fullmatch(line)))
         text = take("white space", re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip())
     if lower:
         text = take("lower case", text.lower())

@@ -81,10 +81,11 @@ def prepare(
     if not cleaned.kept:
         raise DataError(f"{files[0]}: expected rows that are left after cleaning, got none; see `lightning-ft data check`.")
     rows = [dataclasses.replace(row, values=values) for row, values in cleaned.kept]
-    parts = split_records(records_of(found, rows), shares, seed=seed, stratify=stratify, group=group)
+    parts = split_records(rows, records_of(found, rows), shares, seed=seed, stratify=stratify, group=group)
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"Expected the name of a folder for what is prepared, got the file '{folder}'; name another one.")
+    parts.check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     counts: dict[str, int] = {}

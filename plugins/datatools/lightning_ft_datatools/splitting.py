@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_ft.data.split import Split
+    from lightning_ft.types import Row
     from lightning_ft_datatools.reading import Names
     from lightning_ft_datatools.records import Record
 
@@ -24,21 +25,39 @@ _LOOKED_FOR = 0.3  # likeness of pairs of which the largest across splits is tol
 class Parts:
     """Rows with their split, and the proof that the splits have nothing in common."""
 
-    def __init__(self, records: Sequence[Record], splits: Sequence[Split], closest: tuple[float, str, str] | None) -> None:
+    def __init__(
+        self, read: Sequence[Row], records: Sequence[Record], splits: Sequence[Split], closest: tuple[float, str, str] | None
+    ) -> None:
+        self.read = read
+        """The rows as their files have them, each of which may stand for several records."""
         self.records = records
         self.splits = splits
         self.closest = closest
         """Largest likeness of two prompts in different splits, and the two rows; None: no two are alike at all."""
 
     def rows(self, split: Split) -> list[Mapping[str, Any]]:
-        """The rows of a split, each once, in the order of the file."""
-        found = {(r.row.source, r.row.line): r for r, own in zip(self.records, self.splits, strict=True) if own == split}
-        return [dict(record.row.values) for record in found.values()]
+        """The rows of a split, each once and whole, in the order of the file."""
+        found = {(r.row.source, r.row.line) for r, own in zip(self.records, self.splits, strict=True) if own == split}
+        return [dict(row.values) for row in self.read if (row.source, row.line) in found]
+
+    def check(self, folder: Path) -> None:
+        """Refuse a folder with the file of a split that has no rows now: `fit` would take those of another split for them.
+
+        Raises:
+            UsageError: there is one.
+        """
+        stale = [folder / f"{name}.jsonl" for name in SPLITS if name not in self.splits and (folder / f"{name}.jsonl").exists()]
+        if stale:
+            raise UsageError(
+                f"Expected --output to be a folder without '{stale[0]}', which has no rows now and which `fit` would read; "
+                "take it out, or name another folder."
+            )
 
     def write(self, folder: Path) -> str:
-        """Write `train.jsonl` and the others; comes back with what to print."""
+        """Write `train.jsonl` and the others; comes back with what to print. Errors as of `check`."""
         from lightning_ft_datatools.output import write_rows
 
+        self.check(folder)
         folder.mkdir(parents=True, exist_ok=True)
         cells = []
         for name in SPLITS:
@@ -82,13 +101,14 @@ def split(
 
     reading = read(names, task, columns or {})
     records = [Record(row, example, split_name(row.values.get("split"))) for row, example in reading.examples(reading.rows)]
-    return split_records(records, shares, seed=seed, stratify=stratify, group=group)
+    return split_records(reading.rows, records, shares, seed=seed, stratify=stratify, group=group)
 
 
 def split_records(
-    records: Sequence[Record], shares: Sequence[float], *, seed: int = 0, stratify: str | None = None, group: Sequence[str] = ()
-) -> Parts:
-    """As `split`, of records that were read already."""
+    read: Sequence[Row], records: Sequence[Record], shares: Sequence[float], *, seed: int = 0, stratify: str | None = None,
+    group: Sequence[str] = (),
+) -> Parts:  # fmt: skip
+    """As `split`, of rows that were read already, with the records that they stand for."""
     from lightning_ft_datatools.similar import NEAR, near_pairs
 
     for column in [*group, *([stratify] if stratify and stratify != "class" else [])]:
@@ -105,7 +125,7 @@ def split_records(
         rows, shares, seed, ids=[r.id for r in records], alike=alike, groups=(*GROUP_COLUMNS, *group), strata=strata
     )
     across = [(share, records[i].id, records[j].id) for i, j, share in pairs if splits[i] != splits[j]]
-    return Parts(records, splits, max(across, key=lambda found: found[0], default=None))
+    return Parts(read, records, splits, max(across, key=lambda found: found[0], default=None))
 
 
 def _of_one_row(records: Sequence[Record]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning_ft_datatools
 import pytest
 from lightning_ft_datatools.command import main
+from lightning_ft_datatools.fix import clean_text
 
 from lightning_ft.errors import DataError
 
@@ -80,3 +81,22 @@ def test_the_python_of_the_readme_runs(
         exec(compile(block, "README.md", "exec"), {"__name__": "example"})
     assert "{'train': 54, 'validation': 6} 0" in capsys.readouterr().out
     assert len(read(Path("ready/train.jsonl"))) == 54
+
+
+def test_what_a_line_begins_with_stays() -> None:
+    for text in ("for i in range(1, 4):\n  print(i)", "- a\n  - b", "a:\n  b: 1"):
+        assert clean_text(f"{text}  \n") == (text, ["white space"])
+    assert clean_text("  one   two \n\n\n\n three") == ("one two\n\n three", ["white space"])
+
+
+def test_questions_about_one_passage_stay(tmp_path: Path) -> None:
+    passage = " ".join(f"word{n}" for n in range(150))
+    rows = [
+        {"question": "When was the bridge built?", "context": passage, "answer": "In the spring of 1872."},
+        {"question": "Who was the bridge built by?", "context": passage, "answer": "Maria Keller and her brothers."},
+        {"question": "Who was that bridge built by?", "context": passage, "answer": "Maria Keller and her brothers"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = lightning_ft_datatools.check(str(file))
+    assert [issue.line for issue in report.issues if issue.kind in ("exact_duplicate", "near_duplicate")] == [3]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,3 +164,29 @@ def test_select_by_quality_and_in_balance(scratch: Scratch) -> None:
         select([name], 4, balance="nothing")
     with pytest.raises(UsageError, match="--by"):
         select([name], 4, by="luck")
+
+
+SEVERAL: list[dict[str, Any]] = [
+    {"instruction": f"{word} it.", "instances": [{"input": f"{word} {n}", "output": f"{n} {word}"} for n in range(3)]}
+    for word in WORDS[:12]
+]
+"""Rows that stand for three each."""
+
+
+@pytest.mark.parametrize("command", ["split", "prepare"])
+def test_a_row_that_stands_for_several_is_written_whole(scratch: Scratch, command: str) -> None:
+    scratch.write("rows.jsonl", SEVERAL)
+    assert main([command, "rows.jsonl", "--output", "parts", "--split", "0.5,0.5"]) == 0
+    written = [row for name in ("train", "validation") for row in scratch.read(f"parts/{name}.jsonl")]
+    assert sorted(written, key=str) == sorted(SEVERAL, key=str)
+
+
+@pytest.mark.parametrize("command", ["split", "prepare"])
+def test_the_rows_of_an_older_split_never_stand_beside_a_new_one(scratch: Scratch, command: str) -> None:
+    draw = random.Random(0)
+    scratch.write("rows.jsonl", [{"question": sentence(draw), "answer": sentence(draw)} for _ in range(20)])
+    assert main([command, "rows.jsonl", "--output", "parts", "--split", "0.6,0.2,0.2"]) == 0
+    before = {path.name: path.read_bytes() for path in Path("parts").glob("t*.jsonl")}
+    with pytest.raises(UsageError, match=r"a folder without 'parts/test\.jsonl', which has no rows now and which `fit` would"):
+        main([command, "rows.jsonl", "--output", "parts", "--split", "0.8,0.2"])
+    assert {path.name: path.read_bytes() for path in Path("parts").glob("t*.jsonl")} == before

@@ -155,10 +155,11 @@ def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | No
 
 def _turn_back(quantised: nn.Module, plain: nn.Module) -> None:
     """Give the plain model of linear layers the weights that the quantised one computes with."""
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
     from peft.utils.integrations import dequantize_bnb_weight
 
     for name, module in quantised.named_modules():
-        if not type(module).__module__.startswith("bitsandbytes"):
+        if not isinstance(module, (Linear4bit, Linear8bitLt)):
             continue
         stored: Any = module
         weight = dequantize_bnb_weight(stored.weight, state=getattr(stored, "state", None))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_ft_export.merge import merge
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import lightning_ft
@@ -81,6 +82,8 @@ def test_an_adapter_of_a_quantised_base_keeps_its_function_only_on_weights_that_
     near = {"nf4": 1e-4, "int8": 0.1}[quantize]  # products with int8 weights round their inputs as well
     assert back.most < near
     assert quantize == "int8" or original.mean > 4 * back.mean
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("back", "original")]
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items()), "nothing was turned back"
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
     torch.testing.assert_close(logits(plain), logits(load(run).model), atol=near, rtol=0)
     assert not getattr(plain, "is_quantized", False)

@@ -127,8 +127,14 @@ class Adapter(Method):
 
     @contextlib.contextmanager
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The pretrained function: the adapter switched off, or (where it changed the base) as it was at the start."""
+        """The pretrained function: the adapter switched off, or (where it changed the base) as it was at the start.
+
+        Raises:
+            NotImplementedError: the base changed, and the model was loaded since, so that nobody knows how it was.
+        """
         initial = getattr(model, "initial_adapter", None)
+        if initial is None and self.changes_base:
+            raise NotImplementedError(f"Method {self.name} changed the base of this model, and its start was not kept.")
         if initial is None:
             with model.disable_adapter():  # type: ignore[operator]  # a PeftModel, by `attach`
                 yield model

@@ -114,6 +114,7 @@ def combine(
     config = LoraConfig(
         task_type="CAUSAL_LM", r=target, lora_alpha=target, target_modules=names, inference_mode=True,
         base_model_name_or_path=stored[0].where.base, fan_in_fan_out=bool(stored[0].config.get("fan_in_fan_out")),
+        revision=stored[0].where.revision,
     )  # fmt: skip
     with whole_folder(Path(output)) as folder:
         for path in stored[0].folder.iterdir():  # tokenizer, template, how the base is stored
@@ -138,6 +139,9 @@ def _checked(
     bases = sorted({one.where.base for one in stored})
     if len(bases) > 1:
         raise UsageError(f"Expected --adapters of one base model, got adapters of '{bases[0]}' and '{bases[1]}'.")
+    commits = sorted({str(one.where.revision) for one in stored})
+    if len(commits) > 1:
+        raise UsageError(f"Expected --adapters of one revision of their base, got some of {commits[0]} and of {commits[1]}.")
     kinds = {one.where.quantization for one in stored}
     if len(kinds) > 1:
         said = " and ".join(sorted(kind.quantize if kind else "full precision" for kind in kinds))

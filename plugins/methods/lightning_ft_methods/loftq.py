@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @torch.no_grad()
@@ -31,8 +32,10 @@ def start_from_residual(model: nn.Module) -> None:
     Raises:
         UsageError: the base model's files do not hold the weights under the names that the model has for them.
     """
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_bnb_weight
+    from transformers.pytorch_utils import Conv1D
 
     base: Any = model.get_base_model()  # type: ignore[operator]  # a PeftModel
     with _Stored(str(base.name_or_path), getattr(base.config, "_commit_hash", None)) as stored:
@@ -41,9 +44,13 @@ def start_from_residual(model: nn.Module) -> None:
             if not isinstance(module, LoraLayer):
                 continue
             inner: Any = layer.get_base_layer()
+            if not issubclass(type(inner), (Linear4bit, Linear8bitLt)):  # an embedding, or the head, stays as it was
+                continue
             kept = dequantize_bnb_weight(inner.weight, state=getattr(inner, "state", None)).float()
             full = stored[f"{name}.weight"].to(kept.device, torch.float32)
-            u, s, vh = torch.linalg.svd((full if full.shape == kept.shape else full.t()) - kept, full_matrices=False)
+            if issubclass(getattr(inner, "source_cls", nn.Linear), Conv1D):  # in the file the other way round, square or not
+                full = full.t()
+            u, s, vh = torch.linalg.svd(full - kept, full_matrices=False)
             for adapter, rank in layer.r.items():
                 root = (s[:rank] / layer.scaling[adapter]).sqrt()
                 layer.lora_B[adapter].weight.copy_(u[:, :rank] * root)

@@ -133,6 +133,13 @@ class LoRA(Adapter):
                 f"Expected {stored} for --method.init {self.init}, got {'none' if self.init == 'loftq' else 'one'}; "
                 f"{'add --quantize nf4' if self.init == 'loftq' else 'type --method.init loftq'}, or leave --method.init out."
             )
+        if self.bias != "none" and is_quantized(model):
+            raise UsageError(
+                "Expected --method.bias none on a quantised base, whose layers round their biases as they compute; got "
+                f"{self.bias}."
+            )
+        if self.beneath is not None and self.trainable_tokens is not None:
+            raise UsageError("Expected --method.beneath without --method.trainable_tokens, which both would have; got both.")
         if self.init == "olora" and has_conv1d(model):
             raise UsageError("Expected --method.init default, gaussian, orthogonal or pissa for Conv1D layers; got olora.")
         adapted = super().attach(model, total_steps)

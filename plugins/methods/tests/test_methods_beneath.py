@@ -194,3 +194,19 @@ def test_going_on_upon_another_adapter_is_refused(first: Any, second: Any, rows:
     method = LoRA(rank=4, beneath=str(first.folder))
     with pytest.raises(UsageError, match=r"with the adapter beneath it; type --method.beneath"):
         lightning_ft.fit(model=str(tmp_path / "adapter"), data=rows[1], output=str(tmp_path / "r"), method=method, **OPTIONS)
+
+
+def test_what_both_adapters_would_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Expected --method\.beneath without --method.trainable_tokens"):
+        LoRA(beneath=str(tmp_path), trainable_tokens=[5]).attach(tiny_llama(), 1)
+
+
+@pytest.mark.parametrize("options", [{"init": "pissa"}, {"bias": "all"}])
+def test_a_model_that_was_loaded_again_has_no_start_to_go_back_to(options: Any) -> None:
+    method = LoRA(**options)
+    model = method.attach(tiny_llama(), 1)
+    with method.reference(model):
+        pass
+    object.__delattr__(model, "initial_adapter")
+    with pytest.raises(NotImplementedError, match="its start was not kept"), method.reference(model):
+        pass

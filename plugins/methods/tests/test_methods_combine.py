@@ -229,3 +229,19 @@ def test_the_state_of_the_first_adapters_training_is_left_behind(adapters: list[
     combine([str(checkpoint), adapters[1]], tmp_path / "new")
     found = {path.name for path in (tmp_path / "new").iterdir()} - {"README.md"}  # peft writes a card
     assert found == {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "tokenizer.json"}
+
+
+def test_the_new_adapter_stands_on_the_revision_of_the_others(
+    adapters: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = []
+    for number, (name, commit) in enumerate(zip([*adapters[:2], adapters[1]], ("abc", "abc", "def"), strict=True)):
+        copies.append(tmp_path / str(number))
+        shutil.copytree(name if (Path(name) / "adapter_config.json").is_file() else Path(name) / "final_model", copies[-1])
+        file = copies[-1] / "adapter_config.json"
+        config = json.loads(file.read_text()) | {"base_model_name_or_path": "owner/name", "revision": commit}
+        file.write_text(json.dumps(config))
+    combine([str(path) for path in copies[:2]], tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "adapter_config.json").read_text())["revision"] == "abc"
+    with pytest.raises(UsageError, match="of one revision of their base, got some of abc and of def"):
+        combine([str(path) for path in copies[1:]], tmp_path / "other")

@@ -39,6 +39,8 @@ def measured(row: Row, config: TrainingConfig) -> Row:
         return row
     if "+" in row.name:
         values["quantize"] = values["quantize"] or row.name.rpartition("+ ")[2].partition(" ")[0]
+    else:  # the row of a plain base, whatever was asked for
+        values |= {"quantize": None, "double_quant": False, "compute_dtype": None}
     with tempfile.TemporaryDirectory(prefix="lightning-ft-plan-") as folder:
         values |= {
             "method": {"name": row.method, **row.options}, "output": str(Path(folder) / "run"), "name": None, "resume": None,

@@ -235,7 +235,7 @@ def test_the_table_names_every_method_and_recommends(rows: Path, tmp_path: Path,
         (["--model", "MODEL", "--data", "ROWS", "--method", "lroa"], "Did you mean 'lora'?"),
         (["--model", "MODEL", "--data", "ROWS", "--json", "no/such/plan.json"], "Expected --json to name a file"),
         (["--model", "MODEL", "--data", "ROWS", "--json", "rows.jsonl"], "Expected a name that ends in .json behind --json"),
-        (["--model", "MODEL", "--data", "ROWS", "--max_length", "100000"], "Expected --max_length of at most 256"),
+        (["--model", "MODEL", "--data", "ROWS", "--max_length", "100000"], "Expected --max_length from 1 to 256"),
         (["--model", "MODEL", "--data", "ROWS", "--strategy", "fsdp"], "Expected --strategy auto or ddp"),
     ],
 )

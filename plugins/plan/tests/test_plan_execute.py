@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning_ft_plan.forecast import RUNTIME, Row
@@ -102,3 +102,17 @@ def test_what_fails_is_told_and_the_forecast_stays(rows: Path, tmp_path: Path, n
     assert found.note.startswith("could not be measured: ")
     assert "Expected weights in" in found.note
     assert list(no_leftovers.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "quantize"), [("lora", None), ("lora + int8", "int8")])
+def test_a_plain_row_is_measured_on_a_plain_base(name: str, quantize: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def process(values: Any, folder: Path) -> tuple[None, str]:
+        seen.append(values)
+        return None, "no run here"
+
+    monkeypatch.setattr("lightning_ft_plan.trial._process", process)
+    config = TrainingConfig(model="m", data=["d"], method="lora", quantize="int8")
+    measured(Row(name, "lora", {}, parts=dict.fromkeys((*PARTS, RUNTIME), 1)), config)
+    assert [values["quantize"] for values in seen] == [quantize]

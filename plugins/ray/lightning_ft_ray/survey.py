@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ class Seen:
     versions: dict[str, str]
     """Of the packages that decide a result."""
     files: dict[str, str] = field(default_factory=dict)
-    """What stands at each path: `folder`, a digest of a file, or `nothing`."""
+    """What stands at each path: a digest of the file, or of all files below the folder, or `nothing`."""
 
 
 def look(folder: str, paths: Sequence[str]) -> Seen:
@@ -38,7 +39,10 @@ def look(folder: str, paths: Sequence[str]) -> Seen:
     files = {}
     for name in paths:
         path = Path(folder, name)
-        files[name] = sample_digest(path) if path.is_file() else "folder" if path.is_dir() else "nothing"
+        below = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+        whole = "".join(f"{file.relative_to(path)} {sample_digest(file)}\n" for file in below)
+        digest = f"folder:{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()}"
+        files[name] = sample_digest(path) if path.is_file() else digest if path.is_dir() else "nothing"
     return Seen(versions(), files)
 
 

@@ -234,3 +234,9 @@ def test_another_user_than_root_has_one_too() -> None:
     if "Permission denied" in done.stderr or "No module named 'lightning_ft_tasks.code_metrics.sandbox'" in done.stderr:
         pytest.skip("another user may not read this repository")
     assert done.stdout == "FileNotFoundError: [Errno 2] No such file or directory: '/etc/passwd'\n", done.stderr
+
+
+@contained
+def test_an_answer_that_replaces_what_runs_code_does_not_pass_its_tests() -> None:
+    for name in ("exec", "compile"):
+        assert not run([f"import builtins\nbuiltins.{name} = lambda *a, **k: None", "assert False"]).passed

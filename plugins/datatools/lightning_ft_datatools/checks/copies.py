@@ -37,10 +37,16 @@ def check_copies(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, 
             continue
         if folded(earlier.prompt) == folded(later.prompt):
             continue  # another answer to one prompt: a conflict
-        if _made_beside(earlier, later):
+        if _made_beside(earlier, later) or not _answers_alike(earlier.answer, later.answer):
             continue
         seen.add(other)
         yield "near_duplicate", later, f"{100 * share:.0f} % the same as", earlier.id
+
+
+def _answers_alike(one: str, other: str) -> bool:
+    """Whether two answers have half of their words in common; questions about one passage may be alike by that alone."""
+    words, others = (set(bare(text).split()) for text in (one, other))
+    return len(words & others) >= 0.5 * len(words | others)
 
 
 def _made_beside(one: Record, other: Record) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.errors import json_name
 from lightning_ft.metric import Metric
+from lightning_ft.threads import quota
 from lightning_ft_tasks.answers import answer_of
 from lightning_ft_tasks.code_metrics import sandbox
 from lightning_ft_tasks.code_metrics.grammar import language_of
@@ -181,6 +182,12 @@ def _defined(row: ScoredRow, column: str, code: object) -> set[str]:
     return names_of(tree)
 
 
+def _at_once() -> int:
+    """Programs that run beside each other: more than there are cores for would take each other's seconds."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, quota() or cores)
+
+
 def run_all(programs: Sequence[Sequence[str]]) -> list[bool]:
     """Whether each program ran to its end; equal ones are run once.
 
@@ -190,7 +197,7 @@ def run_all(programs: Sequence[Sequence[str]]) -> list[bool]:
     from lightning_ft.generation import tracked
 
     different = list(dict.fromkeys(tuple(program) for program in programs))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_at_once()) as pool:
         waiting = [pool.submit(_passes, program) for program in different]
         try:
             shown = len(different) >= _LONG
