@@ -252,7 +252,7 @@ def observe(layer: Any) -> None:
         ({}, lambda layer: layer.enable_adapters(enabled=False)),
         ({}, lambda layer: layer.merge()),
         ({}, observe),
-        ({"bias": "lora_only"}, lambda layer: None),
+        ({}, lambda layer: layer.base_layer.bias.requires_grad_(True)),
         ({"use_dora": True}, lambda layer: None),
         ({"use_dora": True, "dropout": 0.4}, lambda layer: None),
     ],

@@ -58,7 +58,7 @@ def resumed_record() -> dict[str, Any]:
         (("--optimizer", "SGD"), "got --optimizer SGD (the run: AdamW); "),
         (("--max_steps", "5"), "got --max_steps 5 (the run: 6); "),
         (("--optimizer.betas", "[0.5,0.9]"), "got --optimizer.betas 0.5,0.9 (the run: 0.9,0.999); "),
-        (("--trainer.gradient_clip_algorithm", "value"), "got --trainer.gradient_clip_algorithm value (the run: none); "),
+        (("--trainer.limit_val_batches", "0.5"), "got --trainer.limit_val_batches 0.5 (the run: none); "),
         (("--config", "quick_test"), "got --"),
         (("--output", "elsewhere"), "got --output elsewhere (the run: none); "),
         (("--name", "other"), "got --name other (the run: none); "),
