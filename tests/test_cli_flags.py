@@ -15,6 +15,7 @@ from lightning_ft.cli.yamlfile import presets, read_config
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
 from lightning_ft.registry import registry
+from lightning_ft.run.trainer_words import DECIDED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -330,7 +331,8 @@ def test_help_shows_the_options_of_the_chosen_class() -> None:
     text = fit_help("fit", request, registry(), everything=True)
     assert "--optimizer.momentum" in text
     assert "--optimizer.lr" not in text
-    assert "--trainer.limit_train_batches" in text
+    assert "--trainer.limit_val_batches" in text
+    assert not [name for name in DECIDED if f"--trainer.{name} " in text], "they would be refused"
 
 
 def test_the_presets_of_the_core_are_valid() -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_ft.run.trainer_arguments import Parser, check_trainer_names, one_sentence
+from lightning_ft.run.trainer_words import DECIDED
 
 if TYPE_CHECKING:
     from lightning_ft.cli.resolve import Request
@@ -69,9 +70,9 @@ class TrainerCLI(LightningCLI):
 
 
 def trainer_help() -> str:
-    """Lightning's own arguments, as its parser prints them."""
+    """Lightning's own arguments, as its parser prints them, without those that a run decides."""
     parser = Parser(prog="lightning-ft fit", usage="lightning-ft fit [--trainer.ARGUMENT VALUE ...]", add_help=False)
-    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, sub_configs=True, skip=set(DECIDED))
     return parser.format_help()
 
 

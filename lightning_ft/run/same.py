@@ -99,7 +99,7 @@ def _differences(name: str, then: Any, now: Any, choices: Choices) -> Changes:
         then, now = then or {}, now or {}
         return _by_key(name, {**dict.fromkeys(now), **then}, {**dict.fromkeys(then), **now})
     if name in PLUGGABLE and isinstance(then, dict) and isinstance(now, dict) and then.get("name") == now.get("name"):
-        if name == "optimizer":  # of which only what was given is record_of
+        if name == "optimizer":  # of which only what was given is noted
             usual = inspect.signature(choices.optimizer).parameters.values()
             defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in usual}
             then, now = ({**{key: defaults.get(key) for key in (*then, *now)}, **given} for given in (then, now))
