@@ -128,9 +128,29 @@ def load_config(spec: BackboneSpec) -> Any:
         raise _refused("a model", spec.model, error, "mend its config.json, or name another model with --model") from error
 
 
-def positions_of(config: Any) -> int:
-    """Tokens that a model has places for, by its config; 2,048 where that sets no limit."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
+def positions_of(config: Any, taken: int = 0) -> int:
+    """Tokens of a row that a model has places for, by its config; 2,048 where that sets no limit.
+
+    Args:
+        config: transformers' config of the model.
+        taken: places that a method takes before every row.
+
+    Raises:
+        UsageError: it takes all of them.
+    """
+    places = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
+    if taken >= places:
+        raise UsageError(
+            f"Expected a method that leaves some of the model's {places} positions to the rows, got one that takes {taken} "
+            "before each; give it fewer."
+        )
+    return places - taken
+
+
+def taken_positions(model: Any) -> int:
+    """Places that the learned vectors of a loaded adapter take before every row."""
+    adapters = getattr(model, "peft_config", {}).values()
+    return max((getattr(adapter, "num_virtual_tokens", None) or 0 for adapter in adapters), default=0)
 
 
 def longest_row(asked: int | None, positions: int, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -143,6 +163,21 @@ def longest_row(asked: int | None, positions: int, tokenizer: PreTrainedTokenize
         raise UsageError(f"Expected --max_length from 1 to {positions}, the model's positions; got {asked}.")
     known = tokenizer.model_max_length
     return asked or min(2048, positions, known if known > 0 else positions)
+
+
+def tokenizer_of(model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model that is loaded, of the same commit; code of its own runs where the model's does.
+
+    Raises:
+        UsageError: as `load_tokenizer`.
+    """
+    revision = getattr(model.config, "_commit_hash", None)
+    return load_tokenizer(model.name_or_path, revision=revision, trust_remote_code=has_own_code(model))
+
+
+def has_own_code(model: Any) -> bool:
+    """Whether a loaded base model runs code of its repository, which then was trusted."""
+    return type(model).__module__.startswith("transformers_modules.")
 
 
 def load_tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

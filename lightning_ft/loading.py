@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError
 
 from lightning_ft.atomic import MANIFEST
-from lightning_ft.backbone import AGAIN, BackboneSpec, load_tokenizer, quiet_peft, read_json
+from lightning_ft.backbone import AGAIN, BackboneSpec, has_own_code, load_tokenizer, quiet_peft, read_json, tokenizer_of
 from lightning_ft.errors import UsageError
 from lightning_ft.quantization import NOTE, Quantization, keep_types
 from lightning_ft.vocabulary import grow
@@ -188,7 +188,7 @@ def with_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     if (folder / "tokenizer_config.json").is_file():
-        _make_room(model, load_tokenizer(str(folder)))
+        _make_room(model, load_tokenizer(str(folder), trust_remote_code=has_own_code(model)))
     with quiet_peft():
         try:
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
@@ -206,8 +206,7 @@ def with_adapter(model: Any, folder: Path) -> Any:
 def _make_room(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Rows for the tokens that an adapter's tokenizer has more than its base has rows."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        revision = getattr(model.config, "_commit_hash", None)
-        grow(model, load_tokenizer(model.name_or_path, revision=revision), tokenizer)
+        grow(model, tokenizer_of(model), tokenizer)
 
 
 def untie_adapted(model: Any) -> None:

@@ -54,8 +54,9 @@ class MasterWeights(torch.optim.Optimizer):
         """Stands for a parameter in the inner optimiser, and is filled for the length of its update."""
         self.inner = inner([group | {"params": [self._wide.get(p, p) for p in group["params"]]} for group in groups])
         self.lower: dict[Tensor, Tensor] = {}
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self.inner.param_groups]
-        super().__init__([own | group for own, group in zip(options, groups, strict=True)], {})
+        own = {wide: p for p, wide in self._wide.items()}
+        # The inner optimiser's groups, which may be others than it was given: matrices and the rest, for example.
+        super().__init__([g | {"params": [own.get(p, p) for p in g["params"]]} for g in self.inner.param_groups], {})
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

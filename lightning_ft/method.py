@@ -49,6 +49,16 @@ class Method(ABC):
     trains_in_turns: ClassVar[bool] = False
     """True where `before_step` lets other parameters train than before; between ranks that takes looking for them."""
 
+    @property
+    def starts_upon(self) -> str | None:
+        """An adapter that takes part from the beginning, as users name it; None: training begins with the base model."""
+        return None
+
+    @property
+    def leading_positions(self) -> int:
+        """Positions of the context that the method takes before every row."""
+        return 0
+
     @abstractmethod
     def attach(self, model: nn.Module, total_steps: int) -> nn.Module:
         """Add the method's parameters to `model`, freeze the rest, and return the model to train."""

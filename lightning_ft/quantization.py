@@ -113,6 +113,26 @@ def settle(config: TrainingConfig, before: Quantization | None, method: Method, 
     return asked
 
 
+def full_precision(config: Any, model: str) -> Any:
+    """The config of a model whose weights are stored in full precision, which alone is trained upon.
+
+    Args:
+        config: transformers'.
+        model: As the user named it.
+
+    Raises:
+        UsageError: they are stored in few bits already, which would be neither counted nor kept as what they are.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored:
+        kind = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+        raise UsageError(
+            f"Expected a model in full precision, got '{model}', whose weights are stored in few bits already "
+            f"({getattr(kind, 'value', kind)}); name the model that it was made of, and type --quantize nf4 to train upon few bits."
+        )
+    return config
+
+
 def is_quantized(model: nn.Module, *, bits: int | None = None) -> bool:
     """Whether transformers loaded the model, or the base of the adapted model, in few bits (in so many, if they are named)."""
     names = {None: "is_quantized", 4: "is_loaded_in_4bit", 8: "is_loaded_in_8bit"}

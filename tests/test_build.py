@@ -196,3 +196,17 @@ def test_memory_does_not_grow_with_the_files(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Encoder, "_tokenise", counted)
     prepare(write("a.jsonl", ROWS))
     assert 10 <= most[0] <= 45
+
+
+def test_rows_are_split_by_what_they_ask_whatever_else_they_hold() -> None:
+    """A word that all rows share holds none of them together, and an answer in a column of any name tears no question apart."""
+
+    def turns(i: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"Question {i // 2}?"}, {"role": "assistant", "content": f"Answer {i}."}]
+
+    rows = [{"messages": turns(i), "lang": "en", "thoughts": f"So {i} it is."} for i in range(60)]
+    found = prepare(write("talks.jsonl", rows))
+    split = {row.rpartition(":")[2]: name for name, table in content(found).items() for _, _, row in table}
+    assert len(split) == 60
+    assert all(split[f"{i + 1}"] == split[f"{i + 2}"] for i in range(0, 60, 2))
+    assert {name: len(table) for name, table in found.tables.items()} == {"train": 48, "validation": 6, "test": 6}

@@ -84,6 +84,35 @@ def test_it_is_the_optimiser_of_float32_weights(name: str) -> None:
         assert torch.equal(exact, b.detach())
 
 
+@pytest.mark.parametrize("name", ["GaLore", "APOLLO", "Muon"])
+def test_groups_that_the_optimiser_makes_itself_keep_their_options(name: str) -> None:
+    """A rank of 20 leaves matrices of two shapes in groups of their own; each keeps its own weight decay."""
+    options: dict[str, Any] = {} if name == "Muon" else {"rank": 10}
+    cls: Any = registry().optimizers[name].cls
+
+    def make(of: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        found: torch.optim.Optimizer = cls(of, lr=1e-3, **options)
+        return found
+
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((24, 16), (8, 24), (40,), (12, 48))
+    values = [torch.randn(shape, generator=draw).bfloat16() for shape in shapes]
+    grads = [torch.randn(shape, generator=draw).bfloat16() for shape in shapes]
+    narrow, wide = [nn.Parameter(v) for v in values], [nn.Parameter(v.float()) for v in values]
+    ours, theirs = (
+        maker([{"params": p[:3], "weight_decay": 0.1}, {"params": p[3:], "weight_decay": 0.0}])
+        for maker, p in ((lambda of: MasterWeights(make, of), narrow), (make, wide))
+    )
+    for _ in range(3):
+        for a, b, grad in zip(narrow, wide, grads, strict=True):
+            a.grad, b.grad = grad.clone(), grad.float()
+        ours.step()
+        theirs.step()
+    assert all(
+        torch.equal(joined(a.detach(), ours.lower[a]), b.detach()) for a, b in zip(narrow, wide, strict=True)
+    )
+
+
 def test_updates_too_small_for_16_bits_add_up() -> None:
     params = [nn.Parameter(torch.ones(4, dtype=torch.bfloat16)) for _ in range(2)]
     ours, plain = (

@@ -25,7 +25,7 @@ from lightning_ft.data.pieces import BLOCK, Pieces
 from lightning_ft.data.rename import Renaming
 from lightning_ft.data.shots import Shots
 from lightning_ft.data.sources import check_unchanged, read_rows, stamp
-from lightning_ft.data.split import SPLITS, Split, Splitter
+from lightning_ft.data.split import SPLITS, Split, Splitter, prompt_key
 from lightning_ft.data.unfold import examples_of
 from lightning_ft.data.window import keys_of
 from lightning_ft.errors import DataError, TrainingError, UsageError, did_you_mean
@@ -167,9 +167,9 @@ class Build:
         if self.window.later:
             return []
         keys: set[int] = set()
-        for (row, _), fixed, split in zip(self._kept, self._fixed, splits, strict=True):
+        for (row, parts), fixed, split in zip(self._kept, self._fixed, splits, strict=True):
             if fixed is None and split != "train" and row.values.get("split") is None:
-                keys.update(keys_of(row.values))
+                keys.update(keys_of(row.values, _examples_in(parts)))
         return sorted(keys)
 
     # ---- first pass ---------------------------------------------------------------------------------------------
@@ -178,9 +178,6 @@ class Build:
         """Read and format every row; count what cannot be, and note what decides the split of the others."""
         names: set[str] = set()
         for row, split in self._detected(self._read(bad, self.ledger)):
-            if self.window is not None and self.window.must_not_train(row.values):
-                self.ledger.add_dropped(row.source, HELD_OUT)
-                continue
             if self._held_out and (name := row.values.get("task")) is not None:
                 names.add(name := str(name))
                 split = "test" if name in self._held_out else split
@@ -191,12 +188,15 @@ class Build:
             except ValueError as error:
                 _refuse(row, str(error), bad, self.ledger)
                 continue
+            if self.window is not None and self.window.must_not_train(row.values, _examples_in(parts)):
+                self.ledger.add_dropped(row.source, HELD_OUT)
+                continue
             self.ledger.add_unfolded(row.source, len(parts) - 1)
             if self._shots is not None:
-                self._shots.offer(row, len(self._fixed))
+                self._shots.offer(row, parts[0][1], len(self._fixed))
             self._fixed.append(split)
             if split is None:
-                self._splitter.add(row.values, row.id)
+                self._splitter.add(row.values, map(prompt_key, _examples_in(parts)), row.id)
             if self._kept is not None:
                 self._kept.append((row, parts))
         if self._renaming.met:
@@ -240,7 +240,7 @@ class Build:
         if self.task is not None and self.task.demonstrations:
             if self.window is not None and self.task.demonstration_file is None:
                 raise UsageError("Expected --task.shots_from FILE with --stream, as no shard has all training rows; got none.")
-            self._shots = Shots(self.task, self.config.seed)
+            self._shots = Shots(self.task, self.config.seed, self.config.columns)
         yield from rows
 
     def _task_of(self, rows: list[Row]) -> Task:
@@ -329,7 +329,7 @@ class Build:
         """The same, with the training rows that the task shows before the row."""
         if self._shots is None:
             return parts
-        return self._examples(replace(row, values=self._shots.before(row)))
+        return self._examples(replace(row, values=self._shots.before(row, parts[0][1])))
 
     def _check_unchanged(self, pieces: Pieces) -> None:
         try:
@@ -349,6 +349,10 @@ class Build:
 
         console = Console(stderr=True)
         yield from track(blocks, description="tokenising", total=-(-total // CHUNK), completed=done // CHUNK, console=console)
+
+
+def _examples_in(parts: Parts) -> list[Example]:
+    return [example for _, example in parts]
 
 
 def _blocks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:

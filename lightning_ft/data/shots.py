@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.badrows import BadRows
+from lightning_ft.data.rename import renamed
 from lightning_ft.data.sources import expand, read_rows
 from lightning_ft.data.split import content_hash, prompt_key
 from lightning_ft.errors import DataError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from lightning_ft.data.split import Split
     from lightning_ft.task import Task
-    from lightning_ft.types import Row
+    from lightning_ft.types import Example, Row
 
 SHOTS = "shots"
 """The key under which `Task.format` gets the rows to show."""
@@ -40,22 +41,23 @@ class Shots:
     Args:
         task: Says how many, and may name a file to take them from.
         seed: Another seed draws others.
+        columns: As for `renamed`, for the rows of that file.
     """
 
-    def __init__(self, task: Task, seed: int) -> None:
-        self.count, self.seed = task.demonstrations, seed
+    def __init__(self, task: Task, seed: int, columns: Mapping[str, str]) -> None:
+        self.count, self.seed, self.columns = task.demonstrations, seed, columns
         self._heap: list[_Candidate] = []  # with negated ranks: the first is the one to drop
         self._pool: list[_Candidate] = []
         self._file = task.demonstration_file
         self._format = task.format
 
-    def offer(self, row: Row, number: int) -> None:
-        """A row that may turn out to be a training row, with its number among all rows."""
+    def offer(self, row: Row, example: Example, number: int) -> None:
+        """A row that may turn out to be a training row, the first example that it stands for, and its number among all rows."""
         if self._file is None:
-            self._push(row.values, number)
+            self._push(row.values, example, number)
 
-    def _push(self, values: Mapping[str, Any], number: int) -> None:
-        prompt = prompt_key(values)
+    def _push(self, values: Mapping[str, Any], example: Example, number: int) -> None:
+        prompt = prompt_key(example)
         candidate = _Candidate(-content_hash(f"{self.seed}:{prompt}:{number}"), prompt, number, values)
         (heapq.heappush if len(self._heap) < POOL else heapq.heappushpop)(self._heap, candidate)
 
@@ -67,8 +69,8 @@ class Shots:
         """
         if self._file is not None:
             for number, row in enumerate(_rows_of(self._file)):
-                self._check(row)
-                self._push(row.values, number)
+                row = renamed(row, self.columns)
+                self._push(row.values, self._example(row), number)
         self._pool = sorted(c for c in self._heap if self._file is not None or splits[c.number] == "train")
         prompts = len({candidate.prompt for candidate in self._pool})
         if prompts <= self.count:
@@ -78,16 +80,16 @@ class Shots:
                 f" {prompts}; take fewer shots, or name a file with --task.shots_from FILE."
             )
 
-    def _check(self, row: Row) -> None:
-        """Refuse a row of the file that cannot be shown."""
+    def _example(self, row: Row) -> Example:
+        """Of a row of the file; refuses one that cannot be shown."""
         try:
-            self._format(row.values)
+            return self._format(row.values)
         except ValueError as error:
             raise DataError(f"{row.id}: {error}; mend it, or name another file with --task.shots_from.") from None
 
-    def before(self, row: Row) -> dict[str, Any]:
-        """The columns of a row, with the rows to show under `SHOTS`."""
-        own = prompt_key(row.values)
+    def before(self, row: Row, example: Example) -> dict[str, Any]:
+        """The columns of a row whose example without shots is this one, with the rows to show under `SHOTS`."""
+        own = prompt_key(example)
         draw = random.Random(f"{self.seed}:{own}:{row.line}:{row.part}")
         shown: dict[int, Mapping[str, Any]] = {}
         while len(shown) < self.count:

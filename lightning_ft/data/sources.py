@@ -107,15 +107,22 @@ def _named(name: str) -> list[Path]:
 def splits_by_name(paths: Sequence[Path]) -> dict[Path, Split]:
     """The split of each file by its name or folder (`test.jsonl`, `train-00000.parquet`, `dev/a.csv`).
 
-    Empty unless every file is named so and there are several splits: one `train.csv` alone says nothing.
+    Empty unless there are several splits: one `train.csv` alone says nothing.
+
+    Raises:
+        UsageError: there are several, and a file that says none: its rows would decide whether the others' names count.
     """
-    splits: dict[Path, Split] = {}
-    for path in paths:
-        name = split_name(re.split(r"[-_.]", path.name)[0]) or split_name(path.parent.name)
-        if name is None:
-            return {}
-        splits[path] = name
-    return splits if len(set(splits.values())) > 1 else {}
+    named = {path: split_name(re.split(r"[-_.]", path.name)[0]) or split_name(path.parent.name) for path in paths}
+    splits = {path: split for path, split in named.items() if split is not None}
+    if len(set(splits.values())) < 2:
+        return {}
+    if len(splits) < len(named):
+        silent, other = (next(path for path in paths if (path in splits) is said) for said in (False, True))
+        raise UsageError(
+            f"Expected all files of --data or none to be named after a split, as '{other}' is; got '{silent}'; take it out, or "
+            "name the files of each split after --data, --val_data and --test_data."
+        )
+    return splits
 
 
 def stamp(path: Path) -> tuple[int, int]:

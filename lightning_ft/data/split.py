@@ -12,11 +12,14 @@ import numpy as np
 
 from lightning_ft.data.joined import joined
 from lightning_ft.errors import DataError, UsageError
+from lightning_ft.types import Classified, Conversation, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from lightning_ft.types import Example, Message
 
 Split = Literal["train", "validation", "test"]
 
@@ -30,12 +33,6 @@ SPELLINGS: dict[str, Split] = {
 """Accepted values of a `split` column, in any case."""
 GROUP_COLUMNS = ("group", "conversation_id", "document_id", "customer_id")
 """Rows with an equal value in one of these columns stay in one split."""
-NOT_PROMPT = frozenset({
-    "split", "id", "qid", "uid", "uuid", "idx", "index", "source", "output", "response", "answer", "answers", "completion",
-    "chosen", "rejected", "label", "category", "intent", "target", "solution", "weight", "score", *GROUP_COLUMNS,
-})  # fmt: skip
-"""Columns that do not belong to what the model is asked: two rows that differ only here are the same prompt."""
-TURNS = ("messages", "conversations")
 
 
 def split_name(value: Any) -> Split | None:
@@ -44,13 +41,15 @@ def split_name(value: Any) -> Split | None:
 
 
 def split_rows(
-    rows: Sequence[Mapping[str, Any]], shares: Sequence[float], seed: int, *, ids: Sequence[str] | None = None,
-    alike: Sequence[tuple[int, int]] = (), groups: Sequence[str] = GROUP_COLUMNS, strata: Sequence[str] | None = None,
+    rows: Sequence[Mapping[str, Any]], prompts: Sequence[Iterable[int]], shares: Sequence[float], seed: int, *,
+    ids: Sequence[str] | None = None, alike: Sequence[tuple[int, int]] = (), groups: Sequence[str] = GROUP_COLUMNS,
+    strata: Sequence[str] | None = None,
 ) -> list[Split]:  # fmt: skip
     """The split of each row: a `Splitter` over rows that are all at hand.
 
     Args:
         rows: the columns of each row.
+        prompts: the `prompt_key` of each example that a row stands for.
         shares: see `Splitter.splits`.
         seed: see `Splitter.splits`.
         ids: `file:line` of each row for messages.
@@ -63,8 +62,8 @@ def split_rows(
         UsageError: not two or three shares, or a negative one.
     """
     splitter = Splitter(groups)
-    for i, row in enumerate(rows):
-        splitter.add(row, ids[i] if ids else f"row {i + 1}")
+    for i, (row, keys) in enumerate(zip(rows, prompts, strict=True)):
+        splitter.add(row, keys, ids[i] if ids else f"row {i + 1}")
     return splitter.splits(shares, seed, alike=alike, strata=strata)
 
 
@@ -74,11 +73,11 @@ class Splitter:
     A `split` column wins. What it never names although its share is above 0 is split off its train rows, in the
     proportion of the shares. Without the column all rows are split by the shares.
 
-    The seeded split moves whole groups: rows with an equal value in a column of `groups`, rows with the same prompt (all
-    columns but those of `NOT_PROMPT`, without the last answer of a conversation), and pairs that are `alike`, directly or
-    through other rows. Groups are taken in the order of a hash of seed and content, so the result depends neither on the
-    order of the rows nor on the process. A split gets whole groups until it has its share of rows, of each stratum if
-    there are some; each share above 0 gets at least one group, train first, as long as there are groups.
+    The seeded split moves whole groups: rows with an equal value in a column of `groups`, rows that ask the same (see
+    `prompt_key`), and pairs that are `alike`, directly or through other rows. Groups are taken in the order of a hash of
+    seed and content, so the result depends neither on the order of the rows nor on the process. A split gets whole groups
+    until it has its share of rows, of each stratum if there are some; each share above 0 gets at least one group, train
+    first, as long as there are groups.
 
     Args:
         groups: columns whose values hold rows together.
@@ -86,8 +85,8 @@ class Splitter:
 
     def __init__(self, groups: Sequence[str] = GROUP_COLUMNS) -> None:
         self._columns = groups
-        self._prompts = array("Q")  # hash of each row's prompt
-        self._bound = array("Q")  # row, hash, row, hash ...: values that hold rows together
+        self._prompts = array("Q")  # hash of each row's first prompt
+        self._bound = array("Q")  # row, hash, row, hash ...: further prompts, and values that hold rows together
         self._given = bytearray()  # 1 + number of the split that the row names, or 0
         self._silent: str | None = None  # the first row that names no split
 
@@ -96,11 +95,12 @@ class Splitter:
         """Whether rows name their split."""
         return any(self._given)
 
-    def add(self, row: Mapping[str, Any], place: str) -> None:
+    def add(self, row: Mapping[str, Any], prompts: Iterable[int], place: str) -> None:
         """The next row.
 
         Args:
             row: its columns.
+            prompts: the `prompt_key` of each example that it stands for.
             place: its `file:line`, for messages.
 
         Raises:
@@ -115,9 +115,10 @@ class Splitter:
             if name is None:
                 raise _unnamed(place, repr(value))
             self._given.append(1 + SPLITS.index(name))
-        for key in group_keys(row, self._columns):
+        first, *further = prompts
+        for key in (*further, *group_keys(row, self._columns)):
             self._bound.extend((len(self._prompts), key))
-        self._prompts.append(prompt_key(row))
+        self._prompts.append(first)
 
     def splits(
         self, shares: Sequence[float], seed: int, *, alike: Sequence[tuple[int, int]] = (), strata: Sequence[str] | None = None
@@ -230,15 +231,21 @@ def _mixed(keys: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def prompt_key(row: Mapping[str, Any]) -> int:
-    """Hash of what the model is asked; of the whole row where nothing of that kind is known."""
-    prompt = {key: value for key, value in row.items() if key not in NOT_PROMPT and value is not None}
-    for column in TURNS:
-        if isinstance(prompt.get(column), list) and len(prompt[column]) > 1:
-            prompt[column] = prompt[column][:-1]
-    if not prompt:
-        prompt = {key: value for key, value in row.items() if key != "split"}
-    return content_hash(_canonical(prompt))
+def prompt_key(example: Example) -> int:
+    """Hash of what the model is asked: the turns before the last answer, the text that has a class; else the whole text.
+
+    Other columns of the row, and how it lays out its turns, do not matter.
+    """
+    if isinstance(example, (Text, Classified)):
+        return content_hash(example.text)
+    turns = _before_the_answer(example.messages) if isinstance(example, Conversation) else example.prompt
+    return content_hash(_canonical([(turn.role, turn.content or turn.extra) for turn in turns]))
+
+
+def _before_the_answer(turns: Sequence[Message]) -> Sequence[Message]:
+    """The turns before the last one of the assistant; all of them where only a system text stands there."""
+    last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
+    return turns[:last] if any(turn.role != "system" for turn in turns[:last]) else turns
 
 
 def group_keys(row: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> list[int]:

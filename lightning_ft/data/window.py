@@ -9,11 +9,11 @@ from lightning_ft.data.sources import read_rows
 from lightning_ft.data.split import group_keys, prompt_key, split_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from lightning_ft.data.badrows import BadRows
-    from lightning_ft.types import Row
+    from lightning_ft.types import Example, Row
 
 
 @dataclass(frozen=True, order=True)
@@ -71,14 +71,14 @@ class Window:
         finally:
             bad.muted = False
 
-    def must_not_train(self, values: Mapping[str, Any]) -> bool:
+    def must_not_train(self, values: Mapping[str, Any], examples: Iterable[Example]) -> bool:
         """Whether a row belongs to one that was held out, or says itself that it does not train."""
         if self.held_out is None:
             return False
         named = split_name(values.get("split")) in ("validation", "test")
-        return named or not self.held_out.isdisjoint(keys_of(values))
+        return named or not self.held_out.isdisjoint(keys_of(values, examples))
 
 
-def keys_of(values: Mapping[str, Any]) -> list[int]:
-    """Hashes of all that holds a row of a file together with others."""
-    return [prompt_key(values), *group_keys(values)]
+def keys_of(values: Mapping[str, Any], examples: Iterable[Example]) -> list[int]:
+    """Hashes of all that holds a row of a file together with others: what its examples ask, and its groups."""
+    return [*map(prompt_key, examples), *group_keys(values)]

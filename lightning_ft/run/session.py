@@ -25,7 +25,7 @@ from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
 from lightning_ft.errors import LostRankError, RunInterruptedError, TrainingError, UsageError
 from lightning_ft.loading import Loaded, Location, load, locate
 from lightning_ft.monitor import check_measured, told_apart
-from lightning_ft.quantization import settle
+from lightning_ft.quantization import full_precision, settle
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
 from lightning_ft.run.choices import Choices, choose
@@ -117,9 +117,9 @@ class Session:
         self.spec = BackboneSpec(model=self.location.base, from_scratch=config.from_scratch, quantization=stored, **hub)
         if Path(self.spec.model).is_dir():
             check_folder(Path(self.spec.model), self.spec)
-        model_config = load_config(self.spec)
+        model_config = full_precision(load_config(self.spec), config.model)
         check_cuts(config, self.world, model_config)
-        self.positions = positions_of(model_config)
+        self.positions = positions_of(model_config, self.choices.method.leading_positions)
         self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)
         self._prepare()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightning_ft.backbone import longest_row, positions_of
+from lightning_ft.backbone import longest_row, positions_of, taken_positions
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline
@@ -128,7 +128,7 @@ def _prepare(config: TrainingConfig, further: tuple[type[Example], ...] = ()) ->
         config.model, dtype=DTYPES[config.precision], device=team.device, template=config.template, revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
-    positions = positions_of(loaded.model.config)
+    positions = positions_of(loaded.model.config, taken_positions(loaded.model))
     longest = longest_row(config.max_length, positions, loaded.tokenizer)
     encoder = Encoder(loaded.tokenizer, loaded.template, longest, positions)
     told = say if team.main else silent

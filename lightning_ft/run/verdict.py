@@ -195,7 +195,8 @@ def _base(session: Session) -> Iterator[Any]:
         if model is None:
             with torch.random.fork_rng(()):  # new weights are those that training began with
                 torch.manual_seed(session.config.seed)
-                loaded = session.load(session.config.model, from_scratch=session.config.from_scratch)
+                beneath = session.choices.method.starts_upon if session.location.adapter is None else None
+                loaded = session.load(beneath or session.config.model, from_scratch=session.config.from_scratch)
             model = loaded.model
             if session.new_tokens:
                 grow(model, loaded.tokenizer, session.tokenizer, session.new_tokens)

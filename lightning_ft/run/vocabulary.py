@@ -103,5 +103,7 @@ def _rows_of(session: Session) -> list[int]:
     ids = next(iter(stored.values()), ()) if isinstance(stored, dict) else stored
     if not ids:
         return []
-    beyond = new_tokens(load_tokenizer(location.base, revision=location.revision), session.tokenizer)
+    trusted = session.config.trust_remote_code
+    base = load_tokenizer(location.base, revision=location.revision, trust_remote_code=trusted)
+    beyond = new_tokens(base, session.tokenizer)
     return [number for number in ids if number in beyond]

@@ -11,7 +11,7 @@ from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics, readable, statistics
 from lightning_ft.registry import registry
 from lightning_ft_compare import breakdown, gate
-from lightning_ft_compare.evaluations import Request, Side, check_models, gather, numbered, prompt_of
+from lightning_ft_compare.evaluations import Request, Side, check_models, claimed, gather, prompt_of
 from lightning_ft_compare.results import BY, LEVEL, SAMPLES, Difference, Group, Model, Pair, Report
 
 if TYPE_CHECKING:
@@ -65,26 +65,27 @@ def compare(
     _check_numbers(samples, level)
     if wanted is not None:
         wanted = list(dict.fromkeys([*wanted, *(limit.metric for limit in limits)]))
-    folder = free_folder(output)
-    if judge is not None:
-        judge.check()
 
     def seen(side: Side) -> None:
         _complete(side.evaluation, [*(wanted or ()), *(limit.metric for limit in limits)], side.letter)
         if by is not None and not breakdown.by_column(side.evaluation, by):
             raise UsageError(f"Expected --by to be a column that rows of '{side.name}' have; got '{by}'.")
 
-    request = Request(files, wanted, task, max_rows, {**options, "seed": seed, "by": by})
-    sides = gather(names, request, folder, seen)
-    folder.mkdir(parents=True, exist_ok=True)
-    report = _report(sides, wanted, by or BY, samples, level, seed, limits)
-    if judge is not None:
-        report = judge.judged(report, sides, folder)
-    report = dataclasses.replace(report, folder=folder)
+    with claimed(output, "compare") as folder:
+        check_free(folder)
+        if judge is not None:
+            judge.check()
+        request = Request(files, wanted, task, max_rows, {**options, "seed": seed, "by": by})
+        sides = gather(names, request, folder, seen)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = _report(sides, wanted, by or BY, samples, level, seed, limits)
+        if judge is not None:
+            report = judge.judged(report, sides, folder)
+        report = dataclasses.replace(report, folder=folder)
 
-    from lightning_ft_compare.writing import write
+        from lightning_ft_compare.writing import write
 
-    write(report)
+        write(report)
     if judge is not None:
         judge.check_failures(report)
     return report
@@ -97,19 +98,17 @@ def _check_numbers(samples: int, level: float) -> None:
         raise UsageError(f"Expected --level to be from 0.5 to below 1; got {level:g}, as in 0.95.")
 
 
-def free_folder(output: str | Path | None) -> Path:
-    """The folder to write: a new one, or one that holds no comparison.
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something already.
 
     Raises:
-        UsageError: it is there already and holds something, or cannot be written.
+        UsageError: it does, or cannot be written.
     """
     from lightning_ft.run.folder import check_writable
 
-    folder = numbered("compare") if output is None else Path(output).expanduser()
     check_writable(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"Expected --output to be a new folder, got '{folder}', which holds something; name another.")
-    return folder
 
 
 def _complete(evaluation: Evaluation, names: Sequence[str], letter: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import re
@@ -15,7 +16,7 @@ from lightning_ft.scoring import as_given
 from lightning_ft.types import Message, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lightning_ft.types import Conversation
 
@@ -140,12 +141,21 @@ def gather(
     return [sides[letter] for letter, _ in named]
 
 
-def numbered(stem: str) -> Path:
-    """The first free runs/<stem>_<n>."""
-    n = 1
-    while Path("runs", f"{stem}_{n}").exists():
-        n += 1
-    return Path("runs", f"{stem}_{n}")
+@contextlib.contextmanager
+def claimed(output: str | Path | None, stem: str) -> Iterator[Path]:
+    """The folder of a command: `output`, or runs/<stem>_<n>, which is made at once, so that no other command takes it.
+
+    It is gone again where nothing came into it.
+    """
+    from lightning_ft.run.folder import new_folder
+
+    folder = new_folder(Path("runs"), stem) if output is None else Path(output).expanduser()
+    new = output is None or not folder.exists()
+    try:
+        yield folder
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def own_folder(output: Path, letter: str, name: str) -> Path:

@@ -108,6 +108,9 @@ def test_evaluations_are_read_instead_of_made_again(
     before = json.loads((report / "comparison.json").read_text())
     assert again["pairs"][0]["differences"] == before["pairs"][0]["differences"]
     assert again["folder"] == "runs/compare_1"
+    with pytest.raises(UsageError, match="Expected --by to be a column that rows"):
+        main(["--models", *names, "--by", "nothing", "--samples", "300"])
+    assert not Path("runs/compare_2").exists(), "a folder into which nothing came"
     with pytest.raises(CheckFailedError, match="is worse than A in loss"):
         main(["--models", *reversed(names), "--samples", "300", "--json", "c.json", "--fail-if-worse", "loss"])
     assert json.loads(Path("c.json").read_text())["refusals"]

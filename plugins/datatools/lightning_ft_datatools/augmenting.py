@@ -145,7 +145,9 @@ def _sources(reading: Reading, named: Mapping[str, str]) -> list[_Source]:
         else row
         for row in reading.rows
     ]
-    splits = split_rows([row.values for row in rows], (1, 0), 0, ids=[row.id for row in rows])
+    # Without shares but training's it is only asked which split a row names, whatever is asked in it.
+    prompts = [[number] for number in range(len(rows))]
+    splits = split_rows([row.values for row in rows], prompts, (1, 0), 0, ids=[row.id for row in rows])
     out = []
     for row, split in zip(rows, splits, strict=True):
         mark = row.values.get(AUGMENTED)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.data.split import NOT_PROMPT
 from lightning_ft.types import Classified, Conversation, Message, Preference, Unpaired
 
 if TYPE_CHECKING:
@@ -20,6 +19,11 @@ if TYPE_CHECKING:
 _USERS = frozenset({"user", "human", "prompter"})
 _TEXTS = ("content", "value", "text")
 """Keys of a turn, or of a part of one, that may hold its text."""
+_ANSWERS = frozenset({
+    "output", "response", "answer", "answers", "completion", "chosen", "rejected", "label", "category", "intent", "target",
+    "solution", "canonical_solution", "reasoning", "references", "source", "split", "id", "group", "system",
+})  # fmt: skip
+"""Columns that are not what the user says, whatever text stands in them."""
 _LAST = ("input", "context")
 """Columns that are the question only where no other is."""
 
@@ -114,7 +118,7 @@ def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
 
 def _column(values: Mapping[str, Any], text: str) -> str | None:
     """The column that is a text, else the first one that holds it once."""
-    named = {key: value for key, value in values.items() if isinstance(value, str) and key not in {*NOT_PROMPT, "system"}}
+    named = {key: value for key, value in values.items() if isinstance(value, str) and key not in _ANSWERS}
     order = sorted(named, key=_LAST.__contains__)
     whole = next((key for key in order if named[key] == text), None)
     return whole if whole is not None else next((key for key in order if named[key].count(text) == 1), None)

@@ -32,6 +32,8 @@ class Reading:
 
     rows: Sequence[Row]
     task: Task
+    columns: Mapping[str, str]
+    """New names of the files' columns, as of `fit --columns`."""
 
     def examples(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Example]]:
         """Each row, or each of the rows that it stands for, with its example.
@@ -66,7 +68,7 @@ def read(names: Names, task: str | None, columns: Mapping[str, str]) -> Reading:
     rows = [renaming(row) for path in expand(names) for row in whole_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
     renaming.check(names[0])
-    return Reading(rows, chosen(task, rows))
+    return Reading(rows, chosen(task, rows), columns)
 
 
 def listed(names: Names) -> list[str]:

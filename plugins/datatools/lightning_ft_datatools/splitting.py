@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.tables import table
-from lightning_ft.data.split import GROUP_COLUMNS, SPLITS, split_rows
+from lightning_ft.data.split import GROUP_COLUMNS, SPLITS, prompt_key, split_rows
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def split_records(
         strata = [str(r.label if stratify == "class" else r.row.values.get(stratify)) for r in records]
     pairs = list(near_pairs([record.question or record.answer for record in records], _LOOKED_FOR))
     alike = [(i, j) for i, j, share in pairs if share >= NEAR] + _of_one_row(records)
-    rows = [record.row.values for record in records]
+    rows, prompts = [record.row.values for record in records], [[prompt_key(record.example)] for record in records]
     splits = split_rows(
-        rows, shares, seed, ids=[r.id for r in records], alike=alike, groups=(*GROUP_COLUMNS, *group), strata=strata
+        rows, prompts, shares, seed, ids=[r.id for r in records], alike=alike, groups=(*GROUP_COLUMNS, *group), strata=strata
     )
     across = [(share, records[i].id, records[j].id) for i, j, share in pairs if splits[i] != splits[j]]
     return Parts(read, records, splits, max(across, key=lambda found: found[0], default=None))

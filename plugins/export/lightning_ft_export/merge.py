@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lightning_ft.backbone import quiet_peft
+from lightning_ft.backbone import has_own_code, quiet_peft
 from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.errors import UsageError
 
@@ -61,17 +61,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FOLDER", help="the folder to write")
     parser.add_argument("--base", choices=get_args(Base), help="for adapters of a quantised base; see above")
     parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], help="of the merged weights; default: that of the base")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the base model")
     given = parser.parse_args(argv)
     model = given_once(given, "model", "lightning-ft merge --model RUN --output FOLDER")
     if not given.output:
         raise UsageError("Expected --output, got nothing; type the folder to write after --output.")
-    distance = merge(model, given.output, base=given.base, dtype=given.dtype)
+    distance = merge(model, given.output, base=given.base, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
     print(distance.sentence())
     print(f"merged: {given.output}")
     return 0
 
 
-def merge(model: str, output: str | Path, *, base: Base | None = None, dtype: str | None = None) -> Distance:
+def merge(
+    model: str, output: str | Path, *, base: Base | None = None, dtype: str | None = None, trust_remote_code: bool = False
+) -> Distance:
     """Write a plain model that does what the adapter does on its base.
 
     Args:
@@ -79,6 +82,7 @@ def merge(model: str, output: str | Path, *, base: Base | None = None, dtype: st
         output: A folder that does not exist or is empty.
         base: Into which weights an adapter of a quantised base goes; None: dequantized.
         dtype: `fp32`, `bf16` or `fp16`; None: that of the base's weights.
+        trust_remote_code: Whether code that comes with the base model may run.
 
     Raises:
         UsageError: the model is no adapter, its method cannot be merged, `base` does not apply, or the folder is taken.
@@ -91,7 +95,7 @@ def merge(model: str, output: str | Path, *, base: Base | None = None, dtype: st
     where = locate(model)
     target = Path(output)
     _check(where, model, target, base)
-    before = load(model)
+    before = load(model, trust_remote_code=trust_remote_code)
     ids = _sample(before)
     trained = [_logits(before.model, one) for one in ids]
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
@@ -139,7 +143,8 @@ def _merged(before: Loaded, where: Location, base: Base, dtype: torch.dtype | No
     if where.quantization is not None:
         assert where.adapter is not None
         # On the CPU: beside the quantised one there may be no room on a GPU.
-        plain = load(where.base, device="cpu", revision=where.revision).model
+        trusted = has_own_code(adapted.get_base_model())
+        plain = load(where.base, device="cpu", revision=where.revision, trust_remote_code=trusted).model
         turned = _to_linear(plain)
         if base == "dequantized":
             _turn_back(adapted.get_base_model(), plain)

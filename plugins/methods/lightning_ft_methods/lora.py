@@ -105,6 +105,11 @@ class LoRA(Adapter):
         """Whether base weights differ from the pretrained ones once the adapter is there."""
         return self.init in ("pissa", "olora", "loftq") or self.bias != "none" or self.beneath is not None
 
+    @property
+    def starts_upon(self) -> str | None:
+        """The option `beneath`."""
+        return self.beneath
+
     def training_tokens(self, tokens: Sequence[int]) -> LoRA:
         """The same with these among `trainable_tokens`."""
         named = self.trainable_tokens or []

@@ -32,6 +32,11 @@ class SoftPrompt(Adapter):
     def __post_init__(self) -> None:
         check_whole("virtual_tokens", self.virtual_tokens)
 
+    @property
+    def leading_positions(self) -> int:
+        """The option `virtual_tokens`."""
+        return self.virtual_tokens
+
     def merge(self, model: nn.Module) -> nn.Module:
         """Never.
 

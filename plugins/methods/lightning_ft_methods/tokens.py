@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.backbone import load_tokenizer
+from lightning_ft.backbone import tokenizer_of
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ def token_rows(model: nn.Module, tokens: Sequence[int | str]) -> dict[str, list[
     """
     plain: Any = model
     embedding, head = plain.get_input_embeddings(), plain.get_output_embeddings()
-    rows, revision = embedding.num_embeddings, getattr(plain.config, "_commit_hash", None)
+    rows = embedding.num_embeddings
     ids: list[int] = []
     vocabulary: dict[str, int] | None = None
     for token in tokens:
         if isinstance(token, str):
-            vocabulary = load_tokenizer(plain.name_or_path, revision=revision).get_vocab() if vocabulary is None else vocabulary
+            vocabulary = tokenizer_of(plain).get_vocab() if vocabulary is None else vocabulary
             number = vocabulary.get(token)
         else:
             number = token

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,8 +12,10 @@ from lightning_ft_methods.prompts import PromptTuning
 from safetensors.torch import load_file, save_file
 
 import lightning_ft
+from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import load
+from lightning_ft.run import verdict
 from lightning_ft.testing.methods import METHOD_CLAUSES, logits, train
 from lightning_ft.testing.models import tiny_backbone_folder, tiny_llama
 from lightning_ft.testing.runs import stopped_at
@@ -101,18 +104,29 @@ def test_peft_loads_both_without_this_package(second: Any, model: str) -> None:
 
 
 def test_the_verdict_compares_with_the_first_adapter(first: Any, second: Any, rows: list[Path]) -> None:
-    verdict = json.loads((second.folder / "verdict.json").read_text())
-    loss = next(c for c in verdict["comparisons"] if c["metric"] == "loss")
+    found = json.loads((second.folder / "verdict.json").read_text())
+    loss = next(c for c in found["comparisons"] if c["metric"] == "loss")
     test = second.folder.parent / "test.jsonl"
-    ids = {int(sample["row"].rpartition(":")[2]) - 1 for sample in verdict["samples"]}
+    ids = {int(sample["row"].rpartition(":")[2]) - 1 for sample in found["samples"]}
     lines = rows[1].read_text().splitlines()
     test.write_text("".join(lines[i] + "\n" for i in sorted(ids)))
     before = lightning_ft.evaluate(
         str(first.folder), [str(test)], metrics=["loss"], output=str(second.folder.parent / "before")
     )
-    assert len(ids) == verdict["rows"], "the samples are all rows of the verdict"
+    assert len(ids) == found["rows"], "the samples are all rows of the verdict"
     assert loss["base"] == pytest.approx(before.metrics["loss"], rel=1e-4)
     assert loss["tuned"] < loss["base"]
+
+
+def test_the_base_of_a_verdict_is_the_first_adapter_where_the_model_lay_in_parts(first: Any, second: Any, model: str) -> None:
+    """There the trained model is read from its folder, which does not hold what training began with."""
+    session: Any = SimpleNamespace(
+        location=SimpleNamespace(adapter=None), choices=SimpleNamespace(method=LoRA(rank=4, beneath=str(first.folder))),
+        tuned=load(str(second.folder / "final_model")).model, config=TrainingConfig(model=model, data=["rows.jsonl"]),
+        load=lambda name, from_scratch: load(name), new_tokens=None,
+    )  # fmt: skip
+    with verdict._base(session) as base:
+        torch.testing.assert_close(logits(base), logits(load(str(first.folder)).model))
 
 
 def test_a_run_goes_on_with_the_same_bits(first: Any, second: Any, model: str, rows: list[Path], tmp_path: Path) -> None:

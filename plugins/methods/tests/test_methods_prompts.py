@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -80,6 +81,25 @@ def test_nothing_is_merged_and_nothing_packed(method: Method) -> None:
     with pytest.raises(NotMergeableError, match=f"Method {method.name} adds inputs, not weights"):
         method.merge(attach(method, "llama"))
     assert not method.can_pack
+
+
+@pytest.mark.parametrize("method", [PromptTuning(virtual_tokens=40), PTuningV2(virtual_tokens=40)], ids=lambda m: m.name)
+def test_vectors_take_their_positions_from_the_rows(method: Method, tmp_path: Path) -> None:
+    """GPT-2 looks each position up in a table: a row as long as that, behind the vectors, would be beyond its end."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{n} " * 400}) + "\n" for n in range(12)))
+    model = tiny_backbone_folder(tmp_path / "model", "gpt2")
+    places = json.loads((model / "config.json").read_text())["n_positions"]
+    options: dict[str, Any] = {"max_steps": 1, "batch_size": 2, "max_lost": 1.0, "preflight": False, "precision": "fp32"}
+    run = lightning_ft.fit(
+        model=str(model), data=rows, task="text", method=method, verdict_rows=2, retention="none",
+        output=str(tmp_path / "run"), **options,
+    )  # fmt: skip
+    assert json.loads((run.folder / "ledger.json").read_text())["max_length"] == places - 40
+    with pytest.raises(UsageError, match=rf"Expected --max_length from 1 to {places - 40}, the model's positions; got {places}"):
+        lightning_ft.fit(model=str(model), data=rows, task="text", method=method, max_length=places, **options)
+    with pytest.raises(UsageError, match=rf"the model's {places} positions to the rows, got one that takes {places} before each"):
+        lightning_ft.fit(model=str(model), data=rows, task="text", method=PromptTuning(virtual_tokens=places), **options)
 
 
 @pytest.mark.parametrize("method", [PTuning(), PrefixTuning()], ids=lambda method: method.name)

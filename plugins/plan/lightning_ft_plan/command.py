@@ -86,7 +86,7 @@ def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: 
     config = request.config()
     if config.resume:
         raise UsageError(f"Expected plan without --resume, which has its plan behind it; got {config.resume}.")
-    planning = Planning(config, request.given, Target(device, memory, config.precision, config.master_weights), say)
+    planning = Planning(request, Target(device, memory, config.precision, config.master_weights), say)
     total = len(planning.methods()) + 1
     # What is here stays; only what a rehearsal leaves is looked through. It stays so to the end, as Python's own look at
     # everything when it ends would take two seconds.

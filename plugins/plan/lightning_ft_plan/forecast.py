@@ -11,6 +11,7 @@ from lightning_ft_plan.scene import PACKING, START
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lightning_ft.quantization import Quantization
     from lightning_ft_plan.machine import Device
     from lightning_ft_plan.scene import Account
 
@@ -40,6 +41,8 @@ class Row:
     method: str
     options: Mapping[str, Any]
     """Options that the user gave."""
+    stored: Quantization | None = None
+    """How the base weights are quantised; None: they are not."""
     reason: str = ""
     """Why there is no forecast; empty where there is one."""
     trainable: int = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,12 @@ from lightning_ft_plan.hollow import TooLongError
 from lightning_ft_plan.machine import Target, resident
 from lightning_ft_plan.rules import Goal, Kind, Recommendation, advise, recommend
 from lightning_ft_plan.together import together
+from lightning_ft_plan.typed import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lightning_ft.config import TrainingConfig
+    from lightning_ft.cli.resolve import Request
     from lightning_ft.method import Method
     from lightning_ft.run.hardware import Formats
     from lightning_ft_plan.scene import Account, Scene
@@ -49,6 +51,8 @@ class Plan:
     speed: tuple[str, ...]
     """What the times rest on."""
     recommendation: Recommendation
+    command: str | None
+    """The run that is recommended, with everything else that the user asked for; None: nothing fits."""
     advice: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +61,8 @@ class Plan:
             "model": self.model, "files": list(self.files), "parameters": self.parameters, "device": self.target.device,
             "memory": self.target.memory,
             "data": dict(self.data), "methods": [row.as_dict(self.target.memory) for row in self.rows],
-            "time": list(self.speed), "recommendation": self.recommendation.as_dict(), "advice": list(self.advice),
+            "time": list(self.speed), "recommendation": self.recommendation.as_dict(),
+            "command": self.command, "advice": list(self.advice),
         }  # fmt: skip
 
 
@@ -65,13 +70,12 @@ class Planning:
     """Makes a plan.
 
     Args:
-        config: The run's options.
-        given: Those that the user set.
+        request: The run's options and those that the user set.
         target: What is planned for.
         say: Prints a line.
     """
 
-    def __init__(self, config: TrainingConfig, given: frozenset[str], target: Target, say: Callable[[str], None]) -> None:
+    def __init__(self, request: Request, target: Target, say: Callable[[str], None]) -> None:
         import lightning.pytorch.loggers
         import peft  # noqa: F401  # a run has imported both by its first step, and so the memory that they take
 
@@ -80,6 +84,8 @@ class Planning:
         from lightning_ft_plan.workload import Workload
 
         assert lightning.pytorch.loggers
+        self.request = request
+        config, given = request.config(), request.given
         check_offload(config, target.device)
         if config.compile:
             say("compile: memory and time are planned as without it")
@@ -169,11 +175,13 @@ class Planning:
     def _quantised_row(self, name: str, method: Method, options: Mapping[str, Any]) -> Row:
         formats = self.target.formats(trains_base=method.trains_base)
         stored = self.stored.computing_in(formats.weights)
-        row = Row(f"{name} + {stored.quantize}{' double' if stored.double_quant else ''}", name, options)
+        row = Row(f"{name} + {stored.quantize}{' double' if stored.double_quant else ''}", name, options, self.stored)
         if QUANTISER not in {info.name for info in registry().plugins if not info.blocked}:
             row = replace(row, note=f"needs plugin {QUANTISER}")
         try:
             account, load, _ = self._account(method, stored)
+        except UsageError as error:
+            return replace(row, reason=f"not for a quantised base: {str(error).strip().rstrip('.')}")
         except Exception as error:  # as above
             return replace(row, reason=f"not predicted ({type(error).__name__})")
         return self._filled(row, method, account, load, formats, stored)
@@ -255,8 +263,6 @@ class Planning:
         options = {k: v for k, v in self.method_given.items() if k != "name"}
         objective = self.work.choices.objective
         advised = recommend(_ways(rows), self.target.memory, goal, self.work.trained_rows, self.parameters)
-        if not objective.default:  # without it the command would be another run
-            advised = replace(advised, flags=(*advised.flags, "--objective", objective.name))
         return Plan(
             self.target, self.config.model, tuple(self.config.data), self.parameters, tuple(rows),
             {
@@ -266,8 +272,17 @@ class Planning:
             },
             tuple(dict.fromkeys(speed.said for speed in self._speeds.values() if speed is not None)),
             advised,
+            self._command(advised),
             tuple(advise(options, self.chosen, values, objective)),
         )  # fmt: skip
+
+    def _command(self, advised: Recommendation) -> str | None:
+        """What to type: the forecast holds for the run with all options that were given, so none may be missing."""
+        if advised.row is None:
+            return None
+        own = ["--model", self.config.model, "--data", *self.config.data]
+        rest = words(self.request, without=("model", "data", "method", *(field.name for field in fields(Quantization))))
+        return shlex.join(["lightning-ft", "fit", *own, *rest, *advised.flags])
 
 
 def _ways(rows: list[Row]) -> dict[Kind, Row]:
@@ -277,7 +292,7 @@ def _ways(rows: list[Row]) -> dict[Kind, Row]:
     for row in rows:
         if row.reason:
             continue
-        if "+" in row.name:
+        if row.stored is not None:
             if not row.note:  # what is not installed is not recommended
                 found["quantised"] = row
         elif row.method == methods.default().name and not methods[row.method].cls.trains_base:

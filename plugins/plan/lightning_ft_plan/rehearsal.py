@@ -84,6 +84,9 @@ def rehearse(
         widest = max((layer.weight.numel() for layer in linear), default=0)
         if stored is not None:
             quantise(linear, stored, hollow)
+            # As the loader marks it: methods refuse, or do, other things on such a base.
+            model.is_quantized, model.is_loaded_in_8bit = True, stored.quantize == "int8"  # type: ignore[assignment]
+            model.is_loaded_in_4bit = stored.quantize != "int8"  # type: ignore[assignment]
         module = FineTuner(
             scene.config, method, scene.objective, scene.optimizer, scene.optimizer_options, scene.total_steps, lambda: model
         )

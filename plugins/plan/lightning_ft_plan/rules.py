@@ -5,10 +5,11 @@ The numbers are orientation from practice, not measurements of ours; where a for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning_ft_plan.machine import show_memory
+from lightning_ft_plan.typed import value_word
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class Recommendation:
     row: str | None
     """The row of the table; None: nothing fits."""
     flags: tuple[str, ...]
-    """What to add to `lightning-ft fit`."""
+    """The method and how the base is stored, as they are typed."""
     reasons: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -117,12 +118,11 @@ def _too_large(rows: Mapping[Kind, Row], kinds: Sequence[Kind], memory: int) -> 
 def _flags(row: Row, kind: Kind, rank: int | None) -> tuple[str, ...]:
     flags = ["--method", row.method]
     for name, value in row.options.items():
-        flags += [f"--method.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+        flags += [f"--method.{name}", value_word(value)]
     if kind != "full" and rank is not None and "rank" not in row.options:
         flags += ["--method.rank", str(rank)]
-    if kind == "quantised":
-        flags += ["--quantize", row.name.rpartition("+ ")[2].partition(" ")[0]]
-    return tuple(flags)
+    stored = {} if row.stored is None else asdict(row.stored)
+    return (*flags, *(word for name, value in stored.items() if value for word in (f"--{name}", value_word(value))))
 
 
 def enough(trained: int, parameters: float, kind: Kind) -> list[str]:

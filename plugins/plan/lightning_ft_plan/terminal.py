@@ -51,11 +51,9 @@ def lines(plan: Plan) -> Iterator[str]:
 
 
 def _recommended(plan: Plan) -> str:
-    flags = " ".join(plan.recommendation.flags)
-    if plan.recommendation.row is None:
+    if plan.command is None:
         return "Recommended: nothing fits as it is."
-    files = " ".join(plan.files)
-    return f"Recommended: {plan.recommendation.row}; type `lightning-ft fit --model {plan.model} --data {files} {flags}`."
+    return f"Recommended: {plan.recommendation.row}; type `{plan.command}`."
 
 
 def _cells(row: Row, plan: Plan) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +33,10 @@ def measured(row: Row, config: TrainingConfig) -> Row:
     Nothing is left behind: the run folder is a temporary one.
     """
     values = config.as_dict()
-    if "+" in row.name and "quantize" not in values:
-        return replace(row, note=row.note or "not measured: this version of lightning-ft cannot load a quantised base")
     if row.note:
         return row
-    if "+" in row.name:
-        values["quantize"] = values["quantize"] or row.name.rpartition("+ ")[2].partition(" ")[0]
-    else:  # the row of a plain base, whatever was asked for
-        values |= {"quantize": None, "double_quant": False, "compute_dtype": None}
+    plain = {"quantize": None, "double_quant": False, "compute_dtype": None}  # of a plain base, whatever was asked for
+    values |= plain if row.stored is None else asdict(row.stored)
     with tempfile.TemporaryDirectory(prefix="lightning-ft-plan-") as folder:
         values |= {
             "method": {"name": row.method, **row.options}, "output": str(Path(folder) / "run"), "name": None, "resume": None,

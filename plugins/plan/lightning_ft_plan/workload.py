@@ -19,6 +19,7 @@ from lightning_ft.data.render import Template
 from lightning_ft.data.sources import expand
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import EMBEDDED, locate
+from lightning_ft.quantization import full_precision
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import Choices, choose
 from lightning_ft.run.memory import micro_tokens
@@ -86,9 +87,10 @@ class Workload:
                     setattr(config, name, value)
         self.location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": self.location.revision, "trust_remote_code": config.trust_remote_code}
-        self.model_config = load_config(BackboneSpec(model=self.location.base, **hub))
+        self.model_config = full_precision(load_config(BackboneSpec(model=self.location.base, **hub)), config.model)
         self.tokenizer = load_tokenizer(self._tokenizer(), **hub)
-        self.max_length = longest_row(config.max_length, positions_of(self.model_config), self.tokenizer)
+        positions = positions_of(self.model_config, self.choices.method.leading_positions)
+        self.max_length = longest_row(config.max_length, positions, self.tokenizer)
         self.template = Template.resolve(config.template, self.tokenizer)
         self.prepared, self.sampled = self._prepare()
         if not self.trained_rows:

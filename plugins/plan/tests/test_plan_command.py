@@ -13,7 +13,7 @@ from lightning_ft_plan.rehearsal import account
 from lightning_ft_plan.scene import Scene
 
 from lightning_ft.cli import main
-from lightning_ft.config import TrainingConfig
+from lightning_ft.cli.resolve import Request
 from lightning_ft.errors import UsageError
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import attach
@@ -43,6 +43,10 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str,
     assert main(["plan", *map(str, words), "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
+
+
+def requested(model: Path, rows: Path, **options: Any) -> Request:
+    return Request({"model": str(model), "data": [str(rows)], **options}, frozenset())
 
 
 @pytest.fixture
@@ -280,8 +284,9 @@ def test_layers_that_are_recomputed_repeat_with_their_number(
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_8B | shape | small))
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    config = TrainingConfig(model=str(tmp_path / "model"), data=[str(rows)], batch_tokens=512, packing="off")
-    planning = Planning(config, frozenset(), Target("gpu", 8 * 10**9, "auto"), print)
+    request = requested(tmp_path / "model", rows, batch_tokens=512, packing="off")
+    config = request.config()
+    planning = Planning(request, Target("gpu", 8 * 10**9, "auto"), print)
     load, method = planning.work.load(packed=False), registry().methods[name].cls()
 
     def activations(every: bool | int, offload: bool = False) -> float:
@@ -306,17 +311,16 @@ def test_a_compiled_run_is_planned_as_one_that_is_not(rows: Path, tmp_path: Path
 
 def test_offloading_is_planned_for_a_gpu_only(rows: Path, tmp_path: Path) -> None:
     folder = tiny_backbone_folder(tmp_path / "model")
-    config = TrainingConfig(model=str(folder), data=[str(rows)], gradient_checkpointing=True, activation_offload=True)
+    request = requested(folder, rows, gradient_checkpointing=True, activation_offload=True)
     with pytest.raises(UsageError, match=r"^Expected a GPU for --activation_offload, found none: "):
-        Planning(config, frozenset(), Target("cpu", 8 * 10**9, "auto"), print)
+        Planning(request, Target("cpu", 8 * 10**9, "auto"), print)
 
 
 @pytest.mark.parametrize(("given", "shared"), [({}, True), ({"dropout": 0.1}, False), ({"neftune_noise_alpha": 5.0}, False)])
 def test_what_all_rows_begin_with_is_forecast_once(rows: Path, tmp_path: Path, given: dict[str, Any], shared: bool) -> None:
     """As `fit` computes it."""
     model = tiny_backbone_folder(tmp_path / "model")
-    config = TrainingConfig(model=str(model), data=[str(rows)], batch_tokens=512, **given)
-    planning = Planning(config, frozenset(), Target("cpu", 8 * 10**9, "auto"), print)
+    planning = Planning(requested(model, rows, batch_tokens=512, **given), Target("cpu", 8 * 10**9, "auto"), print)
     batch = planning.work.load(packed=True).step.micro[0]
     assert (batch.shared is not None) == shared
     if batch.shared is not None:

@@ -13,6 +13,7 @@ from lightning_ft_plan.hollow import PARTS
 from lightning_ft_plan.trial import measured
 
 from lightning_ft.config import TrainingConfig
+from lightning_ft.quantization import Quantization
 from lightning_ft.testing.models import tiny_backbone_folder, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def test_adapters_are_measured_also_on_a_quantised_base(name: str, rows: Path, t
     pytest.importorskip("lightning_ft_quantize")
     folder = tiny_backbone_folder(tmp_path / "model")
     given = dict.fromkeys((*PARTS, RUNTIME), 10**6)
-    row = Row(name, name.partition(" ")[0], {}, parts=given)
+    stored = Quantization(quantize="nf4") if "nf4" in name else None
+    row = Row(name, name.partition(" ")[0], {}, stored, parts=given)
     config = TrainingConfig(model=str(folder), data=[str(rows)], max_steps=2, batch_size=4)
     found = measured(row, config)
     assert found.measured, found.note
@@ -114,5 +116,6 @@ def test_a_plain_row_is_measured_on_a_plain_base(name: str, quantize: str | None
 
     monkeypatch.setattr("lightning_ft_plan.trial._process", process)
     config = TrainingConfig(model="m", data=["d"], method="lora", quantize="int8")
-    measured(Row(name, "lora", {}, parts=dict.fromkeys((*PARTS, RUNTIME), 1)), config)
+    stored = None if quantize is None else Quantization(quantize="int8")
+    measured(Row(name, "lora", {}, stored, parts=dict.fromkeys((*PARTS, RUNTIME), 1)), config)
     assert [values["quantize"] for values in seen] == [quantize]

@@ -10,6 +10,7 @@ from lightning_ft_plan.rules import GOALS, Kind, advise, enough, recommend
 
 from lightning_ft.builtin import SFT
 from lightning_ft.errors import UsageError
+from lightning_ft.quantization import Quantization
 from lightning_ft.registry import registry
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ GB = 10**9
 
 
 def row(name: str, size: float, *, measured: bool = False) -> Row:
-    return Row(name, name.partition(" ")[0], {}, parts={"weights": int(size)}, measured=measured)
+    stored = Quantization(quantize="nf4") if "nf4" in name else None
+    return Row(name, name.partition(" ")[0], {}, stored, parts={"weights": int(size)}, measured=measured)
 
 
 def ways(quantised: float, adapter: float, full: float) -> dict[Kind, Row]:

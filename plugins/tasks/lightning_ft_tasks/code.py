@@ -87,10 +87,10 @@ class Code(Task):
         user, read = asked(row, question)
         turns = (Message("system", self.system),) if self.system else ()
         meta = {key: value for key, value in row.items() if key not in read | {column}}
-        return Conversation((*turns, user, Message("assistant", text_of(row, column))), meta=meta)
+        return Conversation((*turns, user, Message("assistant", text_of(row, column, answer=True))), meta=meta)
 
     def _text(self, row: Mapping[str, Any]) -> Text:
-        code = text_of(row, "code")
+        code = text_of(row, "code", answer=True)
         meta = {key: value for key, value in row.items() if key != "code"}
         draw = random.Random(hashlib.sha256(code.encode("utf-8", "surrogatepass")).digest())
         if draw.random() >= self.fim_rate:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lightning_ft.data.shots import SHOTS
-from lightning_ft.data.split import NOT_PROMPT
 from lightning_ft.errors import RefusedRowError, UsageError, json_name
 from lightning_ft.task import Task
 from lightning_ft.types import Conversation, Message
@@ -104,7 +103,7 @@ class Instruct(Task):
         column = self.answer_column or first_of(ANSWERS, row)
         if column is None:
             raise ValueError(f"expected a column '{ANSWERS[0]}' (or {', '.join(ANSWERS[1:])}), got {', '.join(row) or 'none'}")
-        return user, text_of(row, column), read | {column}
+        return user, text_of(row, column, answer=True), read | {column}
 
 
 def _in_one(shown: Sequence[tuple[Message, str]], user: Message) -> Message:
@@ -133,8 +132,14 @@ def asked(
     return Message("user", content, extra={"instruction": question, "input": context}), read
 
 
-def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False) -> str:
-    """The text in a column; `optional`: missing, null and blank are an empty text.
+def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False, answer: bool = False) -> str:
+    """The text in a column.
+
+    Args:
+        row: its columns.
+        column: one of them.
+        optional: missing, null and blank are an empty text.
+        answer: the model is to say it; else it is asked.
 
     Raises:
         ValueError: the column is missing, holds no text, or (unless optional) only white space.
@@ -151,7 +156,7 @@ def text_of(row: Mapping[str, Any], column: str, *, optional: bool = False) -> s
     if not optional:
         raise RefusedRowError(
             f"expected '{column}' to hold text, got {'white space' if value else 'an empty one'}",
-            "empty_answer" if column in NOT_PROMPT else "empty_prompt",
+            "empty_answer" if answer else "empty_prompt",
         )
     return ""
 

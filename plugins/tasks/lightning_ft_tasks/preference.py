@@ -146,4 +146,4 @@ def _answer(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
         return (turn_of(value, column, 1),)
     if isinstance(value, list):
         return tuple(turns_of(value, column))
-    return (Message("assistant", text_of(row, column)),)
+    return (Message("assistant", text_of(row, column, answer=True)),)

@@ -60,7 +60,7 @@ class Reasoning(Instruct):
     def format(self, row: Mapping[str, Any]) -> Conversation:
         """The row as a conversation whose answer shows the way to it."""
         row, column = self._split(row)
-        reasoning = text_of(row, column)
+        reasoning = text_of(row, column, answer=True)
         plain = super().format(row)
         *before, answer = plain.messages
         meta = {key: value for key, value in plain.meta.items() if key != column}

@@ -105,6 +105,23 @@ def test_shots_from_a_file_of_their_own() -> None:
     assert not any("Shout." in tiny_tokenizer().decode(again.tables["train"][i].input_ids) for i in range(30))
 
 
+def test_shots_of_a_file_have_their_columns_renamed() -> None:
+    lines = [json.dumps({"ask": row["question"], "say": row["answer"]}) for row in ROWS]
+    Path("own.jsonl").write_text("\n".join(lines))
+    columns = {"question": "ask", "answer": "say"}
+    found = prepare(Instruct(shots=2, shots_from="own.jsonl"), "own.jsonl", columns=columns)
+    assert "What is " in tiny_tokenizer().decode(found.tables["train"][0].input_ids)
+
+
+def test_the_same_question_is_not_shown_whatever_else_stands_in_its_row() -> None:
+    """Nor where a column that no task reads tells the two rows apart."""
+    rows = [{"question": f"Q{i // 2}?", "answer": f"A{i}.", "note": i} for i in range(6)]
+    Path("notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = prepare(Instruct(shots=2), "notes.jsonl", split=[1.0, 0.0])
+    texts = [tiny_tokenizer().decode(found.tables["train"][i].input_ids) for i in range(6)]
+    assert all(len({part[0] for part in text.split("Q")[1:]}) == 3 for text in texts)
+
+
 def test_too_few_rows_to_draw_from() -> None:
     Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:4]))
     message = "Expected more than 4 rows with different prompts among the training rows for --task.shots 4, got 4; take fewer"

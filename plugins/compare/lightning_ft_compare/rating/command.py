@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.evaluate import add_execution, permit_execution, split_names
@@ -15,6 +14,7 @@ from lightning_ft_compare.results import LEVEL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from lightning_ft_compare.evaluations import Side
     from lightning_ft_compare.rating.folder import Ratings
@@ -72,22 +72,19 @@ def main(argv: Sequence[str]) -> int:
     permit_execution(arguments)
 
     from lightning_ft.run.folder import RunFolder, check_writable
-    from lightning_ft_compare.evaluations import numbered
+    from lightning_ft_compare.evaluations import claimed
     from lightning_ft_compare.rating.folder import RATINGS, Ratings
 
-    folder = numbered("rate") if arguments.output is None else Path(arguments.output).expanduser()
-    check_writable(folder)
-    if arguments.result and not Ratings(folder / RATINGS).all():
-        raise UsageError(f"Expected ratings in '{folder}' for --result, got none; name their folder with --output.")
-    new = not folder.exists()
-    held = RunFolder(folder, kind="Rating")
-    held.lock()
-    try:
-        return _rate(arguments, criteria, folder)
-    finally:
-        held.release()
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
+    with claimed(arguments.output, "rate") as folder:
+        check_writable(folder)
+        if arguments.result and not Ratings(folder / RATINGS).all():
+            raise UsageError(f"Expected ratings in '{folder}' for --result, got none; name their folder with --output.")
+        held = RunFolder(folder, kind="Rating")
+        held.lock()
+        try:
+            return _rate(arguments, criteria, folder)
+        finally:
+            held.release()
 
 
 def _check(arguments: Any) -> None:

@@ -79,11 +79,11 @@ def _with_shots(reading: Any, rows: Sequence[Any]) -> list[Any]:
 
     if not reading.task.demonstrations:
         return list(rows)
-    shots = Shots(reading.task, seed=0)
-    for number, row in enumerate(reading.rows):
-        shots.offer(row, number)
+    shots = Shots(reading.task, 0, reading.columns)
+    for number, (row, example) in enumerate(reading.examples(reading.rows)):
+        shots.offer(row, example, number)
     shots.settle(["train"] * len(reading.rows))
-    return [replace(row, values=shots.before(row)) for row in rows]
+    return [replace(row, values=shots.before(row, example)) for row, example in reading.examples(rows)]
 
 
 def _print(console: Any, heading: str, drawn: Drawn) -> None:
