@@ -128,7 +128,7 @@ def full_precision(config: Any, model: str) -> Any:
         kind = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
         raise UsageError(
             f"Expected a model in full precision, got '{model}', whose weights are stored in few bits already "
-            f"({getattr(kind, 'value', kind)}); name the model that it was made of, and type --quantize nf4 to train upon few bits."
+            f"({getattr(kind, 'value', kind)}); name the model that it was made of, and type --quantize nf4 for few bits."
         )
     return config
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_ft.data.split import GROUP_COLUMNS, SPLITS, Split, content_hash, prompt_key, split_name, split_rows
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.types import Classified, Conversation, Message, Preference, Text, Unpaired
+from lightning_ft.types import Classified, Conversation, Example, Message, Preference, Text, Unpaired
 
 SHARES = [0.8, 0.1, 0.1]
 
@@ -19,8 +19,8 @@ def rows_of(n: int) -> list[dict[str, Any]]:
 
 
 def parted(rows: list[dict[str, Any]], *args: Any, **options: Any) -> list[Split]:
-    """Of rows that ask what is in their first column."""
-    return split_rows(rows, [[content_hash(str(next(iter(row.values()))))] for row in rows], *args, **options)
+    """Of rows that ask what is in the column `question` or `text`."""
+    return split_rows(rows, [[content_hash(str(row.get("question", row.get("text"))))] for row in rows], *args, **options)
 
 
 ROW = st.fixed_dictionaries(
@@ -104,13 +104,13 @@ def talk(*turns: str) -> tuple[Message, ...]:
 
 def test_what_is_asked_is_known_again() -> None:
     """In whatever form it is asked, and whatever is answered."""
-    same = [
+    same: list[Example] = [
         Conversation(talk("How?", "So.")), Conversation(talk("How?", "No."), meta={"lang": "en"}), Conversation(talk("How?")),
         Preference(talk("How?"), talk("So."), talk("Not so.")), Unpaired(talk("How?"), talk("So."), True),
     ]  # fmt: skip
     assert len({prompt_key(example) for example in same}) == 1
     assert prompt_key(Classified("How?", "greeting")) == prompt_key(Classified("How?", "question"))
-    others = [
+    others: list[Example] = [
         Conversation(talk("Who?", "So.")), Conversation(talk("s:Be brief.", "How?", "So.")),
         Conversation(talk("How?", "So.", "And then?", "So.")), Conversation((Message("user", "", extra={"image": 1}),)),
         Text("How?"), Text("How? So."),

@@ -85,7 +85,10 @@ def test_weights_that_are_damaged(refused: Refused, cli: Cli, models: dict[Famil
     [
         ({"num_hidden_layers": 3}, ("but 9 are missing (model.layers.2.",)),
         ({"intermediate_size": 32}, ("to have the shapes that its config.json says",)),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ("in few bits already (gptq)", "type --quantize nf4")),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            ("in few bits already (gptq)", "type --quantize nf4 for few bits"),
+        ),
         ({"model_type": "t5"}, ("Expected a causal language model in 'model'", "name one with --model")),
     ],
 )

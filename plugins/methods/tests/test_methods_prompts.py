@@ -96,9 +96,13 @@ def test_vectors_take_their_positions_from_the_rows(method: Method, tmp_path: Pa
         output=str(tmp_path / "run"), **options,
     )  # fmt: skip
     assert json.loads((run.folder / "ledger.json").read_text())["max_length"] == places - 40
-    with pytest.raises(UsageError, match=rf"Expected --max_length from 1 to {places - 40}, the model's positions; got {places}"):
+    with pytest.raises(
+        UsageError, match=rf"Expected --max_length from 1 to {places - 40}, the model's positions; got {places}"
+    ):
         lightning_ft.fit(model=str(model), data=rows, task="text", method=method, max_length=places, **options)
-    with pytest.raises(UsageError, match=rf"the model's {places} positions to the rows, got one that takes {places} before each"):
+    with pytest.raises(
+        UsageError, match=rf"the model's {places} positions to the rows, got one that takes {places} before each"
+    ):
         lightning_ft.fit(model=str(model), data=rows, task="text", method=PromptTuning(virtual_tokens=places), **options)
 
 

@@ -85,8 +85,8 @@ def rehearse(
         if stored is not None:
             quantise(linear, stored, hollow)
             # As the loader marks it: methods refuse, or do, other things on such a base.
-            model.is_quantized, model.is_loaded_in_8bit = True, stored.quantize == "int8"  # type: ignore[assignment]
-            model.is_loaded_in_4bit = stored.quantize != "int8"  # type: ignore[assignment]
+            model.is_quantized, model.is_loaded_in_8bit = True, stored.quantize == "int8"
+            model.is_loaded_in_4bit = stored.quantize != "int8"
         module = FineTuner(
             scene.config, method, scene.objective, scene.optimizer, scene.optimizer_options, scene.total_steps, lambda: model
         )

@@ -9,18 +9,19 @@ from lightning_ft_plan.command import main
 from lightning_ft_plan.planning import Planning
 from lightning_ft_plan.typed import words
 
-from lightning_ft.cli.resolve import parse, resolve
+from lightning_ft.cli.resolve import check_torch_names, parse, resolve
 from lightning_ft.testing.models import tiny_backbone_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = """\
-task: {name: classify, labels: [a b, "c,d"]}
+task: {name: instruct, system: "Answer: yes, or [no] #1", shots: 0}
 trainer: {max_time: "00:01:00:00", callbacks: [{class_path: lightning.pytorch.callbacks.DeviceStatsMonitor}]}
-columns: {text: "sentence|line"}
+columns: {question: "sentence|line"}
 split: [0.8, 0.1, 0.1]
-stop: ["###", "a, b"]
+metrics: [loss, perplexity]
+holdout_tasks: ["a, b", "c"]
 """
 GIVEN = (
     "--data a.jsonl 'b c.jsonl' --batch_tokens 512 --learning_rate 1e-4 --gradient_checkpointing 2 --max_length none "
@@ -32,12 +33,14 @@ def test_what_is_typed_asks_for_the_same(tmp_path: Path) -> None:
     """Whatever comes from a file or a preset is there as a flag, texts with commas and spaces as they are."""
     (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
     first = resolve(parse(["m", "--config", str(tmp_path / "file.yaml"), *shlex.split(GIVEN)]))
+    check_torch_names(first)
     again = resolve(parse(shlex.split(shlex.join(words(first)))))
+    check_torch_names(again)
     assert again.values.keys() == first.values.keys()
     assert again.config() == first.config()
     assert again.trainer == first.trainer
-    assert "--columns.text" in words(first)
-    assert not {"--columns.text", "--split"} & set(words(first, without=("columns", "split")))
+    assert "--columns.question" in words(first)
+    assert not {"--columns.question", "--split"} & set(words(first, without=("columns", "split")))
 
 
 @pytest.fixture
