@@ -73,7 +73,8 @@ def _write_manifest(folder: Path) -> None:
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
     sync(manifest)
-    sync(folder)
+    for place in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        sync(place)
 
 
 def _replace(temporary: Path, target: Path) -> None:

@@ -131,7 +131,7 @@ class TrainingConfig:
     eval_every: int | None = None
     """Steps between validations; None: a tenth of the run, at least 10."""
     save_every: int | None = None
-    """Steps between checkpoints; None: with every validation. 0: none."""
+    """Steps between checkpoints; None: with every validation, or where one would be; 0: none."""
     save_behind: bool = False
     """Write checkpoints while training goes on, from copies that take as much memory again as what is saved."""
     log_every: int | None = None

@@ -287,7 +287,8 @@ class FineTuner(L.LightningModule):
         if scaler is None and Doubt.can_wait(optimizer, params):
             self._doubt = Doubt(optimizer, self.grad_norm, self._micro, self.global_step)
         elif not torch.isfinite(self.grad_norm):
-            bad = [batch for loss, batch in self._micro if not torch.isfinite(loss)]
+            here = sum(not torch.isfinite(loss) for loss, _ in self._micro)
+            bad = float(summed(self, torch.tensor(float(here)))) > 0  # of all ranks, which stop or go on together
             if not bad and scaler is not None and scaler.get_scale() > 1:
                 return  # fp16 finds its scale that way: the scaler skips this step and halves it
             raise TrainingError(not_finite(self.model, self._micro, self.global_step))

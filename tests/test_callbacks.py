@@ -30,11 +30,11 @@ class Writing:
 
     def __init__(self) -> None:
         self.is_global_zero, self.world_size, self.sanity_checking = True, 1, False
-        self.global_step, self.should_stop, self.val_check_batch = 0, False, 2
+        self.global_step, self.should_stop, self.val_check_batch, self.enable_validation = 0, False, 2, True
         self.callback_metrics: dict[str, float] = {}
         self.state = SimpleNamespace(fn="fit")
         self.strategy = cast("Any", FolderCheckpoint(cast("Any", None)))
-        self.strategy.checkpoint_io = self.strategy
+        self.strategy.checkpoint_io, self.strategy.barrier = self.strategy, lambda: None
 
     def save_checkpoint(self, path: Path) -> None:
         with whole_folder(path) as folder:
@@ -107,15 +107,20 @@ def test_scores_survive_a_resume(tmp_path: Path) -> None:
     ("options", "validates", "expected"),
     [
         ({}, True, {2, 4, 6, 7}), ({"save_every": 3}, True, {3, 6, 7}), ({"save_every": 0}, True, set()),
-        ({}, False, {7}), ({"save_every": 3}, False, {3, 6, 7}),
+        ({}, False, {2, 4, 6, 7}), ({"save_every": 3}, False, {3, 6, 7}),
     ],
 )  # fmt: skip
-def test_when_checkpoints_are_written(tmp_path: Path, options: Any, validates: bool, expected: set[int]) -> None:
-    saver, trainer = saver_of(tmp_path, total=7, validates=validates, **options), Writing()
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_when_checkpoints_are_written(
+    tmp_path: Path, options: Any, validates: bool, expected: set[int], switched_off: bool
+) -> None:
+    """Where there are no rows to validate on, and where Lightning is told to leave validations out."""
+    saver, trainer = saver_of(tmp_path, total=7, validates=validates or switched_off, **options), Writing()
+    trainer.enable_validation = not switched_off
     written = set()
     for step in range(1, 8):
         trainer.trained(saver, step)
-        if validates and (step % 2 == 0 or trainer.should_stop):
+        if validates and not switched_off and (step % 2 == 0 or trainer.should_stop):
             trainer.validated(saver, step, val_loss=1.0)
         written |= set(kept(tmp_path))
     assert written == expected

@@ -74,6 +74,20 @@ def test_low_precision_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch, dty
     assert (grad.float() - wanted).norm() < 2e-2 * wanted.norm()
 
 
+def test_the_sum_over_many_positions_does_not_overflow_16_bits() -> None:
+    """As with short answers, of which half of all tokens are the same."""
+    torch.manual_seed(0)
+    hidden = (110 + torch.randn(1200, 16).abs()).half().requires_grad_()
+    weight, targets = torch.nn.Parameter(torch.zeros(64, 16)), torch.zeros(1200, dtype=torch.int64)
+    with torch.autocast("cpu", torch.float16):
+        summed_cross_entropy(hidden, weight, None, targets, chunk=1200).backward()  # type: ignore[no-untyped-call]  # of torch
+    wide = torch.zeros(64, 16, requires_grad=True)
+    (wanted,) = torch.autograd.grad(F.cross_entropy(hidden.detach().float() @ wide.t(), targets, reduction="sum"), wide)
+    assert weight.grad is not None
+    assert float(wanted.abs().max()) > torch.finfo(torch.float16).max
+    assert (weight.grad - wanted).norm() < 2e-3 * wanted.norm()
+
+
 def test_frozen_head_costs_no_gradient_and_full_logits_never_exist() -> None:
     """No tensor of the loss is as large as the logits, and with a frozen head none as large as its weight."""
     from torch.utils._python_dispatch import TorchDispatchMode

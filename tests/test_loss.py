@@ -249,6 +249,24 @@ class Shifted(tf.LlamaForCausalLM):  # type: ignore[no-untyped-call]  # of trans
         return out
 
 
+class CappedByItself(tf.LlamaForCausalLM):  # type: ignore[no-untyped-call]  # of transformers
+    """Caps its logits by a number of its own, so high that hidden states of their usual size do not show it."""
+
+    def forward(self, input_ids: Any = None, use_cache: Any = None) -> Any:
+        out = super().forward(input_ids=input_ids, use_cache=use_cache)
+        out.logits = 30 * torch.tanh(out.logits / 30) if out.logits.abs().max() > 15 else out.logits
+        return out
+
+
+class Unpadded(tf.LlamaForCausalLM):  # type: ignore[no-untyped-call]  # of transformers
+    """Leaves the last words of its vocabulary out, more of them than hidden states have numbers."""
+
+    def forward(self, input_ids: Any = None, use_cache: Any = None, logits_to_keep: Any = 0) -> Any:
+        out = super().forward(input_ids=input_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
+        out.logits = out.logits[..., : VOCAB - 2]
+        return out
+
+
 class Scaled(tf.PhiForCausalLM):  # type: ignore[no-untyped-call]  # of transformers
     """Scales its logits, and its output layer has a bias, so that the scale does not commute with it."""
 
@@ -258,7 +276,13 @@ class Scaled(tf.PhiForCausalLM):  # type: ignore[no-untyped-call]  # of transfor
         return out
 
 
-@pytest.mark.parametrize(("cls", "family", "name"), [(Shifted, "llama", "full"), (Scaled, "phi-bias", "selected")])
+@pytest.mark.parametrize(
+    ("cls", "family", "name"),
+    [
+        (Shifted, "llama", "full"), (Scaled, "phi-bias", "selected"), (CappedByItself, "llama", "full"),
+        (Unpadded, "llama", "selected"),
+    ],
+)  # fmt: skip
 def test_unknown_logits_go_the_plain_way(cls: type[tf.PreTrainedModel], family: str, name: str) -> None:
     torch.manual_seed(0)
     model = cls(FAMILIES[family]()).double()

@@ -123,6 +123,10 @@ def test_where_nothing_is_asked_all_that_is_said_counts() -> None:
     said = [Conversation((Message("system", "You dream."), Message("assistant", text))) for text in ("of", "electric", "sheep")]
     said.append(Conversation((Message("assistant", "of"),)))
     assert len({prompt_key(example) for example in said}) == 4
+    system, answers = (Message("system", "You dream."),), [(Message("assistant", str(n)),) for n in range(4)]
+    pairs = [Preference(system, answers[n], answers[n + 1]) for n in range(3)]
+    assert len({prompt_key(pair) for pair in pairs}) == 3
+    assert len({prompt_key(Unpaired(system, answers[n], True)) for n in range(3)}) == 3
 
 
 def test_rows_of_several_prompts_stay_with_each_row_that_shares_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,7 @@ class FineTuneData(L.LightningDataModule):
             sampler=_From(trainer, self.total_steps, self.stream),
             batch_size=None,
             num_workers=self.workers,
+            worker_init_fn=_unmoved,
             persistent_workers=False,
             pin_memory=torch.cuda.is_available(),
             # Every iter(DataLoader) draws a base seed: from its own generator, or dropout would depend on it.
@@ -273,3 +275,12 @@ class FineTuneData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Test rows."""
         return self._evaluation("test")
+
+
+def _unmoved(_: int) -> None:
+    """Leave signals to the process that a worker works for: Ctrl-C goes to all of them, and the step is to end and be saved.
+
+    A worker ends with that process, and when it is told to.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -22,8 +22,8 @@ from lightning_ft.data.alike import finders
 from lightning_ft.data.build import Build, Place
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.shots import files_of
-from lightning_ft.data.sources import expand, sample_digest, splits_by_name
-from lightning_ft.data.split import FLAGS, SPLITS, Split
+from lightning_ft.data.sources import expand, sample_digest, split_of_name, splits_by_name
+from lightning_ft.data.split import FLAGS, RULE, SPLITS, Split
 from lightning_ft.data.table import EncodedTable
 from lightning_ft.data.window import Position, Window
 from lightning_ft.errors import UsageError
@@ -48,6 +48,8 @@ class Prepared:
     task: Task
     identity: str
     """Hash of contents, task, tokens and split, wherever the files lie: by it a resume knows that it is the same data."""
+    division: str
+    """The part of it that decides which rows train: of another one, rows that trained stand among those that are held out."""
     folder: Path
     """Where the tables lie, and the quarantine file if there is one."""
     hashes: Mapping[str, str]
@@ -56,6 +58,10 @@ class Prepared:
     """Where the first shard of a stream ends."""
     held_out: frozenset[int]
     """Hashes of prompts and groups that no later shard of a stream may train."""
+
+    def record(self) -> dict[str, Any]:
+        """What a run notes of its data."""
+        return {"identity": self.identity, "division": self.division, "files": dict(self.hashes)}
 
     def examples(self, split: Split, indices: Sequence[int]) -> list[Example]:
         """The examples again, of rows in validation or test."""
@@ -100,7 +106,7 @@ class Pipeline:
         hashes = {str(path): content for content, (path, _) in zip(self._digests, self.files, strict=True)}
         end = Position(*facts["end"]) if "end" in facts else None
         held_out = frozenset(facts.get("held_out", ()))
-        return Prepared(tables, ledger, self.task, self._identity(), folder, hashes, end, held_out)
+        return Prepared(tables, ledger, self.task, self._identity(), self._division(), folder, hashes, end, held_out)
 
     def encode_shard(self, start: Position, held_out: frozenset[int], folder: Path, stop: Event) -> None:
         """Write the shard of a stream that starts at `start` into a folder; its rows all train.
@@ -153,22 +159,16 @@ class Pipeline:
         return [sha256(path) for path in files_of(self.task)]
 
     def _identity(self) -> str:
+        return _hash((self._division(), self.encoder.fingerprint, self._shown))
+
+    def _division(self) -> str:
         assert self.task is not None
         contents = [(content, split) for content, (_, split) in zip(self._digests, self.files, strict=True)]
-        facts = (
-            contents,
-            self.task.name,
-            asdict(self.task),
-            self.encoder.fingerprint,
-            self.config.split,
-            self.config.seed,
-            self.config.columns,
-            self.config.holdout_tasks,
-            self.config.stream,
-            self._shown,
+        own = self.config
+        return _hash((
+            RULE, contents, self.task.name, asdict(self.task), own.split, own.seed, own.columns, own.holdout_tasks, own.stream,
             finders(self.registry),
-        )
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        ))  # fmt: skip
 
     def _key(self) -> str:
         """The cache entry: everything that decides the tokens, and the names that messages and rows show."""
@@ -187,7 +187,7 @@ class Pipeline:
             "alike": finders(self.registry),
             "kinds": [[kind.__name__ for kind in kinds] for kinds in (self.kinds, self.further)],
         }  # fmt: skip
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        return _hash(facts)
 
     def _entry(self) -> Path:
         """The folder with the encoded rows, built now unless an earlier run or another rank has left it."""
@@ -227,9 +227,12 @@ def _assigned(files: list[tuple[Path, Split | None]]) -> list[tuple[Path, Split 
     Training files keep None, so that a split without any file is taken from their rows, as it is with a `split` column.
 
     Raises:
-        UsageError: one file is given twice; its rows would stand in training and in the test.
+        UsageError: one file is given twice, whose rows would stand in training and in the test; or files are named after
+            several splits and one is not, which alone would decide whether the others' names count.
     """
-    named = splits_by_name([path for path, split in files if split is None])
+    free = [path for path, split in files if split is None]
+    named = splits_by_name(free)
+    _check_all_named(free)
     seen: dict[Path, Split | None] = {}
     for path, split in files:
         before = seen.setdefault(path.resolve(), split)
@@ -239,6 +242,21 @@ def _assigned(files: list[tuple[Path, Split | None]]) -> list[tuple[Path, Split 
             )
     assigned = [(path, split or named.get(path)) for path, split in files]
     return [(path, None if split == "train" else split) for path, split in assigned]
+
+
+def _check_all_named(paths: Sequence[Path]) -> None:
+    said = {path: split_of_name(path) for path in paths}
+    silent = next((path for path, split in said.items() if split is None), None)
+    if silent is not None and len(set(said.values())) > 2:
+        other = next(path for path, split in said.items() if split)
+        raise UsageError(
+            f"Expected all files of --data or none to be named after a split, as '{other}' is; got '{silent}'; take it out, or "
+            "name the files of each split after --data, --val_data and --test_data."
+        )
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _temporary() -> Path:

@@ -98,7 +98,8 @@ def share_each(batch: Batch, alike: Sequence[int]) -> Batch:
     for number, (start, length) in enumerate(zip(starts, alike, strict=True)):
         lead = starts[number - number % batch.together] if batch.together > 1 else 0
         place[start : start + length] = place[lead : lead + length]
-    keep, where = torch.from_numpy(np.flatnonzero(kept)), torch.from_numpy(place)
+    device = batch.input_ids.device  # of a step that is cut where the memory has not sufficed, a GPU
+    keep, where = (torch.from_numpy(numbers).to(device) for numbers in (np.flatnonzero(kept), place))
     index = torch.unique(where[supervised(batch).index])
     batch.shared = Shared(tuple(alike), keep, where, read_positions(index, len(keep)), batch.input_ids, batch.labels)
     return batch

@@ -105,24 +105,17 @@ def _named(name: str) -> list[Path]:
 
 
 def splits_by_name(paths: Sequence[Path]) -> dict[Path, Split]:
-    """The split of each file by its name or folder (`test.jsonl`, `train-00000.parquet`, `dev/a.csv`).
+    """The split of each file as `split_of_name` has it.
 
-    Empty unless there are several splits: one `train.csv` alone says nothing.
-
-    Raises:
-        UsageError: there are several, and a file that says none: its rows would decide whether the others' names count.
+    Empty unless every file is named so and there are several splits: one `train.csv` alone says nothing.
     """
-    named = {path: split_name(re.split(r"[-_.]", path.name)[0]) or split_name(path.parent.name) for path in paths}
-    splits = {path: split for path, split in named.items() if split is not None}
-    if len(set(splits.values())) < 2:
-        return {}
-    if len(splits) < len(named):
-        silent, other = (next(path for path in paths if (path in splits) is said) for said in (False, True))
-        raise UsageError(
-            f"Expected all files of --data or none to be named after a split, as '{other}' is; got '{silent}'; take it out, or "
-            "name the files of each split after --data, --val_data and --test_data."
-        )
-    return splits
+    splits = {path: split for path in paths if (split := split_of_name(path)) is not None}
+    return splits if len(splits) == len(set(paths)) and len(set(splits.values())) > 1 else {}
+
+
+def split_of_name(path: Path) -> Split | None:
+    """The split after which a file or its folder is named (`test.jsonl`, `train-00000.parquet`, `dev/a.csv`)."""
+    return split_name(re.split(r"[-_.]", path.name)[0]) or split_name(path.parent.name)
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -12,20 +12,22 @@ import numpy as np
 
 from lightning_ft.data.joined import joined
 from lightning_ft.errors import DataError, UsageError
-from lightning_ft.types import Classified, Conversation, Text
+from lightning_ft.types import Classified, Conversation, Preference, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from lightning_ft.types import Example, Message
+    from lightning_ft.types import Example, Message, Unpaired
 
 Split = Literal["train", "validation", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FLAGS: dict[Split | None, str] = {None: "--data", "train": "--data", "validation": "--val_data", "test": "--test_data"}
 """By what files of a split are named; None: of a split that the rows or the seed decide."""
+RULE = 2
+"""Number of the rule by which rows are split, raised with every change that moves one: no run goes on by another rule."""
 SPELLINGS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "eval": "test",
@@ -238,14 +240,19 @@ def prompt_key(example: Example) -> int:
     """
     if isinstance(example, (Text, Classified)):
         return content_hash(example.text)
-    turns = _before_the_answer(example.messages) if isinstance(example, Conversation) else example.prompt
-    return content_hash(_canonical([(turn.role, turn.content or turn.extra) for turn in turns]))
+    asked, answer = _asked(example)
+    if all(turn.role == "system" for turn in asked):  # many rows share it, and are asked nothing
+        asked += answer
+    return content_hash(_canonical([(turn.role, turn.content or turn.extra) for turn in asked]))
 
 
-def _before_the_answer(turns: Sequence[Message]) -> Sequence[Message]:
-    """The turns before the last one of the assistant; all of them where only a system text stands there."""
-    last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
-    return turns[:last] if any(turn.role != "system" for turn in turns[:last]) else turns
+def _asked(example: Conversation | Preference | Unpaired) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """The turns before the last answer, and those from it on; of a pair the better one."""
+    if isinstance(example, Conversation):
+        turns = example.messages
+        last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
+        return turns[:last], turns[last:]
+    return example.prompt, example.chosen if isinstance(example, Preference) else example.completion
 
 
 def group_keys(row: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> list[int]:

@@ -211,6 +211,9 @@ def documents_attention(
             f"{type(module).__name__} called {DOCUMENTS} without document borders: its model does not pass cu_seq_lens on, "
             "or a padded batch was run inside engine.attention.documents(). Type --packing off."
         )
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # norms of query and key leave them in float32
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if shared is not None and query.shape[2] == len(shared.keep):
         q, k, v = (tensor.index_select(2, shared.place) for tensor in (query, key, value))
         out, _ = documents_attention(

@@ -215,6 +215,9 @@ class _Logits:
             x = x if factor is None else (x * factor).to(low.dtype)
             if into.weight.dtype == low.dtype:
                 into.weight.addmm_(low.t(), x)
+            elif low.dtype == torch.float16:  # a sum over so many positions may be more than it holds
+                part = 2.0 ** -len(x).bit_length()
+                into.weight.add_(low.t() @ (x * part), alpha=1 / part)
             else:
                 into.weight.add_(low.t() @ x)
 

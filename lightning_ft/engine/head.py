@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
 """Names under which configs keep the soft cap of the logits."""
+_WIDE = 100.0
+"""Logits that are larger than most caps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +115,33 @@ def _probe(model: nn.Module, path: HeadPath) -> str:
     assert head is not None
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    linear: Any = head_linear(head)
     try:
         with probing(model), bypassed(model, path):
             ids = torch.tensor([[1, 2, 1]], device=next(model.parameters()).device)
             out = model(input_ids=ids, use_cache=False).logits
+            # Hidden states are small and few beside logits: a cap, or a cut of the vocabulary, would not show in them.
+            logits = torch.linspace(-_WIDE, _WIDE, 3 * linear.weight.shape[0], device=ids.device, dtype=seen[0].dtype)
+            logits = logits.view(1, 3, -1)
+            setattr(head, "forward", lambda hidden: logits)  # noqa: B010  # a module's method, as far as mypy knows
+            wide = model(input_ids=ids, use_cache=False).logits
     except Exception as error:  # whatever remote code raises: the plain way still works
         return f"its forward fails without the output layer ({type(error).__name__}: {error})"
     finally:
         handle.remove()
-    if len(seen) != 1 or not isinstance(out, Tensor) or out.shape != seen[0].shape:
+    if len(seen) != 2 or not isinstance(out, Tensor) or out.shape != seen[0].shape:
         return "its forward uses the output layer in a way of its own"
-    wide, given = out.double(), seen[0].double()
-    scale = (wide * given).sum() / given.square().sum()
+    if wide.shape != logits.shape:
+        return f"its forward leaves {wide.shape[-1]:,} of {logits.shape[-1]:,} logits"
+    given = seen[0].double()
+    scale = (out.double() * given).sum() / given.square().sum()
     precision = torch.finfo(torch.promote_types(out.dtype, seen[0].dtype)).eps
     if min(torch.finfo(out.dtype).bits, torch.finfo(seen[0].dtype).bits) < 32:
         precision = torch.finfo(torch.bfloat16).eps
-    if not torch.allclose(wide, given * scale, rtol=8 * precision, atol=8 * precision * float(given.abs().max())):
-        return "its forward changes the logits afterwards by more than a factor"
-    if abs(float(scale) - 1) > 8 * precision and getattr(head_linear(head), "bias", None) is not None:
+    for got, from_head in ((out.double(), given), (wide.double(), logits.double())):
+        if not torch.allclose(got, from_head * scale, rtol=8 * precision, atol=8 * precision * float(from_head.abs().max())):
+            return "its forward changes the logits afterwards by more than a factor"
+    if abs(float(scale) - 1) > 8 * precision and getattr(linear, "bias", None) is not None:
         return "its forward scales the logits and the output layer has a bias"
     return ""
 

@@ -103,12 +103,15 @@ def matrix(*tensors: Tensor) -> MatrixKernels | None:
 
 @functools.cache
 def _triton() -> Kernels | None:
-    """None where there is no Triton (PyTorch for Windows comes without)."""
+    """None where there is no Triton (PyTorch for Windows comes without), or no compiler for what starts its kernels."""
     try:
         from lightning_ft.engine import triton_kernels
-    except ImportError:
+
+        x = torch.linspace(-4, 4, 64, device="cuda")
+        agrees = torch.allclose(triton_kernels.gated(x, x), torch.nn.functional.silu(x) * x, atol=1e-5)
+    except Exception:  # it comes from Triton, the compiler or the driver; the plain ways do the same
         return None
-    return cast("Kernels", triton_kernels)
+    return cast("Kernels", triton_kernels) if agrees else None
 
 
 @functools.cache

@@ -55,7 +55,8 @@ class EmbeddingNoise:
                 f"The objective embeds {got} tokens of a batch of {known}, of which nobody knows the documents; "
                 "leave --neftune_noise_alpha out."
             )
-        scale = self._scale.to(output.device)[..., None] * output.shape[-1] ** -0.5
+        own = self._scale.pin_memory() if output.is_cuda else self._scale  # else the host would wait for the copy
+        scale = own.to(output.device, non_blocking=True)[..., None] * output.shape[-1] ** -0.5
         noise: Tensor = torch.empty(output.shape, device=output.device).uniform_(-1, 1)
         noise = noise.mul_(scale).to(output.dtype)
         return output + noise

@@ -21,6 +21,8 @@ _CHECK_LENGTHS = (7, 19, 131, 12)
 """Documents of a check; the long one where the model has so many positions."""
 _UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
 """Layer types whose state crosses borders, or whose windows a short check would not see."""
+_STRETCHING = ("longrope", "dynamic")
+"""Rotary positions whose frequencies follow from the largest position of the whole input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class PackingCheck:
     way: Way = "documents"
 
 
-def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = None) -> PackingCheck:
+def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = None, *, longest: int = 0) -> PackingCheck:
     """Whether the model keeps the documents of a packed row apart: its logits against those of each document alone.
 
     Tried are our attention function, then stock attention with restarted positions; `documents` takes what was exact.
@@ -46,7 +48,13 @@ def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = N
         model: as it will be trained.
         vocab_size: token ids are drawn below it.
         tolerance: largest relative difference; None: by the precision of the logits.
+        longest: tokens of the longest document that there may be.
     """
+    stretched = _stretched(model, longest)
+    if stretched:
+        set_way(model, "none")
+        reason = f"Packing is off: rotary positions of type {stretched} depend on the longest document of a row."
+        return PackingCheck(False, float("nan"), reason, "none")
     layers = set(getattr(_text_config(model), "layer_types", None) or ())
     found = sorted(layers.intersection(_UNEXPECTED_LAYERS))
     if found:
@@ -98,6 +106,18 @@ def _packed_difference(model: nn.Module, vocab_size: int, tolerance: float | Non
     wide, other = packed.double(), separate.double()
     difference = float((wide - other).norm() / other.norm())
     return difference, allowed if tolerance is None else tolerance
+
+
+def _stretched(model: nn.Module, longest: int) -> str | None:
+    """The type of rotary positions of the model that are others in a row with so long a document; None: they are not."""
+    config = _text_config(model)
+    given: Any = getattr(config, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [one for one in given.values() if isinstance(one, dict)]
+    for kind in kinds:
+        first = kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        if kind.get("rope_type") in _STRETCHING and longest > (first or config.max_position_embeddings):
+            return str(kind["rope_type"])
+    return None
 
 
 def _text_config(model: nn.Module) -> Any:

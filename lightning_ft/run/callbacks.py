@@ -111,7 +111,8 @@ class Saver(L.Callback):
         if self._validation_due(trainer, step):
             return  # also with a signal: resumed from a checkpoint before it, Lightning would never run this validation
         stopped = self._stopped(trainer)
-        if stopped or self._due(step, validated=False):
+        # Without validations, as often as they would come: a run that is killed is to lose no more.
+        if stopped or self._due(step, checked=not self._validating(trainer) and self._check_due(trainer, step)):
             self.save(trainer, step)
         if stopped:
             self._interrupt(trainer, step)
@@ -131,7 +132,7 @@ class Saver(L.Callback):
         self.scores[step] = float(found[name])
         self._stops = bool(trainer.should_stop)
         stopped = self._stopped(trainer)
-        if stopped or self._due(step, validated=True):
+        if stopped or self._due(step, checked=True):
             self.save(trainer, step)
         if stopped:
             self._interrupt(trainer, step)
@@ -150,17 +151,21 @@ class Saver(L.Callback):
         here = self._signal is not None
         return here if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(here, all=False))
 
-    def _validation_due(self, trainer: L.Trainer, step: int) -> bool:
-        if not self.validates:
-            return False
-        return trainer.should_stop or step % int(trainer.val_check_batch or 1) == 0
+    def _validating(self, trainer: L.Trainer) -> bool:
+        return self.validates and trainer.enable_validation  # not with --trainer.limit_val_batches 0
 
-    def _due(self, step: int, *, validated: bool) -> bool:
+    def _validation_due(self, trainer: L.Trainer, step: int) -> bool:
+        return self._validating(trainer) and (trainer.should_stop or self._check_due(trainer, step))
+
+    def _check_due(self, trainer: L.Trainer, step: int) -> bool:
+        return step % int(trainer.val_check_batch or 1) == 0
+
+    def _due(self, step: int, *, checked: bool) -> bool:
         if self.save_every == 0:
             return False
         if step >= self.total_steps:
             return True
-        return validated if self.save_every is None else step % self.save_every == 0
+        return checked if self.save_every is None else step % self.save_every == 0
 
     def save(self, trainer: L.Trainer, step: int) -> None:
         """Write the checkpoint of `step`, then delete those that are neither newest nor among the best."""
@@ -168,21 +173,32 @@ class Saver(L.Callback):
         self._prune(trainer, step)
 
     def _settle(self, trainer: L.Trainer) -> None:
-        """Wait for a checkpoint that is written behind the training."""
+        """Wait for a checkpoint that is written behind the training, on all ranks: when one ends, the others are ended."""
         io = trainer.strategy.checkpoint_io
         if isinstance(io, FolderCheckpoint):
             io.settle()
+        trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save the last step where there is no memory for the next one, so that the run goes on from there."""
         if isinstance(exception, NoMemoryError) and exception.whole and trainer.global_step:
+            # Lightning has counted the step that it is in; a resume would validate one step early ever after.
+            counted = trainer.fit_loop.epoch_loop.batch_progress
+            for count in (counted.total, counted.current):
+                count.ready = count.started = count.processed = count.completed  # type: ignore[attr-defined]  # of a batch
             self.save(trainer, trainer.global_step)
             self._settle(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Delete what a run that was killed behind its last save had no time to delete: its resume has no save to do."""
+        """Delete what a run that was killed behind its last save had no time to delete: its resume has no save to do.
+
+        A signal that came since the last step was asked for one is heard here, if the step is saved.
+        """
+        step = trainer.global_step
         self._settle(trainer)
-        self._prune(trainer, trainer.global_step)
+        self._prune(trainer, step)
+        if self._stopped(trainer) and broken(checkpoint.path_of(self.folder, step)) is None:
+            self._interrupt(trainer, step)
 
     def _prune(self, trainer: L.Trainer, step: int) -> None:
         if not trainer.is_global_zero:

@@ -76,6 +76,8 @@ class RunFolder:
             raise UsageError(
                 f"{self.kind} '{self.path}' is in use by {owner}; wait for it, or name another with --output."
             ) from None
+        except OSError:  # a file system without locks: nobody can be kept out, and nobody need be
+            pass
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -110,11 +110,13 @@ def device_name() -> str:
 
 
 def place(model: torch.nn.Module, device: torch.device) -> None:
-    """Put a model on a device.
+    """Put a model on a device, and let kernels of our own start there.
 
     Raises:
         TrainingError: its weights alone are more than the device's memory.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
         model.to(device)
     except torch.OutOfMemoryError as error:

@@ -80,6 +80,24 @@ def trained_on(model: str, hashes: Mapping[str, str]) -> list[str]:
     return [name for name, content in hashes.items() if content in known]
 
 
+def divided_otherwise(model: str, hashes: Mapping[str, str], division: str) -> bool:
+    """Whether rows of files that the run of a model had are divided into other splits than there.
+
+    Args:
+        model: As for `evaluate`.
+        hashes: SHA-256 of each file's content, by its name.
+        division: Of the rows, as `Prepared` has it.
+    """
+    run = run_around(model)
+    if run is None:
+        return False
+    try:
+        had = record_of(run)["data"]
+        return had["division"] != division and not set(had["files"].values()).isdisjoint(hashes.values())
+    except (UsageError, KeyError, TypeError, AttributeError):  # not to be known any more
+        return False
+
+
 def _there(rows: Sequence[Row], wanted: str) -> bool:
     return any(row.values.get(column) is not None for row in rows for column in wanted.split("|"))
 

@@ -96,7 +96,8 @@ class Preflight(L.Callback):
     def _run(self, trainer: L.Trainer, module: FineTuner) -> Estimate:
         numbers = self.data.known_steps(LOOKED_AT)
         rank = module.data_place[0]
-        largest = max(numbers, key=lambda number: self._largest(number, rank))
+        # The same on all ranks: with a sharded model each pass of one waits for the others, which make as many in that step.
+        largest = max(numbers, key=self._largest)
         self._step(trainer, module, self.data.build(largest, rank))
         met, grown = self._shapes(largest, rank), []
         timed = [numbers[len(numbers) * i // TIMED] for i in range(min(TIMED, len(numbers)))]
@@ -115,8 +116,9 @@ class Preflight(L.Callback):
         save = self._save(trainer)
         self._forget(trainer, module)
         steps = self.data.total_steps
-        validations = math.ceil(steps / self.data.eval_every) if self.data.has_validation else 0
-        saves = max(1, validations) if self.save_every is None else math.ceil(steps / self.save_every) if self.save_every else 0
+        checks = math.ceil(steps / self.data.eval_every)
+        validations = checks if self.data.has_validation else 0
+        saves = checks if self.save_every is None else math.ceil(steps / self.save_every) if self.save_every else 0
         total = steps * step_seconds + validations * validation + saves * save
         return Estimate(peak_memory() + self._growth(module, numbers, met, grown), step_seconds, validation, save, total)
 
@@ -132,9 +134,9 @@ class Preflight(L.Callback):
         """(rows, tokens) of the micro-batches that a rank has in a step."""
         return {self.data.shape(micro) for micro in self.data.schedule.step(number).ranks[rank]}
 
-    def _largest(self, number: int, rank: int) -> int:
-        """Tokens, filling or padding included, of the largest micro-batch that a rank has in a step."""
-        return max(map(math.prod, self._shapes(number, rank)))
+    def _largest(self, number: int) -> int:
+        """Tokens, filling or padding included, of the largest micro-batch that any rank has in a step."""
+        return max(math.prod(self.data.shape(micro)) for rank in self.data.schedule.step(number).ranks for micro in rank)
 
     def _tokens(self, number: int) -> float:
         """Tokens, filling or padding included, of all micro-batches of a step."""

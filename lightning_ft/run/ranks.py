@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.strategies.launchers import subprocess_script
+from lightning.pytorch.strategies.launchers import subprocess_script as launcher
 
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "tcpstore", "broken pipe")
 """Words of errors that are about talking to other processes, in lower case."""
 
 
+AFTER = 10
+"""Seconds beyond the time-out in which processes that found out that one is gone end by themselves."""
+
+
 def patience(timeout: float) -> float:
     """Seconds, of those after which a silent process is taken for lost, in which all that are left come to ask the others."""
     return min(20.0, timeout / 2)
+
+
+def leave_time(timeout: float) -> None:
+    """Let processes that Lightning started find out by themselves which of them is gone, and say so.
+
+    It would kill all of them within five seconds of the end of one, in the middle of a save or of the question who is silent.
+
+    Args:
+        timeout: Seconds after which a silent process is taken for lost.
+    """
+
+    class Observer(subprocess_script._ChildProcessObserver):
+        def _terminate_all(self) -> None:
+            time.sleep(timeout + AFTER)
+            super()._terminate_all()
+
+    launching: Any = launcher
+    launching._launch_process_observer = lambda children: Observer(os.getpid(), children).start()
 
 
 class Ranks(L.Callback):
@@ -55,7 +80,8 @@ class Ranks(L.Callback):
         mine = torch.distributed.get_rank()
         others = [rank for rank in range(self._size) if rank != mine]
         end = time.monotonic() + self._patience
-        words, silent = [torch.zeros(1) for _ in range(self._size)], []
+        words = [torch.zeros(1) for _ in range(self._size)]
+        silent: dict[bool, list[int]] = {True: [], False: []}  # with a connection that broke, or only late
         awaited: dict[int, Any] = {}
         for rank in others:
             with contextlib.suppress(RuntimeError):
@@ -64,6 +90,9 @@ class Ranks(L.Callback):
         for rank in others:
             try:
                 awaited[rank].wait(timedelta(seconds=max(0.1, end - time.monotonic())))
-            except (KeyError, RuntimeError):
-                silent.append(rank)
-        return silent
+            except KeyError:
+                silent[True].append(rank)
+            except RuntimeError as error:
+                silent["timed out" not in str(error).lower()].append(rank)
+        # Who is late may be waiting for the one that is gone, and not have noticed yet.
+        return silent[True] or silent[False]

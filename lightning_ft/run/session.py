@@ -213,7 +213,7 @@ class Session:
         if self.world.main:
             self.folder.update(
                 task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
-                data={"identity": self.prepared.identity, "files": dict(self.prepared.hashes)}, template=self.template.name,
+                data=self.prepared.record(), template=self.template.name,
                 precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=planner.planned,
                 processes=self.world.size, strategy=self.config.strategy, seed=self.config.seed, total_steps=total,
                 packed=packed, parameters=self.module.parameter_line(), new_tokens=list(self.new_tokens.values()),
@@ -251,7 +251,8 @@ class Session:
 
         if self.config.packing == "off" or not self.choices.method.can_pack:
             return False
-        check = check_packing(model, int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]  # transformers' config
+        config: Any = model.config
+        check = check_packing(model, int(config.get_text_config().vocab_size), longest=self.encoder.max_length)
         if check.ok:
             self.say(f"packing: on, packed and separate logits differ by {check.difference:.1e}")
         elif self.config.packing == "on":

@@ -14,13 +14,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lightning_ft.atomic import whole_folder
+from lightning_ft.atomic import REFUSED, not_written, whole_folder
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.state import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import timedelta
 
     from lightning_ft.module import FineTuner
@@ -40,6 +40,13 @@ class ShardedStrategy(ModelParallelStrategy):
     def __init__(self, data_size: int, together: int, wait: timedelta) -> None:
         backend = None if torch.cuda.is_available() else "gloo"
         super().__init__(data_size, together, process_group_backend=backend, timeout=wait)
+        self.wait = wait
+
+    def setup_environment(self) -> None:
+        """As Lightning's; a mesh of two sides makes groups that would wait for half an hour."""
+        super().setup_environment()
+        for group in self.device_mesh.get_all_groups():
+            torch.distributed.distributed_c10d._set_pg_timeout(self.wait, group)
 
     @property
     def module(self) -> FineTuner:
@@ -66,7 +73,8 @@ class ShardedStrategy(ModelParallelStrategy):
         with contextlib.ExitStack() as stack:
             begin = (lambda: str(stack.enter_context(whole_folder(path)))) if self.is_global_zero else (lambda: "")
             folder = Path(everywhere(begin)[0])
-            save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / PARTS), save_distributed=True))
+            with _told(path):
+                save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / PARTS), save_distributed=True))
             everywhere(lambda: io.write(checkpoint, folder, model) if self.is_global_zero else None)
             everywhere(stack.close)
 
@@ -86,7 +94,8 @@ class ShardedStrategy(ModelParallelStrategy):
         if values is None:
             raise UsageError(f"Expected a checkpoint of a sharded run in '{path}'; type the --strategy that it was written by.")
         tensors, _ = self._optimizer_state()
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(path / PARTS)))
+        with _told(path):
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(path / PARTS)))
         for scheduler in checkpoint.get("lr_schedulers", ()):
             scheduler.pop("base_lrs")  # one of each group, of which there may be more or fewer where layers are cut otherwise
         options = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -106,6 +115,27 @@ class ShardedStrategy(ModelParallelStrategy):
             for name, value in get_optimizer_state_dict(self.module.model, optimizer, options=options).items():
                 (tensors if isinstance(value, Tensor) else values)[name] = value
         return tensors, values
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say what went wrong with the parts of a checkpoint; torch wraps it in what is no `Exception`, in all processes.
+
+    Raises:
+        TrainingError: something did.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        refused = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in REFUSED), None)
+        if refused is not None:
+            raise not_written(path, refused) from error
+        raise TrainingError(
+            f"{path}: expected parts of a checkpoint that can be written and read, got: {causes[0]}."
+        ) from error
 
 
 def everywhere(work: Callable[[], T]) -> list[T]:

@@ -25,7 +25,7 @@ from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
 from lightning_ft.run.folder import check_writable, new_folder, versions
 from lightning_ft.run.hardware import peak_memory
-from lightning_ft.run.inherited import reads_of, trained_on
+from lightning_ft.run.inherited import divided_otherwise, reads_of, trained_on
 from lightning_ft.run.quiet import say, silent
 from lightning_ft.run.team import Team
 from lightning_ft.run.verdict import allowed_answers, names_for
@@ -59,6 +59,13 @@ def evaluate_split(config: TrainingConfig, split: Split, *, generate: bool) -> E
     ready = _prepare(config)
     if not len(ready.prepared.tables[split]):
         raise UsageError(f"Expected rows in the {split} split, got none; look at --split, or name files with {FLAGS[split]}.")
+    own_files = config.test_data if split == "test" else config.val_data
+    again = divided_otherwise(config.model, ready.prepared.hashes, ready.prepared.division)
+    if again and not own_files and ready.team.main:
+        say(
+            f"data: the rows are split otherwise than in the run of '{config.model}' (by another --seed or --split, task, "
+            "plugin or version), so it may have trained on some of these"
+        )
     rows = [(split, i) for i in range(len(ready.prepared.tables[split]))]
     return _score(ready, rows, generate=generate, always=generate)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_ft.errors import UsageError, did_you_mean
 from lightning_ft.optim import is_elementwise
-from lightning_ft.run.ranks import patience
+from lightning_ft.run.ranks import leave_time, patience
 
 if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
@@ -119,6 +119,7 @@ def lightning_strategy(config: TrainingConfig, world: World, *, in_turns: bool) 
         in_turns: Whether other parameters train in other steps.
     """
     name, wait = config.strategy, timedelta(seconds=config.rank_timeout - patience(config.rank_timeout))
+    leave_time(config.rank_timeout)
     if name in SHARDED:
         from lightning_ft.run.sharded import ShardedStrategy
 

@@ -66,7 +66,6 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     callbacks: list[Callback] = [
         Recorder(config, session.data.stream or session.schedule, session.folder.metrics, None if bar else session.say),
         session.saver,
-        session.ranks,
     ]
     if config.preflight:
         callbacks.insert(0, Preflight(session.data, path, config.save_every, session.estimated))
@@ -76,6 +75,7 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     if config.early_stopping:
         # Before the Saver, so that its decision is in the checkpoint of the same step.
         callbacks.insert(0, Patience(config, monitor, session.say))
+    callbacks.insert(0, session.ranks)  # whoever is lost from here on is named
     if bar:
         callbacks.append(RichProgressBar())
     session.writer = ModelWriter(

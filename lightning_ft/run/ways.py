@@ -79,6 +79,8 @@ def take_ways(module: FineTuner, data: FineTuneData) -> Iterator[str]:
     model = module.model
     batch = data.build(0).micro[0].to(next(model.parameters()).device)  # Lightning has not placed the module yet
     yield f"loss: {verify_head(model, batch)} {verify_last_layer(model, batch)}".rstrip()
+    if getattr(base_model(model).config.get_text_config(), "output_router_logits", False):
+        yield "loss: without the auxiliary loss of the model's router, which its config asks for, but no objective has"
     # Noise on embeddings would have to be each document's own; a compiled layer is told of nothing but the borders.
     if data.schedule.packed and data.stream is None and module.noise is None and not module.config.compile:
         table, vocabulary = data.tables["train"], int(base_model(model).config.get_text_config().vocab_size)

@@ -66,8 +66,9 @@ def test_the_start_is_nearer_to_the_full_model_than_the_quantised_one(quantize: 
     folder = tiny_backbone_folder(tmp_path)
     full = logits(tiny_model("llama"))
     plain = (logits(base(folder, quantize)) - full).square().mean()
-    model = lora(rank=16, init="loftq").attach(base(folder, quantize), 1)
-    assert (logits(model) - full).square().mean() < 0.7 * plain
+    for rank in (16, 40):  # above the smaller side of every matrix, too
+        model = lora(rank=rank, init="loftq").attach(base(folder, quantize), 1)
+        assert (logits(model) - full).square().mean() < 0.7 * plain
 
 
 def test_biases_do_not_train_on_few_bits(tmp_path: Path) -> None:

@@ -74,8 +74,11 @@ def break_run(place: str, at: int, what: str, argument: Any) -> None:
     acts: dict[str, Callable[[], object]] = {
         "signals": lambda: list(map(os.kill, [os.getpid()] * len(argument), argument)),
         "fill": lambda: fill(argument),
+        "group": lambda: os.killpg(0, argument),
         "limit": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (argument, resource.RLIM_INFINITY)),
     }
+    if what == "group":
+        os.setpgrp()  # or it would be that of the tests
     at_call(*places()[place], at, acts[what])
 
 

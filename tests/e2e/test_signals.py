@@ -18,7 +18,7 @@ import pytest
     ("at", "calls", "number", "saved"),
     [
         ("step", 3, signal.SIGINT, 3), ("step", 3, signal.SIGTERM, 3), ("step", 6, signal.SIGTERM, 6),
-        ("validation", 2, signal.SIGTERM, 4), ("save", 2, signal.SIGINT, 4),
+        ("validation", 2, signal.SIGTERM, 4), ("save", 2, signal.SIGINT, 4), ("save", 3, signal.SIGTERM, 6),
     ],
 )  # fmt: skip
 def test_a_signal_ends_the_step_and_saves(
@@ -36,6 +36,14 @@ def test_a_signal_ends_the_step_and_saves(
     assert code == 0, log
     assert f"from checkpoint-step-{last}" in log
     assert (runs.status(), runs.steps()[-1]) == ("finished", 6)
+
+
+def test_a_signal_to_all_processes_of_a_run_reaches_its_workers_not(runs: Any, argv: tuple[object, ...], clean: None) -> None:
+    """As Ctrl-C in a terminal: a worker that died of it would end the run in the middle of its step."""
+    code, log = runs(*argv, "--workers", "2", fault=("step", 3, "group", signal.SIGINT))
+    assert code == 130, log
+    assert "Stopped by SIGINT after step 3 of 6; everything is saved" in runs.sentence(log)
+    assert runs.steps()[-1] == 3
 
 
 def test_a_second_signal_stops_at_once(runs: Any, argv: tuple[object, ...], clean: None) -> None:

@@ -149,13 +149,16 @@ def claimed(output: str | Path | None, stem: str) -> Iterator[Path]:
     """
     from lightning_ft.run.folder import new_folder
 
-    folder = new_folder(Path("runs"), stem) if output is None else Path(output).expanduser()
-    new = output is None or not folder.exists()
+    runs = Path("runs")
+    given = None if output is None else Path(output).expanduser()
+    before = {place for place in (runs, given) if place is not None and place.exists()}
+    folder = new_folder(runs, stem) if given is None else given
     try:
         yield folder
     finally:
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for place in (folder, runs):
+            if place not in before and place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
 
 
 def own_folder(output: Path, letter: str, name: str) -> Path:

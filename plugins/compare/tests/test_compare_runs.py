@@ -103,14 +103,14 @@ def test_evaluations_are_read_instead_of_made_again(
     place: Path, report: Path, scratch: Scratch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [str(report / name) for name in ("a_embedded", "b_run-right")]
+    with pytest.raises(UsageError, match="Expected --by to be a column that rows"):
+        main(["--models", *names, "--by", "nothing", "--samples", "300"])
+    assert not Path("runs").exists(), "nothing came into it"
     assert main(["--models", *names, "--samples", "300", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     before = json.loads((report / "comparison.json").read_text())
     assert again["pairs"][0]["differences"] == before["pairs"][0]["differences"]
     assert again["folder"] == "runs/compare_1"
-    with pytest.raises(UsageError, match="Expected --by to be a column that rows"):
-        main(["--models", *names, "--by", "nothing", "--samples", "300"])
-    assert not Path("runs/compare_2").exists(), "a folder into which nothing came"
     with pytest.raises(CheckFailedError, match="is worse than A in loss"):
         main(["--models", *reversed(names), "--samples", "300", "--json", "c.json", "--fail-if-worse", "loss"])
     assert json.loads(Path("c.json").read_text())["refusals"]

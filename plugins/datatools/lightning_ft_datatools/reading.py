@@ -103,11 +103,12 @@ def chosen(text: str | None, rows: Sequence[Row]) -> Task:
 
 def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int, int]:
     """A model's tokenizer, the limit of its rows, as `fit` has it, and its positions."""
-    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, longest_row, positions_of
-    from lightning_ft.loading import locate
+    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, longest_row, positions_of, read_json
+    from lightning_ft.loading import ADAPTER, locate
 
     location = locate(model)
     tokenizer = load_tokenizer(location.tokenizer, revision=location.revision)
     config = load_config(BackboneSpec(model=location.base, revision=location.revision))
-    positions = positions_of(config)
+    taken = read_json(location.adapter / ADAPTER).get("num_virtual_tokens") if location.adapter else None
+    positions = positions_of(config, taken or 0)
     return tokenizer, longest_row(max_length, positions, tokenizer), positions

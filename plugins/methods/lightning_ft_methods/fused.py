@@ -8,6 +8,7 @@ autocast makes them, and added in place to the base layer's output. The adapter 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,7 +34,8 @@ def fuse(model: nn.Module) -> None:
     The class of the module is changed, not the module: names, parameters, merging and saving stay peft's.
     """
     kinds: set[type[nn.Module]] = {PeftLinear}
-    if is_quantized(model, bits=4) or is_quantized(model, bits=8):
+    # A plan has models that only say that they are quantised, also where the library is not installed.
+    if is_quantized(model) and importlib.util.find_spec("bitsandbytes"):
         from peft.tuners.lora import bnb  # it imports bitsandbytes
 
         kinds |= {bnb.Linear4bit, bnb.Linear8bitLt}

@@ -53,8 +53,10 @@ def start_from_residual(model: nn.Module) -> None:
             u, s, vh = torch.linalg.svd(full - kept, full_matrices=False)
             for adapter, rank in layer.r.items():
                 root = (s[:rank] / layer.scaling[adapter]).sqrt()
-                layer.lora_B[adapter].weight.copy_(u[:, :rank] * root)
-                layer.lora_A[adapter].weight.copy_(root[:, None] * vh[:rank])
+                a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+                b.zero_()  # of a rank above the smaller side of W the rest adds nothing, and A as it is lets it learn
+                b[:, : len(root)].copy_(u[:, :rank] * root)
+                a[: len(root)].copy_(root[:, None] * vh[:rank])
 
 
 class _Stored:

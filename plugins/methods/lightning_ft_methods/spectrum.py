@@ -49,7 +49,7 @@ class Spectrum(Method):
         kinds: dict[str, list[nn.Parameter]] = {}
         for layer in layers_for(model, self.name):
             for name, parameter in layer.named_parameters():
-                if parameter.ndim == 2:
+                if parameter.ndim == 2 or (parameter.ndim == 3 and min(parameter.shape) > 1):  # experts in one
                     kinds.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(parameter)
         for matrices in kinds.values():
             count = max(1, round(self.share * len(matrices)))
@@ -64,9 +64,11 @@ class Spectrum(Method):
 
 
 def signal_to_noise(matrix: Tensor) -> float:
-    """The ratio of `Spectrum` for a matrix (n, m) or (m, n); infinite where nothing is noise."""
+    """The ratio of `Spectrum` for a matrix (n, m) or (m, n), of several (k, n, m) the mean; infinite where nothing is noise."""
     import torch
 
+    if matrix.ndim == 3:
+        return sum(map(signal_to_noise, matrix)) / len(matrix)
     values = torch.linalg.svdvals(matrix.float())
     lower, upper = torch.quantile(values, torch.tensor([0.25, 0.75], device=values.device)).tolist()
     short, long = sorted(matrix.shape)

@@ -256,6 +256,21 @@ def test_what_may_be_refused_is_refused_and_nothing_else() -> None:
     assert {name for name, method in methods.items() if not method.can_checkpoint} == {"prefix_tuning", "p_tuning_v2"}
 
 
+def test_spectrum_ranks_experts_that_lie_in_one_tensor() -> None:
+    import transformers as tf
+
+    config = tf.MixtralConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        num_local_experts=3, num_experts_per_tok=1,
+    )  # fmt: skip
+    model = tf.MixtralForCausalLM(config)
+    experts = [p for p in model.parameters() if p.ndim == 3]
+    assert experts
+    assert signal_to_noise(experts[0].detach()) == pytest.approx(sum(map(signal_to_noise, experts[0].detach())) / 3)
+    Spectrum(share=1.0).attach(model, 1)
+    assert all(p.requires_grad for p in experts)
+
+
 def test_spectrum_trains_the_matrices_with_the_most_signal() -> None:
     """Half of two layers: of each of the seven kinds the better one, whichever layer it is in."""
     model = cast("Any", tiny_model("llama"))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning_ft_plan.machine import show_memory
-from lightning_ft_plan.typed import value_word
+from lightning_ft_plan.typed import flag, value_word
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,13 +116,12 @@ def _too_large(rows: Mapping[Kind, Row], kinds: Sequence[Kind], memory: int) -> 
 
 
 def _flags(row: Row, kind: Kind, rank: int | None) -> tuple[str, ...]:
-    flags = ["--method", row.method]
-    for name, value in row.options.items():
-        flags += [f"--method.{name}", value_word(value)]
-    if kind != "full" and rank is not None and "rank" not in row.options:
-        flags += ["--method.rank", str(rank)]
-    stored = {} if row.stored is None else asdict(row.stored)
-    return (*flags, *(word for name, value in stored.items() if value for word in (f"--{name}", value_word(value))))
+    options = dict(row.options)
+    if kind != "full" and rank is not None:
+        options.setdefault("rank", rank)
+    stored = {} if row.stored is None else {name: value for name, value in asdict(row.stored).items() if value}
+    named = {**{f"method.{name}": value for name, value in options.items()}, **stored}
+    return ("--method", row.method, *(word for name, value in named.items() for word in flag(name, value_word(value))))
 
 
 def enough(trained: int, parameters: float, kind: Kind) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.config import FILES
+from lightning_ft.cli.values import MismatchError, read_yaml_text
+from lightning_ft.config import FILES, PLUGGABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,29 +23,42 @@ def words(request: Request, without: Iterable[str] = ()) -> list[str]:
         without: Names of options that are left out.
     """
     left_out = frozenset(without)
-    values = {**request.values, **({"trainer": request.trainer} if request.trainer else {})}
-    return [word for name, value in values.items() if name not in left_out for word in _option(name, value)]
+    found = [word for name, value in request.values.items() if name not in left_out for word in _option(name, value)]
+    return [*found, *(word for name, value in request.trainer.items() for word in flag(f"trainer.{name}", _yaml(value)))]
 
 
 def _option(name: str, value: Any) -> Iterator[str]:
     """A flag with its words; of a section with options a flag for each."""
-    if isinstance(value, Mapping):
-        options = dict(value)
-        if "name" in options:
-            yield from (f"--{name}", str(options.pop("name")))
-        for key, part in options.items():
-            yield from _option(f"{name}.{key}", part)
-    elif name in FILES and isinstance(value, Sequence) and not isinstance(value, str):
-        yield from (f"--{name}", *map(str, value))
+    if name in FILES:
+        if value:
+            yield from (f"--{name}", *([value] if isinstance(value, str) else map(str, value)))
+    elif name in PLUGGABLE and isinstance(value, Mapping):
+        yield from (f"--{name}", value["name"])
+        for key, part in value.items():
+            if key != "name":
+                yield from flag(f"{name}.{key}", value_word(part))
     else:
-        yield from (f"--{name}", value_word(value))
+        yield from flag(name, value_word(value))
+
+
+def flag(name: str, word: str) -> tuple[str, ...]:
+    """A flag and its word, in one where the word would be taken for another flag."""
+    return (f"--{name}={word}",) if word.startswith("-") else (f"--{name}", word)
 
 
 def value_word(value: Any) -> str:
-    """A value as one word: true, none, 0.1, q_proj,v_proj."""
+    """A value of an option that has a type, as one word: true, none, 0.1, ["q_proj", "v_proj"]."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        plain = all(isinstance(part, str) and part and not set(part) & set(",[]") for part in value)
-        return ",".join(value) if value and plain else json.dumps(list(value), ensure_ascii=False)
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _yaml(value: Any) -> str:
+    """A value of an argument that has no type here: its word is read as YAML."""
+    if isinstance(value, str):
+        try:
+            if read_yaml_text(value) == value:
+                return value
+        except MismatchError:
+            pass
+    return json.dumps(value, ensure_ascii=False, default=str)

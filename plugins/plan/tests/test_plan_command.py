@@ -193,7 +193,7 @@ def test_the_plan_is_the_same_each_time_but_for_what_is_measured(
     plans = [planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu") for _ in range(3)]
     assert plans[1] == plans[2]
     assert list(plans[0]) == ["model", "files", "parameters", "device", "memory", "data", "methods", "time", "recommendation",
-                              "advice"]  # fmt: skip
+                              "command", "advice"]  # fmt: skip
     assert len({tuple(row) for row in plans[0]["methods"]}) == 1, "all rows have the same keys"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,6 +81,15 @@ def test_what_fits_is_recommended_and_not_what_is_usual() -> None:
     assert any("full would take 120.00 GB" in reason for reason in large.reasons)
     assert recommend(ways(7, 17, 60), 80 * GB, "one_task", 20_000, 7e9).row == "full"
     assert recommend(ways(7, 17, 120), 8 * GB, "one_task", 20_000, 7e9).row == "lora + nf4"
+
+
+def test_how_the_base_is_stored_is_typed_in_full() -> None:
+    stored = Quantization(quantize="nf4", double_quant=True, compute_dtype="bf16")
+    rows = ways(7, 17, 120) | {"quantised": replace(row("lora + nf4 double", 7 * GB), stored=stored)}
+    found = recommend(rows, 8 * GB, "domain_shift", 20_000, 7e9)
+    assert found.flags == (
+        "--method", "lora", "--method.rank", "8", "--quantize", "nf4", "--double_quant", "true", "--compute_dtype", "bf16",
+    )  # fmt: skip
 
 
 def test_few_rows_speak_against_full_fine_tuning() -> None:

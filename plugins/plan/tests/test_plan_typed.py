@@ -16,16 +16,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = """\
-task: {name: instruct, system: "Answer: yes, or [no] #1", shots: 0}
-trainer: {max_time: "00:01:00:00", callbacks: [{class_path: lightning.pytorch.callbacks.DeviceStatsMonitor}]}
-columns: {question: "sentence|line"}
+task: {name: instruct, system: "- Answer: yes, or [no] #1", shots: 0}
+trainer:
+  max_time: "10:00:00:00"
+  profiler: null
+  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {name: exp, save_dir: logs}}
+columns: {question: "sentence|line", name: person}
+mix: {a.jsonl: 2, "b c.jsonl": 0.5}
+val_data: []
+max_steps: null
 split: [0.8, 0.1, 0.1]
 metrics: [loss, perplexity]
 holdout_tasks: ["a, b", "c"]
 """
 GIVEN = (
     "--data a.jsonl 'b c.jsonl' --batch_tokens 512 --learning_rate 1e-4 --gradient_checkpointing 2 --max_length none "
-    "--method LoRA --method.target_modules q_proj,v_proj --method.use_dora true --optimizer Lion --optimizer.betas [0.9,0.95]"
+    "--method LoRA --method.target_modules [q_proj,v_proj] --method.use_dora true --optimizer Lion --optimizer.betas [0.9,0.95]"
 )
 
 
@@ -36,11 +42,12 @@ def test_what_is_typed_asks_for_the_same(tmp_path: Path) -> None:
     check_torch_names(first)
     again = resolve(parse(shlex.split(shlex.join(words(first)))))
     check_torch_names(again)
-    assert again.values.keys() == first.values.keys()
+    assert first.values.keys() - again.values.keys() == {"val_data"}, "no files are no word"
+    first.values.pop("val_data")
     assert again.config() == first.config()
     assert again.trainer == first.trainer
-    assert "--columns.question" in words(first)
-    assert not {"--columns.question", "--split"} & set(words(first, without=("columns", "split")))
+    assert "--columns" in words(first)
+    assert not {"--columns", "--split"} & set(words(first, without=("columns", "split")))
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from lightning_ft_datatools.commands.parser import parsed, tool
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning_ft.types import Example, Row
     from lightning_ft_datatools.drawing import Drawn
+    from lightning_ft_datatools.reading import Reading
 
 NO_LIMIT = 2**31
 """Tokens of a row that is not cut."""
@@ -73,17 +75,22 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
     print(table(("role", "tokens", "trained", "share"), cells, numbers=frozenset({1, 2, 3})))
 
 
-def _with_shots(reading: Any, rows: Sequence[Any]) -> list[Any]:
+def _with_shots(reading: Reading, rows: Sequence[Any]) -> list[Any]:
     """The rows with those that a few-shot task shows before them, here out of all rows (`fit` takes training rows alone)."""
     from lightning_ft.data.shots import Shots
 
     if not reading.task.demonstrations:
         return list(rows)
     shots = Shots(reading.task, 0, reading.columns)
-    for number, (row, example) in enumerate(reading.examples(reading.rows)):
-        shots.offer(row, example, number)
+    for number, row in enumerate(reading.rows):
+        shots.offer(row, _first(reading, row), number)
     shots.settle(["train"] * len(reading.rows))
-    return [replace(row, values=shots.before(row, example)) for row, example in reading.examples(rows)]
+    return [replace(row, values=shots.before(row, _first(reading, row))) for row in rows]
+
+
+def _first(reading: Reading, row: Row) -> Example:
+    """The first example that a row stands for."""
+    return next(example for _, example in reading.examples([row]))
 
 
 def _print(console: Any, heading: str, drawn: Drawn) -> None:
