@@ -13,6 +13,7 @@ from lightning_ft.testing.models import tiny_model
 
 if TYPE_CHECKING:
     from lightning_ft.testing.models import Family
+    from tests.conftest import TinyFit
 
 VOCABULARY = tiny_model("llama").config.vocab_size
 LLAMA = 2 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 64 * 32)  # two layers: q, k and v, o, gate and up and down
@@ -41,3 +42,23 @@ def test_the_rate_leaves_the_weights_alone(dtype: torch.dtype) -> None:
     assert product_rate(model, 64, dtype, torch.device("cpu")) > 1e6
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert product_rate(torch.nn.LayerNorm(4), 64, dtype, torch.device("cpu")) == 0.0
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_the_log_counts_what_the_batches_hold(packing: str, tiny_fit: TinyFit) -> None:
+    """Counted again from ids and labels: a padded cell is the pad token, a supervised one has a label behind the first."""
+    from lightning_ft.testing.models import tiny_tokenizer
+    from lightning_ft.types import IGNORE_INDEX
+
+    seen = tiny_fit(log_every=1, packing=packing, batch_tokens=256, epochs=1, max_steps=None)
+    lines = [line for line in seen.run.metrics if "loss" in line]
+    assert len(lines) == len(seen.batches) > 1
+    shares = set()
+    for line, step in zip(lines, seen.batches, strict=True):
+        cells = sum(batch.input_ids.numel() for batch in step.micro)
+        tokens = sum(int((batch.input_ids != tiny_tokenizer().pad_token_id).sum()) for batch in step.micro)
+        supervised = sum(int((batch.labels[:, 1:] != IGNORE_INDEX).sum()) for batch in step.micro)
+        assert line["padding_share"] == pytest.approx(1 - tokens / cells, abs=1e-4)
+        assert line["supervised_tokens_per_second"] / line["tokens_per_second"] == pytest.approx(supervised / tokens, rel=1e-2)
+        shares.add(line["padding_share"])
+    assert max(shares) > 0

@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from lightning_ft.testing.runs import stopped_at
 
+CLIPPED = 0.1
+"""Norm that every gradient here is above, so that all strategies have to clip alike."""
 # Eight rows a step however many see them. With so large an eps Adam does not make a large step of a gradient that is rounding.
 COMMON = (
     "--max_steps", 6, "--eval_every", 3, "--keep_best", 2, "--precision", "fp32", "--learning_rate", 0.003, "--log_every", 1,
-    "--verdict_rows", 2, "--max_new_tokens", 4, "--preflight", "false", "--optimizer.eps", 0.001,
+    "--verdict_rows", 2, "--max_new_tokens", 4, "--preflight", "false", "--optimizer.eps", 0.001, "--max_grad_norm", CLIPPED,
 )  # fmt: skip
 FULL, LORA = ("--method", "full"), ("--method", "lora")
 Fit = Callable[..., Path]
@@ -83,6 +85,7 @@ def cut_and_spread(fit: Fit) -> Path:
 def equal(run: Path, one: Path, of_run: Any) -> None:
     """Losses, gradient norms, validation and weights are those of one process."""
     mine, other = of_run.lines(run), of_run.lines(one)
+    assert min(line["grad_norm"] for line in mine if "grad_norm" in line) > CLIPPED
     assert [line.keys() for line in mine] == [line.keys() for line in other]
     for a, b in zip(mine, other, strict=True):
         for key, near in (("loss", 1e-6), ("val_loss", 1e-6), ("grad_norm", 1e-5)):
@@ -110,6 +113,11 @@ def goes_on(run: Path, one: Path, fit: Fit, of_run: Any) -> None:
     copy = run.with_name(f"{run.name}_goes_on")
     stopped_at(run, copy, 3)
     equal(fit(name=copy.name, fresh=False), one, of_run)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_four_processes_train_all_weights_as_one(strategy: str, fit: Fit, full: Path, of_run: Any) -> None:
+    equal(fit(*FULL, "--batch_size", 2, "--devices", 4, "--strategy", strategy), full, of_run)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
@@ -148,6 +156,9 @@ def test_two_processes_train_an_adapter_as_one(more: tuple[str, ...], fit: Fit, 
     equal(run, one, of_run)
     if not more:
         goes_on(run, one, fit, of_run)
+        alone = run.with_name(f"{run.name}_alone")
+        stopped_at(run, alone, 3)
+        equal(fit("--devices", 1, name=alone.name, fresh=False), one, of_run)
 
 
 def test_weights_of_16_bits_are_widened_by_each_process_for_itself(
