@@ -182,7 +182,7 @@ class Verdict:
             if group:
                 found.append(f"{word} in {', '.join(f'{c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})' for c in group)}")
         few = f" (fewer than {MIN_ROWS} never decide)" if self.rows < MIN_ROWS else ""
-        level = f"{self.comparisons[0].level:.0%} paired bootstrap intervals"
+        level = f"{100 * self.comparisons[0].level:g}% paired bootstrap intervals"
         kept = [
             f" On {c.rows} general texts: {c.word} in {c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})."
             for c in self.retention[:1]
@@ -194,7 +194,7 @@ class Verdict:
         from rich.table import Table
         from rich.text import Text
 
-        level = f"{self.comparisons[0].level:.0%}" if self.comparisons else "95%"
+        level = f"{100 * self.comparisons[0].level:g}%" if self.comparisons else "95%"
         table = Table("metric", title=f"base and tuned model on {self.rows} held-out rows", title_justify="left")
         for name in ("base", "tuned", "difference", f"{level} interval"):
             table.add_column(name, justify="right")

@@ -320,11 +320,23 @@ def _row_from_dict(line: Mapping[str, Any], number: int) -> ScoredRow:
     values = {key: value for key, value in line.items() if key not in ("example", "scores")}
     values |= {"nll": _number(line["nll"]), "references": tuple(line["references"])}
     values["worse"] = None if worse is None else (_number(worse[0]), worse[1])
-    kept = dict(line["example"])
-    cls = EXAMPLES[kept.pop("type")]
-    for name in ("messages", "prompt", "chosen", "rejected", "completion"):
-        if name in kept:
-            kept[name] = tuple(Message(**turn) for turn in kept[name])
-    if "tools" in kept:
-        kept["tools"] = tuple(kept["tools"])
-    return ScoredRow(example=cls(**kept), **values)
+    return ScoredRow(example=example_from_dict(line["example"]), **values)
+
+
+def example_from_dict(values: Mapping[str, Any]) -> Example:
+    """The example that was written as a mapping.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kept = dict(values)
+    try:
+        cls = EXAMPLES[kept.pop("type")]
+        for name in ("messages", "prompt", "chosen", "rejected", "completion"):
+            if name in kept:
+                kept[name] = tuple(Message(**turn) for turn in kept[name])
+        if "tools" in kept:
+            kept["tools"] = tuple(kept["tools"])
+        return cls(**kept)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"expected 'example' as `evaluate` writes it, got {type(error).__name__}: {error}") from error

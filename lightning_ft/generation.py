@@ -40,6 +40,7 @@ def generate_texts(
     stop_tokens: Sequence[int],
     batch_tokens: int = 8192,
     progress: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> list[str]:
     """The answers to rendered prompts, in their order.
 
@@ -56,7 +57,9 @@ def generate_texts(
         stop_tokens: Any of these ends an answer and is not part of it.
         batch_tokens: Most tokens of a batch, answers and padding included; a single prompt may be longer.
         progress: Show a progress bar.
+        numbers: Of each prompt, which with the seed decides its draws; None: its place here.
     """
+    drawn = range(len(prompts)) if numbers is None else numbers
     ids = _encode(model, tokenizer, prompts, sampling)
     answers = [""] * len(ids)
     rooms = _rooms(model, ids, sampling)
@@ -72,7 +75,8 @@ def generate_texts(
         batches += [[members[j] for j in batch] for batch in chosen]
     with evaluating(model), _own_defaults(model):
         for batch in tracked(batches, "generating", shown=progress):
-            outputs = _generate(model, tokenizer, [ids[i] for i in batch], batch, sampling, stop_tokens, rooms[batch[0]])
+            rows, own = [ids[i] for i in batch], [drawn[i] for i in batch]
+            outputs = _generate(model, tokenizer, rows, own, sampling, stop_tokens, rooms[batch[0]])
             for i, output in zip(batch, outputs, strict=True):
                 answers[i] = _text(tokenizer, output, sampling, stop_tokens)
     return answers

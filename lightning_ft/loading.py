@@ -175,7 +175,7 @@ def load(
             keep_types(model)
     tokenizer = load_tokenizer(where.tokenizer, revision=where.revision, trust_remote_code=trust_remote_code)
     chosen = Template.resolve(template, tokenizer)
-    if target.type == "cuda":
+    if target.index is not None:
         torch.cuda.set_device(target)  # where kernels of our own start
     model.to(target).eval()
     return Loaded(model, tokenizer, chosen, chosen.stop_tokens(tokenizer))

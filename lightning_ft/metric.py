@@ -61,6 +61,13 @@ class Metric(TorchMetric):
             ValueError: something is missing; the message begins with the row and says what was expected.
         """
 
+    def check_all(self, rows: Sequence[ScoredRow]) -> None:
+        """Look at all rows together, each of which `check` found good: are there enough of what belongs together?
+
+        Raises:
+            ValueError: there are not; the message begins with a row.
+        """
+
     def prepare(self, rows: Sequence[ScoredRow]) -> None:
         """Look once at all rows that the metric will read, before the first of them: the classes there are, words seen before.
 

@@ -83,7 +83,7 @@ def _verdict_part(verdict: Verdict | str) -> str:
         return missing(verdict)
     if not verdict.comparisons:
         return missing("Missing: no metric could be compared.")
-    level = f"{verdict.comparisons[0].level:.0%}"
+    level = f"{100 * verdict.comparisons[0].level:g}%"
     rows = [
         (
             f"{c.metric} ({c.direction})", c.shown(c.base), c.shown(c.tuned),

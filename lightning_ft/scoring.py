@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from lightning_ft.types import IGNORE_INDEX, Classified, Conversation, Message, 
 from lightning_ft.words import MOST_PIECES, pieces_of_words
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -64,6 +65,7 @@ def score_examples(
     generate: bool = True,
     always: bool = False,
     candidates: Sequence[str] = (),
+    numbers: Sequence[int] | None = None,
     batch_tokens: int = 8192,
     progress: bool = False,
     costs: Costs | None = None,
@@ -90,6 +92,8 @@ def score_examples(
         generate: False: likelihoods only, whatever the metrics read.
         always: True: answers, even if no metric reads them.
         candidates: All answers that the task allows: where a metric reads them, the likelihood of each is computed.
+        numbers: Of each example among all that are scored, here or elsewhere, by which sampled answers are drawn; None: its
+            place here.
         batch_tokens: Most tokens of a batch, padding and answers included.
         progress: Show a progress bar.
         costs: Where to add what it took.
@@ -126,12 +130,13 @@ def score_examples(
         spent.likelihood_tokens += sum(len(item.input_ids) for item in encoded if item.supervised)
         if "text" in reading:
             started = time.perf_counter()
-            asked = [(row, prompt) for row, prompt in zip(scored, prompts, strict=True) if prompt is not None]
+            places = range(len(scored)) if numbers is None else numbers
+            asked = [(row, p, place) for row, p, place in zip(scored, prompts, places, strict=True) if p is not None]
             answers = generate_texts(
-                model, tokenizer, [prompt for _, prompt in asked], sampling,
-                stop_tokens=template.stop_tokens(tokenizer), batch_tokens=batch_tokens, progress=progress,
+                model, tokenizer, [prompt for _, prompt, _ in asked], sampling, stop_tokens=template.stop_tokens(tokenizer),
+                batch_tokens=batch_tokens, progress=progress, numbers=[place for _, _, place in asked],
             )  # fmt: skip
-            for (row, prompt), answer in zip(asked, answers, strict=True):
+            for (row, prompt, _), answer in zip(asked, answers, strict=True):
                 row.prompt, row.prediction = prompt, answer
             spent.generation_seconds += time.perf_counter() - started
             spent.generated_tokens += sum(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
@@ -156,15 +161,22 @@ def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Co
         DataError: they have not; names up to 20 rows.
         UsageError: a metric cannot be computed of any row.
     """
-    wrong = []
+    wrong: list[str] = []
+
+    def look(metric: Metric, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except UsageError:  # of the metric itself, whatever the row
+            raise
+        except ValueError as error:
+            wrong.append(f"{error} (metric {metric.name}).")
+
     for metric in metrics:
-        for row in rows if metric.reads in reading else ():
-            try:
-                metric.check(row)
-            except UsageError:  # of the metric itself, whatever the row
-                raise
-            except ValueError as error:
-                wrong.append(f"{error} (metric {metric.name}).")
+        read = rows if metric.reads in reading else ()
+        for row in read:
+            look(metric, partial(metric.check, row))
+        if read and not wrong:
+            look(metric, partial(metric.check_all, read))
     if wrong:
         more = f"\n... and {len(wrong) - MOST_ERRORS} more." if len(wrong) > MOST_ERRORS else ""
         raise DataError("\n".join(wrong[:MOST_ERRORS]) + more)

@@ -150,16 +150,15 @@ def test_unseen_window_is_noticed() -> None:
     assert "sliding windows do not reach" in check_packing(model, VOCAB).reason
 
 
-@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_positions_that_follow_from_the_longest_document_are_not_packed(kind: str) -> None:
+def test_positions_that_follow_from_the_longest_document_are_not_packed() -> None:
     """Beside a document beyond the original context all others of its row would get its frequencies."""
-    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4} if kind == "longrope" else {}
-    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64, **factors}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64, **factors}
     model = make(tf.LlamaConfig(**WITH_DIM, rope_parameters=rope))
     assert check_packing(model, VOCAB, longest=64).ok
     check = check_packing(model, VOCAB, longest=65)
     assert (check.ok, check.way) == (False, "none")
-    assert f"type {kind} depend on the longest document" in check.reason
+    assert "type longrope depend on the longest document" in check.reason
 
 
 def test_without_borders_it_raises() -> None:

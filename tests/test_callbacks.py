@@ -17,8 +17,9 @@ from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import RunInterruptedError
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
-from lightning_ft.run.callbacks import Recorder, Saver
+from lightning_ft.run.callbacks import Saver
 from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ class Writing:
         self.callback_metrics: dict[str, float] = {}
         self.state = SimpleNamespace(fn="fit")
         self.strategy = cast("Any", FolderCheckpoint(cast("Any", None)))
-        self.strategy.checkpoint_io, self.strategy.barrier = self.strategy, lambda: None
+        self.strategy.checkpoint_io = self.strategy
 
     def save_checkpoint(self, path: Path) -> None:
         with whole_folder(path) as folder:

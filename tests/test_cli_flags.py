@@ -216,6 +216,17 @@ def test_options_of_another_class_do_not_carry_over(tmp_path: Path) -> None:
     assert other.values["optimizer"] == {"name": "AdamW"}
 
 
+def test_options_without_a_name_are_those_of_the_usual_class(tmp_path: Path) -> None:
+    """So they stay when it is named later, and go when another one is."""
+    path = write(tmp_path, "optimizer: {betas: [0.8, 0.9]}\n")
+    for name, kept in (("adamw", {"betas": (0.8, 0.9)}), ("SGD", {})):
+        request = request_of(*BASE, "--config", path, "--optimizer", name)
+        check_torch_names(request)
+        found = dict(request.values["optimizer"])
+        assert found.pop("name").lower() == name.lower()
+        assert {key: tuple(value) for key, value in found.items()} == kept
+
+
 @pytest.mark.parametrize(
     ("flags", "text", "key", "path"),
     [
@@ -300,6 +311,24 @@ def test_stages_take_over_the_config_of_the_run_they_look_at(tmp_path: Path) -> 
         )
     with pytest.raises(UsageError, match="Expected --data"):
         request_of(str(tmp_path), stage="fit")
+    with pytest.raises(UsageError, match="Expected flags that `test` reads, got --batch_size, which is for `fit` alone"):
+        request_of(str(tmp_path), "--batch_size", "1", stage="test")
+
+
+def test_other_data_are_looked_at_without_the_files_of_the_run(tmp_path: Path) -> None:
+    """Its test file would be the whole test, whatever rows are named; and its processes are those of another machine."""
+    import yaml
+
+    config = TrainingConfig(
+        model="base", data=["a.jsonl"], test_data=["old.jsonl"], holdout_tasks=["sums"], devices="8", strategy="fsdp2"
+    )
+    write(tmp_path, yaml.safe_dump(config.as_dict()), "config.yaml")
+    write(tmp_path, "{}", "run.json")
+    same = request_of(str(tmp_path), stage="test").config()
+    assert (same.data, same.test_data, same.holdout_tasks) == (["a.jsonl"], ["old.jsonl"], ["sums"])
+    other = request_of(str(tmp_path), "--data", "new.jsonl", stage="test").config()
+    assert (other.data, other.test_data, other.holdout_tasks) == (["new.jsonl"], None, None)
+    assert {(found.devices, found.strategy) for found in (same, other)} == {("auto", "auto")}
 
 
 def test_the_config_of_a_run_runs_it_again(tmp_path: Path) -> None:

@@ -34,6 +34,24 @@ def test_expand_files_globs_and_folders() -> None:
     ]
 
 
+def test_nothing_in_a_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linked folder is read, one that leads back is refused, and so is what may not be read, or has no reader."""
+    touch("elsewhere/2023/a.jsonl", "d/b.jsonl", "g/a.jsonl", "g/b.jsonl.bz2", "g/README.md")
+    Path("d/2023").symlink_to(Path("elsewhere/2023").resolve())
+    assert [str(path) for path in expand(["d"])] == ["d/2023/a.jsonl", "d/b.jsonl"]
+    with pytest.raises(
+        DataError, match=r"^g/\*: expected data files .*, got 'g/b\.jsonl\.bz2' among those that match; convert it"
+    ):
+        expand(["g/*"])
+    assert [str(path) for path in expand(["g/*.jsonl"])] == ["g/a.jsonl"]
+    Path("d/again").symlink_to(Path("d").resolve())
+    with pytest.raises(DataError, match=r"^d/again: expected a folder, got a link to one that it lies in; take it out"):
+        expand(["d"])
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(DataError, match=r"^g/a\.jsonl: expected a file that can be read, got one that this user may not"):
+        expand(["g/a.jsonl"])
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -112,6 +112,17 @@ def test_sampling_does_not_depend_on_the_batch_and_follows_the_seed(model: Any, 
     assert run(1, 8192) != run(2, 8192)
 
 
+def test_numbers_decide_draws_wherever_prompts_are_answered(model: Any, tokenizer: Any) -> None:
+    """As where two processes have every second row."""
+    sampling = Sampling(max_new_tokens=12, temperature=1.0, seed=3)
+    whole = generate_texts(model, tokenizer, PROMPTS, sampling, stop_tokens=STOP)
+    parts = [
+        generate_texts(model, tokenizer, PROMPTS[n::2], sampling, stop_tokens=STOP, numbers=range(len(PROMPTS))[n::2])
+        for n in (0, 1)
+    ]
+    assert [parts[i % 2][i // 2] for i in range(len(PROMPTS))] == whole
+
+
 def test_draws_follow_the_distribution() -> None:
     """p = softmax(log([.5, .3, .15, .05])): top_p 0.9 keeps three (.5 + .3 < .9), top_k 2 keeps two, each renormalised."""
     shares = torch.tensor([0.15, 0.5, 0.05, 0.3])

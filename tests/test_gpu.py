@@ -188,7 +188,7 @@ def test_answers_are_the_cpus(backbone: Path, rows: Path, tmp_path: Path) -> Non
 WATCHED = """
 import sys, torch
 from lightning_ft.module import FineTuner
-from lightning_ft.run.callbacks import Recorder
+from lightning_ft.run.recorder import Recorder
 begin, log = FineTuner.on_train_batch_start, Recorder._check_counts
 def watch(self, step, index):
     torch.cuda.set_sync_debug_mode("error" if step.number >= 2 else "default")

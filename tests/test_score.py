@@ -62,3 +62,22 @@ def test_groups_are_those_of_the_columns_that_evaluate_kept(tmp_path: Path, caps
     assert ["group", "rows", "exact_match"] in shown
     assert ["refund", "2", "50.00", "%"] in shown
     assert ["order", "1", "100.00", "%"] in shown
+
+
+def test_what_evaluate_wrote_is_scored_as_the_row_that_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The prompt in the file is that as the template wrote it; what was asked stands in the example."""
+    from lightning_ft.cli import score
+
+    file = tmp_path / "predictions.jsonl"
+    messages = [
+        {"role": role, "content": text, "weight": None, "extra": {}} for role, text in (("user", "Hi?"), ("assistant", ""))
+    ]
+    example = {"type": "Conversation", "messages": messages, "tools": [], "meta": {"kind": "greeting"}}
+    line = {"prompt": "<|user|>Hi?<|assistant|>", "prediction": "Hello.", "references": [], "example": example}
+    file.write_text(json.dumps(line) + "\n" + json.dumps({**line, "example": {"type": "Sonnet"}}) + "\n")
+    row = score._row(json.dumps(line), "p:1")
+    assert [turn.content for turn in row.example.messages] == ["Hi?", ""]  # type: ignore[union-attr]  # a conversation
+    assert (row.prompt, row.references, row.example.meta["kind"]) == ("<|user|>Hi?<|assistant|>", (), "greeting")
+    assert main(["score", str(file), "--metrics", "exact_match"]) == 2
+    assert "p" in (said := capsys.readouterr().err)
+    assert "predictions.jsonl:2: expected 'example' as `evaluate` writes it, got KeyError" in said

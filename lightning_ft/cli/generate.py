@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_ft.atomic import write_text
 from lightning_ft.cli.early import look
 from lightning_ft.cli.parser import add_model, command, given_once
 from lightning_ft.cli.sampling import add_sampling, given_sampling
@@ -41,9 +42,12 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("Expected a prompt by --prompt, --prompts or standard input; got none.")
     look(model)
     if arguments.output:
+        from lightning_ft.evaluation import RESULTS
         from lightning_ft.run.folder import check_writable
 
         check_writable(Path(arguments.output))
+        if (Path(arguments.output) / RESULTS).exists():
+            raise UsageError(f"Expected --output to be another folder than '{arguments.output}', which holds an evaluation.")
 
     from lightning_ft.api import generate
 
@@ -52,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.output:
         file = Path(arguments.output) / "predictions.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(file, "".join(f"{line}\n" for line in lines))
         print(f"{len(lines)} answers: {file}")
     elif arguments.json:
         print("\n".join(lines))

@@ -31,7 +31,7 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             UsageError: an unknown flag, a missing or a wrong value.
         """
-        out, extra = self.parse_known_args(self._spelled(sys.argv[1:] if args is None else args), namespace)
+        out, extra = self.parse_known_args(self.spelled(sys.argv[1:] if args is None else args), namespace)
         if extra:
             flag = extra[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -39,7 +39,7 @@ class CommandParser(argparse.ArgumentParser):
             raise UsageError(f"Expected an option of `{self.prog} --help`, got '{flag}'.{hint}")
         return out
 
-    def _spelled(self, args: Sequence[str]) -> list[str]:
+    def spelled(self, args: Sequence[str]) -> list[str]:
         """The words with flags as this parser knows them, where hyphens stand for underscores."""
         known = {option for action in self._actions for option in action.option_strings}
         out = []

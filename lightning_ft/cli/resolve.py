@@ -22,8 +22,19 @@ from lightning_ft.run.folder import run_around
 if TYPE_CHECKING:
     from lightning_ft.cli.yamlfile import ConfigFile
 
-NOT_INHERITED = ("model", "output", "name", "resume", "trainer", "trust_remote_code", "from_scratch")
+NOT_INHERITED = (
+    "model", "output", "name", "resume", "trainer", "trust_remote_code", "from_scratch", "devices", "strategy",
+    "tensor_parallel", "workers",
+)  # fmt: skip
 """What `validate`, `test` and `predict` do not take over from the config of the run that they look at."""
+READ_BY_STAGES = frozenset({
+    "model", "data", "val_data", "test_data", "split", "holdout_tasks", "columns", "task", "template", "max_length", "metrics",
+    "max_new_tokens", "seed", "precision", "revision", "trust_remote_code", "output", "devices", "strategy", "tensor_parallel",
+    "trainer", "on_error", "max_lost", "objective",
+})  # fmt: skip
+"""Options that `validate`, `test` and `predict` read; a config file may have others, which are for `fit`."""
+OF_ITS_DATA = ("val_data", "test_data", "holdout_tasks", "mix", "mix_temperature", "stream")
+"""What they take over for the run's own data only."""
 
 
 @dataclass
@@ -65,6 +76,8 @@ def resolve(arguments: Arguments, *, stage: str = "fit", complete: bool = True) 
     layers = [*(_checked_layer(find_config(name), options) for name in arguments.configs), arguments.layer]
     for section, values in arguments.layer.sections.items():
         check_class_paths({section: {k: _leaves(v.value) for k, v in values.items()}}, "the flags")
+    if stage != "fit":
+        _check_read(stage, arguments.layer)
     layers.insert(0, _run_layer(stage, layers, options))
     _check_remote_code(layers)
     request = Request({}, frozenset(), switches=arguments.switches)
@@ -85,6 +98,12 @@ def resolve(arguments: Arguments, *, stage: str = "fit", complete: bool = True) 
     if complete:
         request.config()
     return request
+
+
+def _check_read(stage: str, flags: Layer) -> None:
+    unread = next((name for name in (*flags.values, *flags.sections) if name not in READ_BY_STAGES), None)
+    if unread is not None:
+        raise UsageError(f"Expected flags that `{stage}` reads, got --{unread}, which is for `fit` alone; leave it out.")
 
 
 def _check_remote_code(layers: Sequence[Layer]) -> None:
@@ -115,7 +134,8 @@ def _run_layer(stage: str, layers: Sequence[Layer], options: Mapping[str, Option
     if run is None:
         return Layer()
     layer = _checked_layer(read_config(run / "config.yaml"), options)
-    for dropped in NOT_INHERITED if stage != "fit" else ():
+    other = any("data" in later.values for later in layers)
+    for dropped in (*NOT_INHERITED, *(OF_ITS_DATA if other else ())) if stage != "fit" else ():
         layer.values.pop(dropped, None)
         layer.sections.pop(dropped, None)
     return layer
@@ -128,8 +148,7 @@ def _merge_section(kind: str, layers: Sequence[Layer]) -> dict[str, Given] | Non
         section = layer.sections.get(kind)
         if section is None:
             continue
-        before = _name(merged)
-        if merged is not None and "name" in section and before != _name(section):
+        if merged is not None and "name" in section and (_name(merged) or _usual(kind)) != _name(section):
             merged = None
         merged = {**(merged or {}), **section}
     return merged
@@ -138,6 +157,13 @@ def _merge_section(kind: str, layers: Sequence[Layer]) -> dict[str, Given] | Non
 def _name(section: Mapping[str, Given] | None) -> str | None:
     given = (section or {}).get("name")
     return str(given.value).lower() if given is not None and given.value is not None else None
+
+
+def _usual(kind: str) -> str | None:
+    """The name of the class that options belong to where none is named, in lower case; None: of a task, by the data."""
+    if kind == "optimizer":
+        return "adamw"
+    return None if kind == "task" else registry()[kind].default().name.lower()
 
 
 def _pluggable(kind: str, section: dict[str, Given], request: Request) -> Any:

@@ -13,7 +13,7 @@ from lightning_ft.errors import DataError, UsageError, json_name, json_name_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_ft.types import ScoredRow
+    from lightning_ft.types import Example, ScoredRow
 
 MOST_ERRORS = 20
 
@@ -110,6 +110,7 @@ def read_predictions(name: str) -> list[ScoredRow]:
 
 
 def _row(line: str, row: str) -> ScoredRow:
+    from lightning_ft.evaluation import example_from_dict
     from lightning_ft.types import Conversation, Message, ScoredRow
 
     try:
@@ -128,7 +129,9 @@ def _row(line: str, row: str) -> ScoredRow:
     written = values.get("example")
     if isinstance(written, dict) and isinstance(written.get("meta"), dict):  # where `evaluate` keeps the columns of the data
         meta = written["meta"] | meta
-    example = Conversation((*turns, Message("assistant", references[0] if references else prediction)), meta=meta)
+    example: Example = Conversation((*turns, Message("assistant", references[0] if references else prediction)), meta=meta)
+    if isinstance(written, dict) and "type" in written:  # as `evaluate` saw it: the prompt is that as the template wrote it
+        example = example_from_dict({**written, "meta": meta})
     return ScoredRow(
         row=row, example=example, prompt=prompt if turns else None, prediction=prediction, references=tuple(references)
     )
@@ -142,6 +145,8 @@ def _references(values: dict[str, Any]) -> list[str]:
     if values.get(key) is None and key == "reference":
         return []
     references = [values[key]] if isinstance(values[key], str) else values[key]
+    if references == [] and isinstance(values.get("example"), dict):  # `evaluate` writes so that there are none
+        return []
     if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
         raise ValueError(f"expected '{key}' to be text or a list of texts; got {json_name_of(values, key)}")
     return references

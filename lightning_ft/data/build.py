@@ -136,7 +136,7 @@ class Build:
         bad.finish(self._judged_by())
         assert self.task is not None
         pieces.move(folder)
-        facts: dict[str, Any] = {"task": self.task.name, "ledger": self.ledger.as_dict()}
+        facts: dict[str, Any] = {"task": self.task.name, "ledger": self.ledger.as_dict(), "drawn": self._splitter.drawn}
         if self.window is not None:
             facts |= {"end": astuple(self.window.end), "held_out": self._held_out_keys(splits)}
         write_json(folder / "facts.json", facts)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 VALIDATION_TOKENS = 8192
 """Tokens, padding included, of a validation batch."""
+STEP_ENDS = 60
+"""Seconds that a worker goes on after a SIGTERM."""
 LOOKED_AT = 1000
 """Steps whose sizes decide what packed rows are filled up to."""
 
@@ -280,7 +282,8 @@ class FineTuneData(L.LightningDataModule):
 def _unmoved(_: int) -> None:
     """Leave signals to the process that a worker works for: Ctrl-C goes to all of them, and the step is to end and be saved.
 
-    A worker ends with that process, and when it is told to.
+    A worker ends with that process, or when it is told to. That process may also end it by a SIGTERM, at its own end, and
+    nobody can tell from whom one comes: so it is heard after the time in which a step ends.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STEP_ENDS))

@@ -59,6 +59,12 @@ class Prepared:
     held_out: frozenset[int]
     """Hashes of prompts and groups that no later shard of a stream may train."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training row; of a stream, whose later rows nobody knows, the most that one may have."""
+        most = int(max(self.tables["train"].lengths, default=0))
+        return most if self.end is None else self.ledger.max_length or most
+
     def record(self) -> dict[str, Any]:
         """What a run notes of its data."""
         return {"identity": self.identity, "division": self.division, "files": dict(self.hashes)}
@@ -106,7 +112,9 @@ class Pipeline:
         hashes = {str(path): content for content, (path, _) in zip(self._digests, self.files, strict=True)}
         end = Position(*facts["end"]) if "end" in facts else None
         held_out = frozenset(facts.get("held_out", ()))
-        return Prepared(tables, ledger, self.task, self._identity(), self._division(), folder, hashes, end, held_out)
+        return Prepared(
+            tables, ledger, self.task, self._identity(), self._division(drawn=facts["drawn"]), folder, hashes, end, held_out
+        )
 
     def encode_shard(self, start: Position, held_out: frozenset[int], folder: Path, stop: Event) -> None:
         """Write the shard of a stream that starts at `start` into a folder; its rows all train.
@@ -159,16 +167,15 @@ class Pipeline:
         return [sha256(path) for path in files_of(self.task)]
 
     def _identity(self) -> str:
-        return _hash((self._division(), self.encoder.fingerprint, self._shown))
+        return _hash((self._division(drawn=True), self.encoder.fingerprint, self._shown))
 
-    def _division(self) -> str:
+    def _division(self, *, drawn: bool) -> str:
+        """Hash of what decides the split of each row; `drawn`: of some the seed does."""
         assert self.task is not None
         contents = [(content, split) for content, (_, split) in zip(self._digests, self.files, strict=True)]
         own = self.config
-        return _hash((
-            RULE, contents, self.task.name, asdict(self.task), own.split, own.seed, own.columns, own.holdout_tasks, own.stream,
-            finders(self.registry),
-        ))  # fmt: skip
+        by_seed = (RULE, self.task.name, asdict(self.task), own.split, own.seed, finders(self.registry))
+        return _hash((contents, own.columns, own.holdout_tasks, own.stream, by_seed if drawn else None))
 
     def _key(self) -> str:
         """The cache entry: everything that decides the tokens, and the names that messages and rows show."""

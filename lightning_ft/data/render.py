@@ -152,7 +152,7 @@ def _read(path: Path) -> str:
         UsageError: it is no UTF-8, or no Jinja.
     """
     try:
-        return _compiled(path.read_text(encoding="utf-8"), str(path))
+        return _compiled(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path}: expected UTF-8, got a wrong byte at byte {error.start}; convert it with {TO_UTF8}."

@@ -69,6 +69,8 @@ def _readable(path: Path) -> Path:
     except UnicodeEncodeError:  # it could stand in no ledger, report or message
         raise DataError(f"Expected names of files in UTF-8, got {str(path)!a}; rename it.") from None
     if path.is_file():
+        if not os.access(path, os.R_OK):
+            raise DataError(f"{path}: expected a file that can be read, got one that this user may not; change its rights.")
         return path
     what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "a pipe, a device or a folder"
     raise DataError(f"{path}: expected a file, got {what}; take it out, or copy its content into a file.")
@@ -77,7 +79,7 @@ def _readable(path: Path) -> Path:
 def _named(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
-        below = (Path(folder) / file for folder, _, files in os.walk(path) for file in files)
+        below = (Path(folder) / file for folder, file in _below(path))
         files = sorted(p for p in below if suffix_of(p) and not any(map(NO_DATA.fullmatch, p.relative_to(path).parts)))
         if not files:
             raise DataError(f"{name}: expected a folder with data files ({' '.join(SUFFIXES)}), got none in it; name a file.")
@@ -90,7 +92,14 @@ def _named(name: str) -> list[Path]:
             )
         return [path]
     if glob.has_magic(name):
-        files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if suffix_of(Path(match))]
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        files = [match for match in matches if suffix_of(match)]
+        odd = next((m for m in matches if m.is_file() and not suffix_of(m) and not NO_DATA.fullmatch(m.name)), None)
+        if files and odd is not None:
+            raise DataError(
+                f"{name}: expected data files ({' '.join(SUFFIXES)}, each also with {' or '.join(PACKED)}), got '{odd}' among "
+                "those that match; convert it, or take a narrower pattern."
+            )
         if not files:
             raise DataError(f"{name}: expected data files that match the pattern, got none; try the pattern with `ls`.")
         return files
@@ -102,6 +111,24 @@ def _named(name: str) -> list[Path]:
         raise DataError(f"{name}: expected a file or folder, but there is no folder '{path.parent}'; check the path.")
     hint = did_you_mean(path.name, [sibling.name for sibling in path.parent.iterdir()])
     raise DataError(f"{name}: expected a file or folder, got nothing of that name; check the path.{hint}")
+
+
+def _below(path: Path) -> Iterator[tuple[str, str]]:
+    """Folder and name of every file in a folder and below it, through links, too.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads back to one that it lies in.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: expected a folder that can be read, got: {error.strerror}; take it out.") from None
+
+    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+        for name in folders:
+            inner = Path(folder, name)
+            if inner.is_symlink() and inner.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
+                raise DataError(f"{inner}: expected a folder, got a link to one that it lies in; take it out.")
+        yield from ((folder, file) for file in files)
 
 
 def splits_by_name(paths: Sequence[Path]) -> dict[Path, Split]:

@@ -91,6 +91,8 @@ class Splitter:
         self._bound = array("Q")  # row, hash, row, hash ...: further prompts, and values that hold rows together
         self._given = bytearray()  # 1 + number of the split that the row names, or 0
         self._silent: str | None = None  # the first row that names no split
+        self.drawn = False
+        """Whether the seed has decided the split of some rows."""
 
     @property
     def named(self) -> bool:
@@ -142,6 +144,7 @@ class Splitter:
         wanted = {name: share for name, share in zip(SPLITS, shares, strict=False) if share > 0}
         given = np.frombuffer(bytes(self._given), np.uint8)
         if not given.any():
+            self.drawn = len(wanted) > 1 and len(given) > 0
             found = _seeded(self._groups(np.arange(len(self._prompts)), alike), wanted, seed, strata)
             return [SPLITS[number] for number in found.tolist()]
         if self._silent is not None:
@@ -153,6 +156,7 @@ class Splitter:
         if len(train) and "train" in wanted and len(open_shares) > 1:
             inside = [(i, j) for i, j in alike if found[i] == found[j] == 0]
             own = None if strata is None else [strata[i] for i in train.tolist()]
+            self.drawn = True
             found[train] = _seeded(self._groups(train, inside), open_shares, seed, own)
         return [SPLITS[number] for number in found.tolist()]
 

@@ -216,8 +216,8 @@ class _Logits:
             if into.weight.dtype == low.dtype:
                 into.weight.addmm_(low.t(), x)
             elif low.dtype == torch.float16:  # a sum over so many positions may be more than it holds
-                part = 2.0 ** -len(x).bit_length()
-                into.weight.add_(low.t() @ (x * part), alpha=1 / part)
+                wide = torch.mm(low.t(), x, out_dtype=torch.float32) if low.is_cuda else low.t().float() @ x.float()
+                into.weight.add_(wide)
             else:
                 into.weight.add_(low.t() @ x)
 

@@ -114,7 +114,7 @@ def _probe(model: nn.Module, path: HeadPath) -> str:
     head = head_module(model)
     assert head is not None
     seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))  # what follows may write into it
     linear: Any = head_linear(head)
     try:
         with probing(model), bypassed(model, path):
@@ -123,7 +123,7 @@ def _probe(model: nn.Module, path: HeadPath) -> str:
             # Hidden states are small and few beside logits: a cap, or a cut of the vocabulary, would not show in them.
             logits = torch.linspace(-_WIDE, _WIDE, 3 * linear.weight.shape[0], device=ids.device, dtype=seen[0].dtype)
             logits = logits.view(1, 3, -1)
-            setattr(head, "forward", lambda hidden: logits)  # noqa: B010  # a module's method, as far as mypy knows
+            setattr(head, "forward", lambda hidden: logits.clone())  # noqa: B010  # a module's method, as far as mypy knows
             wide = model(input_ids=ids, use_cache=False).logits
     except Exception as error:  # whatever remote code raises: the plain way still works
         return f"its forward fails without the output layer ({type(error).__name__}: {error})"
@@ -139,7 +139,8 @@ def _probe(model: nn.Module, path: HeadPath) -> str:
     if min(torch.finfo(out.dtype).bits, torch.finfo(seen[0].dtype).bits) < 32:
         precision = torch.finfo(torch.bfloat16).eps
     for got, from_head in ((out.double(), given), (wide.double(), logits.double())):
-        if not torch.allclose(got, from_head * scale, rtol=8 * precision, atol=8 * precision * float(from_head.abs().max())):
+        expected = from_head * scale
+        if not torch.allclose(got, expected, rtol=8 * precision, atol=8 * precision * float(expected.abs().max())):
             return "its forward changes the logits afterwards by more than a factor"
     if abs(float(scale) - 1) > 8 * precision and getattr(linear, "bias", None) is not None:
         return "its forward scales the logits and the output layer has a bias"

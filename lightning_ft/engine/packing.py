@@ -21,8 +21,9 @@ _CHECK_LENGTHS = (7, 19, 131, 12)
 """Documents of a check; the long one where the model has so many positions."""
 _UNEXPECTED_LAYERS = ("chunked_attention", "linear_attention", "conv", "mamba")
 """Layer types whose state crosses borders, or whose windows a short check would not see."""
-_STRETCHING = ("longrope", "dynamic")
-"""Rotary positions whose frequencies follow from the largest position of the whole input."""
+_STRETCHING = "longrope"
+"""Rotary positions whose frequencies follow from the largest position of the whole input. (So do those of the type `dynamic`,
+but only beyond the positions that a model has.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ class PackingCheck:
     way: Way = "documents"
 
 
-def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = None, *, longest: int = 0) -> PackingCheck:
+def check_packing(
+    model: nn.Module, vocab_size: int | None = None, tolerance: float | None = None, *, longest: int = 0
+) -> PackingCheck:
     """Whether the model keeps the documents of a packed row apart: its logits against those of each document alone.
 
     Tried are our attention function, then stock attention with restarted positions; `documents` takes what was exact.
@@ -46,7 +49,7 @@ def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = N
 
     Args:
         model: as it will be trained.
-        vocab_size: token ids are drawn below it.
+        vocab_size: token ids are drawn below it; None: that of its config.
         tolerance: largest relative difference; None: by the precision of the logits.
         longest: tokens of the longest document that there may be.
     """
@@ -67,7 +70,8 @@ def check_packing(model: nn.Module, vocab_size: int, tolerance: float | None = N
     for way in ways:
         set_way(model, way)
         try:
-            difference, allowed = _packed_difference(model, vocab_size, tolerance)
+            size = int(_text_config(model).vocab_size) if vocab_size is None else vocab_size
+            difference, allowed = _packed_difference(model, size, tolerance)
         except Exception as error:  # whatever a family's own code raises: then it cannot be packed this way
             failures.append(f"{way}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             continue
@@ -115,8 +119,8 @@ def _stretched(model: nn.Module, longest: int) -> str | None:
     kinds = [given] if "rope_type" in given else [one for one in given.values() if isinstance(one, dict)]
     for kind in kinds:
         first = kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-        if kind.get("rope_type") in _STRETCHING and longest > (first or config.max_position_embeddings):
-            return str(kind["rope_type"])
+        if kind.get("rope_type") == _STRETCHING and longest > (first or config.max_position_embeddings):
+            return _STRETCHING
     return None
 
 

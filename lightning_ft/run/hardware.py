@@ -115,7 +115,7 @@ def place(model: torch.nn.Module, device: torch.device) -> None:
     Raises:
         TrainingError: its weights alone are more than the device's memory.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     try:
         model.to(device)

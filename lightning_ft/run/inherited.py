@@ -89,13 +89,8 @@ def divided_otherwise(model: str, hashes: Mapping[str, str], division: str) -> b
         division: Of the rows, as `Prepared` has it.
     """
     run = run_around(model)
-    if run is None:
-        return False
-    try:
-        had = record_of(run)["data"]
-        return had["division"] != division and not set(had["files"].values()).isdisjoint(hashes.values())
-    except (UsageError, KeyError, TypeError, AttributeError):  # not to be known any more
-        return False
+    before = None if run is None else (record_of(run).get("data") or {}).get("division")
+    return before not in (None, division) and bool(trained_on(model, hashes))
 
 
 def _there(rows: Sequence[Row], wanted: str) -> bool:

@@ -120,7 +120,10 @@ class Preflight(L.Callback):
         validations = checks if self.data.has_validation else 0
         saves = checks if self.save_every is None else math.ceil(steps / self.save_every) if self.save_every else 0
         total = steps * step_seconds + validations * validation + saves * save
-        return Estimate(peak_memory() + self._growth(module, numbers, met, grown), step_seconds, validation, save, total)
+        peak = peak_memory() + self._growth(module, numbers, met, grown)
+        if trainer.world_size > 1:  # of the rank that needs most
+            peak = int(trainer.strategy.reduce(torch.tensor(float(peak), device=module.device), reduce_op="max"))
+        return Estimate(peak, step_seconds, validation, save, total)
 
     def _growth(self, module: FineTuner, numbers: range, met: set[tuple[int, int]], grown: list[float]) -> int:
         """Bytes that the shapes of the schedule that were not met will add; nothing on a GPU, which keeps none."""

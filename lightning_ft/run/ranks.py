@@ -18,7 +18,7 @@ SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "tcpsto
 
 
 AFTER = 10
-"""Seconds beyond the time-out in which processes that found out that one is gone end by themselves."""
+"""Seconds in which processes that have found out who is gone end by themselves."""
 
 
 def patience(timeout: float) -> float:
@@ -37,7 +37,7 @@ def leave_time(timeout: float) -> None:
 
     class Observer(subprocess_script._ChildProcessObserver):
         def _terminate_all(self) -> None:
-            time.sleep(timeout + AFTER)
+            time.sleep(patience(timeout) + AFTER)
             super()._terminate_all()
 
     launching: Any = launcher
@@ -93,6 +93,8 @@ class Ranks(L.Callback):
             except KeyError:
                 silent[True].append(rank)
             except RuntimeError as error:
-                silent["timed out" not in str(error).lower()].append(rank)
+                # The first that runs out of time takes the other connections with it: "timeout caused pair closure".
+                late = any(word in str(error).lower() for word in ("timed out", "timeout"))
+                silent[not late].append(rank)
         # Who is late may be waiting for the one that is gone, and not have noticed yet.
         return silent[True] or silent[False]

@@ -251,8 +251,7 @@ class Session:
 
         if self.config.packing == "off" or not self.choices.method.can_pack:
             return False
-        config: Any = model.config
-        check = check_packing(model, int(config.get_text_config().vocab_size), longest=self.encoder.max_length)
+        check = check_packing(model, longest=self.prepared.longest)
         if check.ok:
             self.say(f"packing: on, packed and separate logits differ by {check.difference:.1e}")
         elif self.config.packing == "on":

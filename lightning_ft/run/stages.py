@@ -163,7 +163,8 @@ def _score(
     mine = score_examples(
         loaded.model, ready.encoder, loaded.template, loaded.tokenizer, team.share(examples), team.share(ids),
         metrics=metrics, sampling=chosen, generate=generate or config.metrics is not None, always=always,
-        candidates=allowed_answers(prepared, examples, metrics), progress=team.main and sys.stderr.isatty(), costs=costs,
+        candidates=allowed_answers(prepared, examples, metrics), numbers=team.share(range(len(ids))),
+        progress=team.main and sys.stderr.isatty(), costs=costs,
     )  # fmt: skip
     shares = team.gather((mine, costs))
     if shares is None:  # the first process writes

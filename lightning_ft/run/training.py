@@ -12,12 +12,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_ft.engine.verify import verify_head
 from lightning_ft.monitor import Monitor, better_of
-from lightning_ft.run.callbacks import Patience, Recorder, Saver
+from lightning_ft.run.callbacks import Patience, Saver
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.checkpoint import FolderCheckpoint
 from lightning_ft.run.preflight import Preflight
 from lightning_ft.run.quiet import quiet_libraries
 from lightning_ft.run.ranks import Ranks, patience
+from lightning_ft.run.recorder import Recorder
 from lightning_ft.run.reference import ReferencePass
 from lightning_ft.run.strategies import lightning_strategy
 from lightning_ft.run.trainer_arguments import trainer_arguments

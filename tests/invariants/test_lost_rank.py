@@ -17,8 +17,8 @@ def test_a_process_that_is_killed_is_named_by_the_others(
 ) -> None:
     """Lightning started it, and would by itself kill the first process before that could say a word."""
     words: list[object] = [
-        "fit", "--model", plain_backbone, "--data", uneven, "--output", tmp_path / "run", "--devices", 2,
-        "--strategy", strategy, "--method", "full", "--batch_size", 4, "--epochs", 5000, "--max_steps", 5000, "--log_every", 1, "--eval_every", 10,
+        "fit", "--model", plain_backbone, "--data", uneven, "--output", tmp_path / "run", "--devices", 2, "--method", "full",
+        "--strategy", strategy, "--batch_size", 4, "--epochs", 5000, "--max_steps", 5000, "--log_every", 1, "--eval_every", 10,
         "--precision", "fp32", "--verdict_rows", 0, "--preflight", "false", "--rank_timeout", 20,
     ]  # fmt: skip
     command = [sys.executable, "-m", "lightning_ft", *map(str, words)]

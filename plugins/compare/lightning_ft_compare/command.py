@@ -37,7 +37,10 @@ def parser() -> CommandParser:
     add("--data", nargs="+", default=[], metavar="FILE", help="files, globs or folders; not needed for evaluations that exist")
     said = "default: loss, perplexity, token accuracy and those of the task; of pairs the latter alone"
     add("--metrics", nargs="+", metavar="NAME", help=said)
-    add("--task", default="auto", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns")
+    said = (
+        "what a row is, a name or {name: NAME, option: value}; auto: as in the first run among the models, else by its columns"
+    )
+    add("--task", default="auto", help=said)
     add("--max_rows", type=int, metavar="N", help="measure a sample of N rows, drawn by --seed")
     add("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: each model's own")
     add("--max_length", type=int, metavar="N", help="longest row in tokens; default: each model's, at most 2048")

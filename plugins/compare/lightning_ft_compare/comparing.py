@@ -11,11 +11,11 @@ from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics, readable, statistics
 from lightning_ft.registry import registry
 from lightning_ft_compare import breakdown, gate
-from lightning_ft_compare.evaluations import Request, Side, check_models, claimed, gather, prompt_of
+from lightning_ft_compare.evaluations import Request, Side, check_models, claimed, gather, is_evaluation, prompt_of
 from lightning_ft_compare.results import BY, LEVEL, SAMPLES, Difference, Group, Model, Pair, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -61,6 +61,7 @@ def compare(
     names = [str(name) for name in models]
     check_models(names, files)
     wanted = None if metrics is None else [registry().metrics[name].name for name in metrics]
+    _check_read(names, {"data": files, "task": None if task == "auto" else task, "max_rows": max_rows, **options})
     limits = gate.limits_of(fail_if_worse)
     _check_numbers(samples, level)
     if wanted is not None:
@@ -89,6 +90,16 @@ def compare(
     if judge is not None:
         judge.check_failures(report)
     return report
+
+
+def _check_read(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse options of evaluations where none is made."""
+    unread = next((name for name, value in given.items() if value not in (None, [])), None)
+    if unread is not None and all(map(is_evaluation, names)):
+        raise UsageError(
+            f"Expected a model that is not evaluated yet with --{unread}, got evaluations alone, which have their rows and "
+            "their answers; leave it out."
+        )
 
 
 def _check_numbers(samples: int, level: float) -> None:
@@ -144,7 +155,8 @@ def _report(
 ) -> Report:  # fmt: skip
     base, *others = sides
     notes = []
-    names = list(wanted) if wanted is not None else [n for n in base.evaluation.tables if n in registry().metrics]
+    tables = dict.fromkeys(name for side in sides for name in side.evaluation.tables)
+    names = list(wanted) if wanted is not None else [name for name in tables if name in registry().metrics]
     names = list(dict.fromkeys([*names, *(limit.metric for limit in limits)]))
     left_out = [name for name in names if not all(name in side.evaluation.tables for side in sides)]
     if left_out:

@@ -71,7 +71,7 @@ def _differences(report: Report, pair: Pair) -> str:
         for d in judged
         for c in (d.comparison,)
     ]
-    note = f"with {report.level:.0%} intervals, each row on its own scale"
+    note = f"with {100 * report.level:g}% intervals, each row on its own scale"
     chart = figure("Differences", note, interval_chart(bars, title="Differences"))
     return f"{shown(tables.differences(report, pair))}{chart}"
 
@@ -100,7 +100,7 @@ def _judged(report: Report, pair: Pair) -> str:
         for one in pair.judged
     ]  # fmt: skip
     why = tables.failures(pair)
-    note = f"beyond one half, with {report.level:.0%} intervals, each row on its own scale"
+    note = f"beyond one half, with {100 * report.level:g}% intervals, each row on its own scale"
     chart = figure("Win rates", note, interval_chart(bars, title="Win rates"))
     return shown(tables.judged(report, pair)) + (shown(why) if why else "") + chart
 

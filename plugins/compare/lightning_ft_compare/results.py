@@ -219,7 +219,7 @@ class Report:
                 if (group := [d for d in pair.differences if d.comparison.word == word])
             ]
             found.append(f"{pair.letter} against {self.models[0].letter}: {'; '.join(parts) or 'nothing to compare'}")
-        return f"On {self.rows} rows {'. '.join(found)} ({self.level:.0%} paired bootstrap intervals)."
+        return f"On {self.rows} rows {'. '.join(found)} ({100 * self.level:g}% paired bootstrap intervals)."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for comparison.json; NaN becomes null."""

@@ -106,6 +106,9 @@ def test_evaluations_are_read_instead_of_made_again(
     with pytest.raises(UsageError, match="Expected --by to be a column that rows"):
         main(["--models", *names, "--by", "nothing", "--samples", "300"])
     assert not Path("runs").exists(), "nothing came into it"
+    for given in (("--max_rows", "5"), ("--temperature", "0.5"), ("--data", str(place / "held_out.jsonl"))):
+        with pytest.raises(UsageError, match=f"a model that is not evaluated yet with {given[0]}, got evaluations alone"):
+            main(["--models", *names, *given])
     assert main(["--models", *names, "--samples", "300", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     before = json.loads((report / "comparison.json").read_text())

@@ -113,6 +113,7 @@ def merge(
 def _check(where: Location, model: str, target: Path, base: Base | None) -> None:
     from lightning_ft.backbone import read_json
     from lightning_ft.loading import ADAPTER
+    from lightning_ft.run.folder import check_writable
 
     if where.adapter is None:
         raise UsageError(f"Expected --model to be an adapter or the run folder of one; '{model}' is a whole model already.")
@@ -127,6 +128,7 @@ def _check(where: Location, model: str, target: Path, base: Base | None) -> None
     if where.quantization is not None and base != "original" and str(config.get("init_lora_weights")) not in PLAIN_STARTS:
         got = config["init_lora_weights"]
         raise UsageError(f"Expected an adapter that leaves its base as it is, got one of {got}; type --base original.")
+    check_writable(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"Expected --output to be a new folder, got '{target}', which is there already; name another.")
 

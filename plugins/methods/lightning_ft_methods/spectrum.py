@@ -67,11 +67,10 @@ def signal_to_noise(matrix: Tensor) -> float:
     """The ratio of `Spectrum` for a matrix (n, m) or (m, n), of several (k, n, m) the mean; infinite where nothing is noise."""
     import torch
 
-    if matrix.ndim == 3:
-        return sum(map(signal_to_noise, matrix)) / len(matrix)
-    values = torch.linalg.svdvals(matrix.float())
-    lower, upper = torch.quantile(values, torch.tensor([0.25, 0.75], device=values.device)).tolist()
-    short, long = sorted(matrix.shape)
+    values = torch.linalg.svdvals(matrix.float())  # (..., k), in descending order
+    lower, upper = torch.quantile(values, torch.tensor([0.25, 0.75], device=values.device), dim=-1)
+    short, long = sorted(matrix.shape[-2:])
     edge = (upper - lower) / 1.349 * (1 + (short / long) ** 0.5)
-    signal, noise = values[values > edge].sum().item(), values[values <= edge].sum().item()
-    return signal / noise / values[0].item() if noise > 0 else float("inf")
+    is_signal = values > edge[..., None]
+    signal, noise = (torch.where(kept, values, 0.0).sum(-1) for kept in (is_signal, ~is_signal))
+    return float((signal / noise / values[..., 0]).nan_to_num(posinf=float("inf")).mean())

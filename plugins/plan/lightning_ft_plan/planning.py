@@ -106,7 +106,7 @@ class Planning:
             config, self.work.model_config, choices.objective, choices.optimizer, choices.optimizer_options, 1
         )
         if config.packing != "off":
-            self.scene = replace(self.scene, checks=packing(self.scene))
+            self.scene = replace(self.scene, checks=packing(self.scene, self.work.prepared.longest))
         self.packs = bool(self.scene.checks)
         self.parameters = 0
         """Numbers of the model, known with the first row."""

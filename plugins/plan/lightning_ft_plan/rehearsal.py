@@ -43,10 +43,14 @@ LOOSE = 2.0
 """Tolerance of the checks at the start: tensors without data do not agree."""
 
 
-def packing(scene: Scene) -> dict[int, int]:
+def packing(scene: Scene, longest: int) -> dict[int, int]:
     """What the check of packed rows takes, with weights of two and of four bytes; nothing where documents cannot share rows.
 
     Whether they can is told by the architecture alone: whether its attention is ours, not whether that is exact.
+
+    Args:
+        scene: What all methods have in common.
+        longest: Tokens of the longest row.
     """
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
@@ -54,7 +58,7 @@ def packing(scene: Scene) -> dict[int, int]:
             model = build(scene, scene.period, dtype)
             _own(hollow, model)
             with hollow.window(PACKING):
-                check = check_packing(model, int(model.config.get_text_config().vocab_size), LOOSE)
+                check = check_packing(model, None, LOOSE, longest=longest)
         if not check.ok or check.way != "documents":
             return {}
         found[dtype.itemsize] = sum(size for part, size in hollow.peaks[PACKING].items() if part != WEIGHTS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from lightning_ft.cli.values import MismatchError, read_yaml_text
 from lightning_ft.config import FILES, PLUGGABLE
@@ -47,10 +49,10 @@ def flag(name: str, word: str) -> tuple[str, ...]:
 
 
 def value_word(value: Any) -> str:
-    """A value of an option that has a type, as one word: true, none, 0.1, ["q_proj", "v_proj"]."""
+    """A value of an option that has a type, as one word: true, none, 0.1, [q_proj, v_proj]."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else _flow(value)
 
 
 def _yaml(value: Any) -> str:
@@ -61,4 +63,18 @@ def _yaml(value: Any) -> str:
                 return value
         except MismatchError:
             pass
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return _flow(value)
+
+
+def _flow(value: Any) -> str:
+    """YAML in one line; JSON's 1e-05 would be a text to it."""
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("...\n").strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

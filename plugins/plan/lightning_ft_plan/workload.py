@@ -111,7 +111,9 @@ class Workload:
         """The encoded rows, and how many rows of the files one of them stands for."""
         config, files = self.config, expand(self.config.data)
         size = sum(path.stat().st_size for path in files)
-        whole = config.mix or config.mix_temperature or config.holdout_tasks or config.stream
+        task = self.choices.task
+        shown = task is not None and task.demonstrations and task.demonstration_file is None  # out of all training rows
+        whole = config.mix or config.mix_temperature or config.holdout_tasks or config.stream or shown
         sampled = size > SAMPLED_FROM and not whole and all(path.suffix in TEXTS for path in files)
         if sampled:
             config = replace(config, stream=SAMPLE, max_steps=config.max_steps or 1)

@@ -20,6 +20,7 @@ task: {name: instruct, system: "- Answer: yes, or [no] #1", shots: 0}
 trainer:
   max_time: "10:00:00:00"
   profiler: null
+  callbacks: [{class_path: lightning.pytorch.callbacks.StochasticWeightAveraging, init_args: {swa_lrs: 0.00001}}]
   logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {name: exp, save_dir: logs}}
 columns: {question: "sentence|line", name: person}
 mix: {a.jsonl: 2, "b c.jsonl": 0.5}

@@ -70,7 +70,7 @@ def fit(argv: Sequence[str]) -> int:
     from lightning_ft.cli.resolve import check_torch_names, parse, resolve
 
     flags = parser()
-    own, rest = flags.parse_known_args(list(argv))
+    own, rest = flags.parse_known_args(flags.spelled(argv))
     check(own)
     check_flags(rest, [option for action in flags._actions for option in action.option_strings])
     arguments = parse(rest)

@@ -78,7 +78,7 @@ def words_of_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         UsageError: there is no such file, it has no word or more than one in a line, or the tokenizer has one already.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "bytes that are no UTF-8"
         raise UsageError(

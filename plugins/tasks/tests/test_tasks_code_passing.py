@@ -179,6 +179,16 @@ def test_rows_are_looked_at_before_any_answer(monkeypatch: pytest.MonkeyPatch) -
     assert said(tests=["f()"]).startswith("expected permission to run code that a model wrote; type --allow-code-execution")
 
 
+def test_too_few_answers_to_a_task_are_told_before_any(allowed: None) -> None:
+    from lightning_ft.errors import DataError
+    from lightning_ft.scoring import check_rows
+
+    rows = [*answers("", "", "", "", "", task="1"), *answers("", "", task="2", first=6)]
+    check_rows([PassAt1()], rows, {"text"})
+    with pytest.raises(DataError, match=r"^f:6: expected 5 or more answers to the task for pass_at_5, got 2"):
+        check_rows([PassAt5()], rows, {"text"})
+
+
 def test_without_permission_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(sandbox.PERMISSION, raising=False)
     monkeypatch.setattr(sandbox, "run", lambda *_: pytest.fail("it ran"))

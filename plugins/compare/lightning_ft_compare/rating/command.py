@@ -55,7 +55,10 @@ def parser() -> CommandParser:
     group = made.add_argument_group("models that have no answers yet are evaluated")
     add = group.add_argument
     add("--metrics", nargs="+", metavar="NAME", help="one of them has to read text; default: those of the task")
-    add("--task", default="auto", help="what a row is, a name or {name: NAME, option: value}; auto: by its columns")
+    said = (
+        "what a row is, a name or {name: NAME, option: value}; auto: as in the first run among the models, else by its columns"
+    )
+    add("--task", default="auto", help=said)
     add("--template", metavar="NAME", help="chat, alpaca, tags or a Jinja file; default: each model's own")
     add("--max_length", type=int, metavar="N", help="longest row in tokens; default: each model's, at most 2048")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the weights; default: as they are stored")

@@ -164,7 +164,7 @@ def counts(rates: Sequence[Rated]) -> Table:
 
 def win_rates(rates: Sequence[Rated], level: float) -> Table:
     """Win rates of both models."""
-    head = ("criterion", "model", "win rate", f"{level:.0%} interval", "")
+    head = ("criterion", "model", "win rate", f"{100 * level:g}% interval", "")
     rows = []
     for one in rates:
         for letter in "AB":

@@ -66,24 +66,39 @@ class PassAt1(Metric):
         if said:
             raise ValueError(f"{row.row}: {said}")
 
+    def check_all(self, rows: Sequence[ScoredRow]) -> None:
+        """See to it that each task has k rows, which are its answers.
+
+        Raises:
+            ValueError: one has fewer.
+        """
+        self._tasks(rows)
+
+    def _tasks(self, rows: Sequence[ScoredRow]) -> list[list[int]]:
+        """Numbers of the rows of each task."""
+        tasks: dict[object, list[int]] = {}
+        for i, row in enumerate(rows):
+            tasks.setdefault(_task_of(row), []).append(i)
+        few = next((members for members in tasks.values() if len(members) < self.k), None)
+        if few is not None:
+            raise ValueError(
+                f"{rows[few[0]].row}: expected {self.k} or more answers to the task for {self.name}, got {len(few)}"
+            )
+        return list(tasks.values())
+
     def prepare(self, rows: Sequence[ScoredRow]) -> None:
         """Run all answers, as many at once as there are processors.
 
         Raises:
-            ValueError: as `check`; also where a task has fewer than k answers.
+            ValueError: as `check` and `check_all`.
         """
         answered = [row for row in rows if row.prediction is not None]
-        tasks: dict[object, list[int]] = {}
-        for i, row in enumerate(answered):
+        for row in answered:
             self.check(row)
-            tasks.setdefault(_task_of(row), []).append(i)
-        for members in tasks.values():
-            if len(members) < self.k:
-                first = answered[members[0]].row
-                raise ValueError(f"{first}: expected {self.k} or more answers to the task for {self.name}, got {len(members)}")
+        tasks = self._tasks(answered)
         passed = run_all([[program_of(row, answer_of(row, self.name)), *checks_of(row)] for row in answered])
         self.estimates = dict.fromkeys(row.row for row in answered)
-        for members in tasks.values():
+        for members in tasks:
             estimate = pass_at_k(len(members), sum(passed[i] for i in members), self.k)
             self.estimates[answered[members[0]].row] = estimate
 
