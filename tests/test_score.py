@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli import main
 
@@ -69,7 +69,7 @@ def test_what_evaluate_wrote_is_scored_as_the_row_that_it_was(tmp_path: Path, ca
     from lightning_ft.cli import score
 
     file = tmp_path / "predictions.jsonl"
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": role, "content": text, "weight": None, "extra": {}} for role, text in (("user", "Hi?"), ("assistant", ""))
     ]
     example = {"type": "Conversation", "messages": messages, "tools": [], "meta": {"kind": "greeting"}}

@@ -130,7 +130,7 @@ def test_every_method_begins_at_its_own_reference(method: str, model: Path, rows
 def test_pairs_are_planned(objective: str, packing: str, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "embedded", "--data", str(rows), "--objective", objective, "--packing", packing]
     assert main(words) == 0
-    assert f"--method lora --objective {objective}`" in capsys.readouterr().out
+    assert f"--packing {packing} --objective {objective} --method lora`" in capsys.readouterr().out
 
 
 def test_predict_answers_the_prompts_of_pairs(model: Path, rows: Path, tmp_path: Path) -> None:
