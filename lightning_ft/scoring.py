@@ -113,7 +113,7 @@ def score_examples(
     for found, item in zip(scored, encoded, strict=True):
         _add_text(tokenizer, item, found, words=words)
     prompts = [_prompt(one, template) for one in given]
-    check_rows(made, unanswered(examples, rows, candidates), reading - {"pair"})
+    check_rows(made, unanswered(examples, rows, candidates), reading - {"pair"}, whole=numbers is None)
     check_rows(made, scored, reading & {"pair"})
     pairs = [(row, row.example) for row in scored if "pair" in reading and isinstance(row.example, Preference)]
     encoded += encoder.encode([pair_of(pair)[1] for _, pair in pairs], [row.row for row, _ in pairs])
@@ -154,8 +154,14 @@ def unanswered(examples: Sequence[Example], rows: Sequence[str], candidates: Seq
     ]
 
 
-def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Collection[str]) -> None:
+def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Collection[str], *, whole: bool = True) -> None:
     """Whether rows that a model is going to answer have what the metrics need.
+
+    Args:
+        metrics: Look at the rows.
+        rows: As `unanswered` has them.
+        reading: Kinds of what is read, of which the metrics count.
+        whole: Whether these are all rows there are.
 
     Raises:
         DataError: they have not; names up to 20 rows.
@@ -175,7 +181,7 @@ def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Co
         read = rows if metric.reads in reading else ()
         for row in read:
             look(metric, partial(metric.check, row))
-        if read and not wrong:
+        if read and whole and not wrong:
             look(metric, partial(metric.check_all, read))
     if wrong:
         more = f"\n... and {len(wrong) - MOST_ERRORS} more." if len(wrong) > MOST_ERRORS else ""

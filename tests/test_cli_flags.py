@@ -326,6 +326,8 @@ def test_other_data_are_looked_at_without_the_files_of_the_run(tmp_path: Path) -
     write(tmp_path, "{}", "run.json")
     same = request_of(str(tmp_path), stage="test").config()
     assert (same.data, same.test_data, same.holdout_tasks) == (["a.jsonl"], ["old.jsonl"], ["sums"])
+    again = request_of(str(tmp_path), "--data", "./a.jsonl", stage="test").config()
+    assert (again.test_data, again.holdout_tasks) == (["old.jsonl"], ["sums"]), "the same data by another name"
     other = request_of(str(tmp_path), "--data", "new.jsonl", stage="test").config()
     assert (other.data, other.test_data, other.holdout_tasks) == (["new.jsonl"], None, None)
     assert {(found.devices, found.strategy) for found in (same, other)} == {("auto", "auto")}

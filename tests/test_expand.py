@@ -44,6 +44,13 @@ def test_nothing_in_a_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.
     ):
         expand(["g/*"])
     assert [str(path) for path in expand(["g/*.jsonl"])] == ["g/a.jsonl"]
+    Path("d/.trash").symlink_to(Path("d").resolve())
+    assert len(expand(["d"])) == 2, "hidden folders are no data"
+    touch("one/a.jsonl", "two/b.jsonl")
+    Path("one/x").symlink_to(Path("two").resolve())
+    Path("two/y").symlink_to(Path("one").resolve())
+    with pytest.raises(DataError, match=r"^one/x/y: expected a folder, got a link to one that it lies in"):
+        expand(["one"])
     Path("d/again").symlink_to(Path("d").resolve())
     with pytest.raises(DataError, match=r"^d/again: expected a folder, got a link to one that it lies in; take it out"):
         expand(["d"])

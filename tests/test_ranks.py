@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lightning_ft.errors import TrainingError
 from lightning_ft.run import sharded
-from lightning_ft.run.ranks import AFTER, Ranks, leave_time, patience
+from lightning_ft.run.ranks import AFTER, Ranks, leave_time
 
 LATE = "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 100ms for recv operation to complete"
 CLOSED = "[gloo/transport/tcp/unbound_buffer.cc:81] Application timeout caused pair closure"
@@ -53,7 +53,8 @@ def test_who_is_late_is_not_taken_for_gone_where_a_connection_broke(
     assert ranks.lost(RuntimeError("shapes differ")) is None
 
 
-def test_lightning_leaves_time_to_find_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("connected", "expected"), [(True, [5, 60.0 + AFTER, "killed"]), (False, [5, "killed"])])
+def test_lightning_leaves_time_to_find_out(connected: bool, expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its observer kills the whole run within five seconds of the end of a process."""
     done: list[Any] = []
     real = time.sleep
@@ -66,6 +67,7 @@ def test_lightning_leaves_time_to_find_out(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(launching, "_launch_process_observer", launching._launch_process_observer)  # to be put back
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(subprocess_script._ChildProcessObserver, "_terminate_all", lambda _: done.append("killed"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: connected)
     leave_time(60.0)
     child = subprocess.Popen(["false"])
     child.wait()
@@ -73,7 +75,7 @@ def test_lightning_leaves_time_to_find_out(monkeypatch: pytest.MonkeyPatch) -> N
     deadline = time.monotonic() + 20
     while "killed" not in done and time.monotonic() < deadline:
         real(0.01)
-    assert done == [5, patience(60.0) + AFTER, "killed"]
+    assert done == expected
 
 
 def test_a_full_disk_is_told_of_parts_too(tmp_path: Any) -> None:

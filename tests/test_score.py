@@ -74,10 +74,12 @@ def test_what_evaluate_wrote_is_scored_as_the_row_that_it_was(tmp_path: Path, ca
     ]
     example = {"type": "Conversation", "messages": messages, "tools": [], "meta": {"kind": "greeting"}}
     line = {"prompt": "<|user|>Hi?<|assistant|>", "prediction": "Hello.", "references": [], "example": example}
-    file.write_text(json.dumps(line) + "\n" + json.dumps({**line, "example": {"type": "Sonnet"}}) + "\n")
+    broken = {**line, "example": {**example, "messages": "Hi?"}}
+    file.write_text(json.dumps(line) + "\n" + json.dumps(broken) + "\n")
     row = score._row(json.dumps(line), "p:1")
     assert [turn.content for turn in row.example.messages] == ["Hi?", ""]  # type: ignore[union-attr]  # a conversation
     assert (row.prompt, row.references, row.example.meta["kind"]) == ("<|user|>Hi?<|assistant|>", (), "greeting")
     assert main(["score", str(file), "--metrics", "exact_match"]) == 2
-    assert "p" in (said := capsys.readouterr().err)
-    assert "predictions.jsonl:2: expected 'example' as `evaluate` writes it, got KeyError" in said
+    assert "predictions.jsonl:2: expected 'example' as `evaluate` writes it, got TypeError" in capsys.readouterr().err
+    own = {"prediction": "a", "reference": "a", "example": {"type": "easy", "id": 3}}
+    assert score._row(json.dumps(own), "p:1").references == ("a",), "a column of anybody's"

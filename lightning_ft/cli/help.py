@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.options import MISSING, Option, options_of
+from lightning_ft.cli.resolve import READ_BY_STAGES
 from lightning_ft.cli.values import describe
 from lightning_ft.cli.yamlfile import presets
 from lightning_ft.config import TrainingConfig
@@ -65,8 +66,9 @@ def fit_help(stage: str, request: Request, registry: Registry, *, everything: bo
     lines += ["", "--config NAME|FILE may be repeated; later files win, flags win over files. --print_config shows the result."]
     lines.append(f"Presets: {', '.join(presets()) or 'none'}")
     for group, names in GROUPS.items():
-        lines += ["", f"{group}:"]
-        for name in names:
+        read = [name for name in names if stage == "fit" or name in READ_BY_STAGES]
+        lines += ["", f"{group}:"] if read else []
+        for name in read:
             lines += _option(options[name], f"--{name}")
     kinds = KINDS if everything else LISTED
     lines += ["", "Installed:"]
@@ -74,7 +76,7 @@ def fit_help(stage: str, request: Request, registry: Registry, *, everything: bo
         lines += _wrap(f"{kind}s:", ", ".join(_names(registry[kind])))
     for kind in KINDS:
         entry = _chosen(kind, request, registry)
-        if entry is not None:
+        if entry is not None and (stage == "fit" or kind in READ_BY_STAGES):
             lines += _class_help(kind, entry)
     broken = [info for info in registry.plugins if info.error]
     if broken:

@@ -5,6 +5,7 @@ Only optimisers and metrics are torch classes; `check_torch_names` looks them up
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ NOT_INHERITED = (
 READ_BY_STAGES = frozenset({
     "model", "data", "val_data", "test_data", "split", "holdout_tasks", "columns", "task", "template", "max_length", "metrics",
     "max_new_tokens", "seed", "precision", "revision", "trust_remote_code", "output", "devices", "strategy", "tensor_parallel",
-    "trainer", "on_error", "max_lost", "objective",
+    "trainer", "on_error", "max_lost", "objective", "stream", "max_steps",
 })  # fmt: skip
 """Options that `validate`, `test` and `predict` read; a config file may have others, which are for `fit`."""
 OF_ITS_DATA = ("val_data", "test_data", "holdout_tasks", "mix", "mix_temperature", "stream")
@@ -76,7 +77,7 @@ def resolve(arguments: Arguments, *, stage: str = "fit", complete: bool = True) 
     layers = [*(_checked_layer(find_config(name), options) for name in arguments.configs), arguments.layer]
     for section, values in arguments.layer.sections.items():
         check_class_paths({section: {k: _leaves(v.value) for k, v in values.items()}}, "the flags")
-    if stage != "fit":
+    if stage != "fit" and complete:
         _check_read(stage, arguments.layer)
     layers.insert(0, _run_layer(stage, layers, options))
     _check_remote_code(layers)
@@ -134,11 +135,17 @@ def _run_layer(stage: str, layers: Sequence[Layer], options: Mapping[str, Option
     if run is None:
         return Layer()
     layer = _checked_layer(read_config(run / "config.yaml"), options)
-    other = any("data" in later.values for later in layers)
+    given = next((later.values["data"] for later in reversed(layers) if "data" in later.values), None)
+    other = given is not None and _places(given, options) != _places(layer.values.get("data"), options)
     for dropped in (*NOT_INHERITED, *(OF_ITS_DATA if other else ())) if stage != "fit" else ():
         layer.values.pop(dropped, None)
         layer.sections.pop(dropped, None)
     return layer
+
+
+def _places(given: Given | None, options: Mapping[str, Option]) -> set[str]:
+    """Where the data lie that an option names."""
+    return set() if given is None else {os.path.abspath(name) for name in given.typed(options["data"].type)}
 
 
 def _merge_section(kind: str, layers: Sequence[Layer]) -> dict[str, Given] | None:
@@ -163,7 +170,10 @@ def _usual(kind: str) -> str | None:
     """The name of the class that options belong to where none is named, in lower case; None: of a task, by the data."""
     if kind == "optimizer":
         return "adamw"
-    return None if kind == "task" else registry()[kind].default().name.lower()
+    try:
+        return None if kind == "task" else registry()[kind].default().name.lower()
+    except LightningFTError:  # several or none: it is told where one is needed
+        return None
 
 
 def _pluggable(kind: str, section: dict[str, Given], request: Request) -> Any:

@@ -110,7 +110,7 @@ def read_predictions(name: str) -> list[ScoredRow]:
 
 
 def _row(line: str, row: str) -> ScoredRow:
-    from lightning_ft.evaluation import example_from_dict
+    from lightning_ft.evaluation import EXAMPLES, example_from_dict
     from lightning_ft.types import Conversation, Message, ScoredRow
 
     try:
@@ -127,10 +127,11 @@ def _row(line: str, row: str) -> ScoredRow:
     turns = [Message("user", prompt)] if isinstance(prompt, str) else []
     meta = {key: value for key, value in values.items() if key not in ("prediction", "reference", "references", "example")}
     written = values.get("example")
-    if isinstance(written, dict) and isinstance(written.get("meta"), dict):  # where `evaluate` keeps the columns of the data
+    kept = isinstance(written, dict) and isinstance(written.get("meta"), dict)
+    if kept:  # where `evaluate` keeps the columns of the data
         meta = written["meta"] | meta
     example: Example = Conversation((*turns, Message("assistant", references[0] if references else prediction)), meta=meta)
-    if isinstance(written, dict) and "type" in written:  # as `evaluate` saw it: the prompt is that as the template wrote it
+    if kept and written.get("type") in EXAMPLES:  # as `evaluate` saw it: the prompt is that as the template wrote it
         example = example_from_dict({**written, "meta": meta})
     return ScoredRow(
         row=row, example=example, prompt=prompt if turns else None, prediction=prediction, references=tuple(references)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import multiprocessing
 import signal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 VALIDATION_TOKENS = 8192
 """Tokens, padding included, of a validation batch."""
-STEP_ENDS = 60
-"""Seconds that a worker goes on after a SIGTERM."""
 LOOKED_AT = 1000
 """Steps whose sizes decide what packed rows are filled up to."""
 
@@ -195,6 +195,9 @@ class FineTuneData(L.LightningDataModule):
         """One item per optimiser step, from the step that the run is at."""
         trainer = self.trainer
         assert trainer is not None
+        if self.workers:
+            atexit.unregister(_end_workers)  # once, however many runs the process has
+            atexit.register(_end_workers)
         return DataLoader(
             _Steps(self, _place(trainer)[0]),
             sampler=_From(trainer, self.total_steps, self.stream),
@@ -282,8 +285,14 @@ class FineTuneData(L.LightningDataModule):
 def _unmoved(_: int) -> None:
     """Leave signals to the process that a worker works for: Ctrl-C goes to all of them, and the step is to end and be saved.
 
-    A worker ends with that process, or when it is told to. That process may also end it by a SIGTERM, at its own end, and
-    nobody can tell from whom one comes: so it is heard after the time in which a step ends.
+    A worker ends with that process, or when it is told to.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STEP_ENDS))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """Before multiprocessing, as the process ends, asks what is left to end by the signal that is ignored, and waits for it."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -61,8 +61,9 @@ class Prepared:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest training row; of a stream, whose later rows nobody knows, the most that one may have."""
-        most = int(max(self.tables["train"].lengths, default=0))
+        """Tokens of the longest text that trains; of a stream, whose later rows nobody knows, the most that one may have."""
+        table = self.tables["train"]
+        most = int(max(table.padded, default=0)) // table.texts
         return most if self.end is None else self.ledger.max_length or most
 
     def record(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ SUFFIXES = tuple(READERS)
 """Suffixes of data files, each with an optional one of `PACKED` behind it."""
 NO_DATA = re.compile(
     r"\..*|(readme|licen[cs]e|notice|changelog|citation)([-_.].*)?\.(txt|md)|cache-.*\.arrow"
-    r"|(dataset_infos?|dataset_dict|state|report)\.json|.*\.(quarantine|changes)\.jsonl",
+    r"|lost\+found|(dataset_infos?|dataset_dict|state|report)\.json|.*\.(quarantine|changes)\.jsonl",
     re.IGNORECASE,
 )
 """Names in a folder that are no data: hidden files, papers about it, and what `datasets` and a cleaning leave beside it."""
@@ -124,9 +124,11 @@ def _below(path: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"{error.filename}: expected a folder that can be read, got: {error.strerror}; take it out.") from None
 
     for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not NO_DATA.fullmatch(name)]
+        above = {one.resolve() for one in (Path(folder), *Path(folder).parents)}
         for name in folders:
             inner = Path(folder, name)
-            if inner.is_symlink() and inner.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
+            if inner.is_symlink() and inner.resolve() in above:
                 raise DataError(f"{inner}: expected a folder, got a link to one that it lies in; take it out.")
         yield from ((folder, file) for file in files)
 

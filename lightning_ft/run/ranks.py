@@ -29,7 +29,8 @@ def patience(timeout: float) -> float:
 def leave_time(timeout: float) -> None:
     """Let processes that Lightning started find out by themselves which of them is gone, and say so.
 
-    It would kill all of them within five seconds of the end of one, in the middle of a save or of the question who is silent.
+    It would kill all of them within five seconds of the end of one, in the middle of a step, of a save or of the question who
+    is silent. Where they are not connected yet, so that nobody can find out, it may.
 
     Args:
         timeout: Seconds after which a silent process is taken for lost.
@@ -37,7 +38,8 @@ def leave_time(timeout: float) -> None:
 
     class Observer(subprocess_script._ChildProcessObserver):
         def _terminate_all(self) -> None:
-            time.sleep(patience(timeout) + AFTER)
+            if torch.distributed.is_initialized():
+                time.sleep(timeout + AFTER)
             super()._terminate_all()
 
     launching: Any = launcher

@@ -29,7 +29,7 @@ from lightning_ft.run.inherited import divided_otherwise, reads_of, trained_on
 from lightning_ft.run.quiet import say, silent
 from lightning_ft.run.team import Team
 from lightning_ft.run.verdict import allowed_answers, names_for
-from lightning_ft.scoring import Costs, score_examples
+from lightning_ft.scoring import Costs, check_rows, score_examples, unanswered
 from lightning_ft.types import Preference
 
 if TYPE_CHECKING:
@@ -159,11 +159,13 @@ def _score(
     by = by or _task_column(examples)
     if by is not None:
         check_group(by, examples)
-    costs = Costs()
+    costs, allowed = Costs(), allowed_answers(prepared, examples, metrics)
+    asks = {"text", "candidates"} if generate or config.metrics is not None else {"candidates"}
+    check_rows(metrics, unanswered(examples, ids, allowed), asks)
     mine = score_examples(
         loaded.model, ready.encoder, loaded.template, loaded.tokenizer, team.share(examples), team.share(ids),
         metrics=metrics, sampling=chosen, generate=generate or config.metrics is not None, always=always,
-        candidates=allowed_answers(prepared, examples, metrics), numbers=team.share(range(len(ids))),
+        candidates=allowed, numbers=team.share(range(len(ids))),
         progress=team.main and sys.stderr.isatty(), costs=costs,
     )  # fmt: skip
     shares = team.gather((mine, costs))

@@ -38,11 +38,14 @@ def test_a_signal_ends_the_step_and_saves(
     assert (runs.status(), runs.steps()[-1]) == ("finished", 6)
 
 
-def test_a_signal_to_all_processes_of_a_run_reaches_its_workers_not(runs: Any, argv: tuple[object, ...], clean: None) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_alone(
+    runs: Any, argv: tuple[object, ...], clean: None, number: signal.Signals
+) -> None:
     """As Ctrl-C in a terminal: a worker that died of it would end the run in the middle of its step."""
-    code, log = runs(*argv, "--workers", "2", fault=("step", 3, "group", signal.SIGINT))
-    assert code == 130, log
-    assert "Stopped by SIGINT after step 3 of 6; everything is saved" in runs.sentence(log)
+    code, log = runs(*argv, "--workers", "2", fault=("step", 3, "group", number))
+    assert code == 128 + number, log
+    assert f"Stopped by {number.name} after step 3 of 6; everything is saved" in runs.sentence(log)
     assert runs.steps()[-1] == 3
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_ft.checkpoint import checkpoints
+
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_process_that_is_killed_is_named_by_the_others(
@@ -18,7 +20,7 @@ def test_a_process_that_is_killed_is_named_by_the_others(
     """Lightning started it, and would by itself kill the first process before that could say a word."""
     words: list[object] = [
         "fit", "--model", plain_backbone, "--data", uneven, "--output", tmp_path / "run", "--devices", 2, "--method", "full",
-        "--strategy", strategy, "--batch_size", 4, "--epochs", 5000, "--max_steps", 5000, "--log_every", 1, "--eval_every", 10,
+        "--strategy", strategy, "--batch_size", 4, "--epochs", 5000, "--max_steps", 5000, "--log_every", 1, "--save_every", 10,
         "--precision", "fp32", "--verdict_rows", 0, "--preflight", "false", "--rank_timeout", 20,
     ]  # fmt: skip
     command = [sys.executable, "-m", "lightning_ft", *map(str, words)]
@@ -27,7 +29,7 @@ def test_a_process_that_is_killed_is_named_by_the_others(
         assert process.stderr is not None
         for line in process.stderr:
             said.append(line)
-            if line.startswith("step 12/"):
+            if line.startswith("step 11/"):
                 children = subprocess.run(
                     ["pgrep", "-P", str(process.pid), "-f", "lightning_ft"], capture_output=True, text=True
                 )
@@ -39,4 +41,4 @@ def test_a_process_that_is_killed_is_named_by_the_others(
     assert "Rank 1 of 2 does not answer any more" in said[-1]
     assert said[-1].rstrip().endswith(f"Go on with --resume {tmp_path / 'run'}.")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
-    assert (tmp_path / "run" / "checkpoints" / "checkpoint-step-10").is_dir()
+    assert checkpoints(tmp_path / "run")

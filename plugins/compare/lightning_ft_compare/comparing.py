@@ -163,7 +163,7 @@ def _report(
         notes.append(f"Left out, as not every evaluation has them: {', '.join(left_out)}.")
     metrics = as_metrics([name for name in names if name not in left_out])
     rows = base.evaluation.rows
-    for name in names:
+    for name in (name for name in names if name not in left_out):
         signed = {side.evaluation.signatures.get(name, "(no signature)") for side in sides}
         if len(signed) > 1:
             notes.append(f"{name} was not computed in one way: {' and '.join(sorted(signed))}.")

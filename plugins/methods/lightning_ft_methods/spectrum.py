@@ -67,7 +67,8 @@ def signal_to_noise(matrix: Tensor) -> float:
     """The ratio of `Spectrum` for a matrix (n, m) or (m, n), of several (k, n, m) the mean; infinite where nothing is noise."""
     import torch
 
-    values = torch.linalg.svdvals(matrix.float())  # (..., k), in descending order
+    # (..., k), in descending order; of experts one by one, or all would be copied to float32 at once
+    values = torch.stack([torch.linalg.svdvals(one.float()) for one in matrix.reshape(-1, *matrix.shape[-2:])])
     lower, upper = torch.quantile(values, torch.tensor([0.25, 0.75], device=values.device), dim=-1)
     short, long = sorted(matrix.shape[-2:])
     edge = (upper - lower) / 1.349 * (1 + (short / long) ** 0.5)
