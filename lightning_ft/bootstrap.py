@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_ft.atomic import strict
 from lightning_ft.errors import UsageError
-from lightning_ft.evaluation import as_metrics, strict
+from lightning_ft.evaluation import as_metrics
 from lightning_ft.signs import Sign
 
 if TYPE_CHECKING:

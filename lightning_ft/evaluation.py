@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from lightning_ft.atomic import sha256, write_bytes, write_json, write_text
+from lightning_ft.atomic import sha256, strict, write_bytes, write_json, write_text
 from lightning_ft.errors import DataError, UsageError, did_you_mean
 from lightning_ft.types import Classified, Conversation, Message, Preference, ScoredRow, Text, Unpaired
 
@@ -288,17 +288,6 @@ def _spread(scores: Tensor) -> Spread | None:
     if not len(found):
         return None
     return Spread(float(found.std(correction=0)), float(found.min()), float(found.max()), len(found))
-
-
-def strict(value: Any) -> Any:
-    """The value with null for NaN and infinities, which JSON has no words for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    return value
 
 
 def _number(value: float | None) -> float:

@@ -76,27 +76,31 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups of matrices, of the matrices of embeddings and output layer, and of vectors.
 
     The second is marked `embedding: True` for optimisers that treat the matrices between them in another way. Vectors
-    (norms, biases) have no weight decay.
+    (norms, biases, factors of an adapter) have no weight decay.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = _parted(trained, _outer(model), weight_decay)
+    groups = _parted(trained, _outer(model), _factors(model), weight_decay)
     return [group for group in groups if group["params"]]
 
 
 def decayed(model: nn.Module, groups: Iterable[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
     """A method's own groups, of which those that say nothing of weight decay are parted as by `param_groups`."""
-    out, outer = [], _outer(model)
+    out, outer, factors = [], _outer(model), _factors(model)
     for group in groups:
         if "weight_decay" in group:
             out.append(group)
             continue
-        parts = _parted(group["params"], outer, weight_decay)
+        parts = _parted(group["params"], outer, factors, weight_decay)
         out += [group | part for part in parts if part["params"]]
     return out
 
 
 _OF_EMBEDDINGS = ("trainable_tokens_delta", "lora_embedding_A", "lora_embedding_B")
 """peft's names for rows of new tokens, and for A and B beside an embedding."""
+
+
+_FACTORS = ("ia3_l", "boft_s")
+"""peft's names of factors of a layer's outputs or inputs, which begin at 1 and have the shape of a matrix."""
 
 
 def _outer(model: nn.Module) -> set[int]:
@@ -108,12 +112,18 @@ def _outer(model: nn.Module) -> set[int]:
     return outer
 
 
-def _parted(params: Sequence[nn.Parameter], outer: set[int], weight_decay: float) -> list[dict[str, Any]]:
+def _factors(model: nn.Module) -> set[int]:
+    """Ids of the parameters that are vectors in the shape of a matrix."""
+    return {id(p) for name, p in model.named_parameters() if any(part in _FACTORS for part in name.split("."))}
+
+
+def _parted(params: Sequence[nn.Parameter], outer: set[int], factors: set[int], weight_decay: float) -> list[dict[str, Any]]:
     """Matrices inside the network, matrices of embeddings and output layer, vectors."""
+    matrices = [p for p in params if p.ndim >= 2 and id(p) not in factors]
     return [
-        {"params": [p for p in params if p.ndim >= 2 and id(p) not in outer], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim >= 2 and id(p) in outer], "weight_decay": weight_decay, "embedding": True},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in matrices if id(p) not in outer], "weight_decay": weight_decay},
+        {"params": [p for p in matrices if id(p) in outer], "weight_decay": weight_decay, "embedding": True},
+        {"params": [p for p in params if p.ndim < 2 or id(p) in factors], "weight_decay": 0.0},
     ]
 
 

@@ -13,6 +13,21 @@ from lightning_ft import optim
 from lightning_ft.testing.models import FAMILIES, tiny_model
 
 
+@pytest.mark.parametrize("name", ["ia3", "boft"])
+def test_factors_that_begin_at_1_do_not_decay_to_0(name: str) -> None:
+    """They have the shape of a matrix with one row or column."""
+    pytest.importorskip("lightning_ft_methods")
+    from lightning_ft.registry import registry
+    from lightning_ft.testing.methods import attach
+
+    model = attach(registry().methods[name].cls(), "llama")
+    decays = {id(p): group["weight_decay"] for group in optim.param_groups(model, 0.1) for p in group["params"]}
+    factors = [p for n, p in model.named_parameters() if p.requires_grad and any(part in n for part in ("ia3_l", "boft_s"))]
+    assert factors
+    assert {decays[id(p)] for p in factors} == {0.0}
+    assert len(decays) == sum(p.requires_grad for p in model.parameters())
+
+
 def test_matrices_decay_and_vectors_do_not() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 1, bias=False))
     model[0].weight.requires_grad_(False)

@@ -75,8 +75,9 @@ def main(argv: Sequence[str]) -> int:
     look(model, arguments.data)
 
     from lightning_ft.api import evaluate
+    from lightning_ft.atomic import strict
     from lightning_ft.cli.tables import print_evaluation
-    from lightning_ft.evaluation import RESULTS, strict
+    from lightning_ft.evaluation import RESULTS
     from lightning_ft.registry import registry
 
     task = choice_of(arguments.task or "auto", "--task")
@@ -124,8 +125,8 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     look(model)
 
     from lightning_ft.api import evaluate_tasks
+    from lightning_ft.atomic import strict
     from lightning_ft.cli.tables import print_measurements
-    from lightning_ft.evaluation import strict
 
     options = {name: getattr(arguments, name) for name in ("num_fewshot", "limit", "max_length", "precision", "output")}
     found, folder = evaluate_tasks(

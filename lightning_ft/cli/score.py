@@ -37,8 +37,9 @@ def main(argv: Sequence[str]) -> int:
     metrics = text_metrics(split_names(arguments.metrics, "--metrics") or [])
     permit_execution(arguments)
 
+    from lightning_ft.atomic import strict
     from lightning_ft.cli.tables import print_evaluation
-    from lightning_ft.evaluation import Evaluation, as_metrics, check_group, strict
+    from lightning_ft.evaluation import Evaluation, as_metrics, check_group
     from lightning_ft.scoring import check_rows
 
     made = as_metrics(metrics)
@@ -127,12 +128,12 @@ def _row(line: str, row: str) -> ScoredRow:
     turns = [Message("user", prompt)] if isinstance(prompt, str) else []
     meta = {key: value for key, value in values.items() if key not in ("prediction", "reference", "references", "example")}
     written = values.get("example")
-    kept = isinstance(written, dict) and isinstance(written.get("meta"), dict)
-    if kept:  # where `evaluate` keeps the columns of the data
-        meta = written["meta"] | meta
+    kept = written if isinstance(written, dict) and isinstance(written.get("meta"), dict) else None
+    if kept is not None:  # where `evaluate` keeps the columns of the data
+        meta = kept["meta"] | meta
     example: Example = Conversation((*turns, Message("assistant", references[0] if references else prediction)), meta=meta)
-    if kept and written.get("type") in EXAMPLES:  # as `evaluate` saw it: the prompt is that as the template wrote it
-        example = example_from_dict({**written, "meta": meta})
+    if kept is not None and kept.get("type") in EXAMPLES:  # as `evaluate` saw it: the prompt is that as the template wrote it
+        example = example_from_dict({**kept, "meta": meta})
     return ScoredRow(
         row=row, example=example, prompt=prompt if turns else None, prediction=prediction, references=tuple(references)
     )

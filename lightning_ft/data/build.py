@@ -193,7 +193,7 @@ class Build:
                 continue
             self.ledger.add_unfolded(row.source, len(parts) - 1)
             if self._shots is not None:
-                self._shots.offer(row, parts[0][1], len(self._fixed))
+                self._shots.offer(*parts[0], len(self._fixed))
             self._fixed.append(split)
             if split is None:
                 self._splitter.add(row.values, map(prompt_key, _examples_in(parts)), row.id)

@@ -11,7 +11,9 @@ from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.rename import renamed
 from lightning_ft.data.sources import expand, read_rows
 from lightning_ft.data.split import content_hash, prompt_key
+from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError
+from lightning_ft.types import Conversation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,14 +51,16 @@ class Shots:
         self._heap: list[_Candidate] = []  # with negated ranks: the first is the one to drop
         self._pool: list[_Candidate] = []
         self._file = task.demonstration_file
-        self._format = task.format
+        self._task = task
 
     def offer(self, row: Row, example: Example, number: int) -> None:
-        """A row that may turn out to be a training row, the first example that it stands for, and its number among all rows."""
+        """The first row that a possible training row stands for, its example, and the number of the row among all rows."""
         if self._file is None:
             self._push(row.values, example, number)
 
     def _push(self, values: Mapping[str, Any], example: Example, number: int) -> None:
+        if isinstance(example, Conversation) and not _answers(example):
+            return
         prompt = prompt_key(example)
         candidate = _Candidate(-content_hash(f"{self.seed}:{prompt}:{number}"), prompt, number, values)
         (heapq.heappush if len(self._heap) < POOL else heapq.heappushpop)(self._heap, candidate)
@@ -69,8 +73,8 @@ class Shots:
         """
         if self._file is not None:
             for number, row in enumerate(_rows_of(self._file)):
-                row = renamed(row, self.columns)
-                self._push(row.values, self._example(row), number)
+                shown, example = self._example(renamed(row, self.columns))
+                self._push(shown.values, example, number)
         self._pool = sorted(c for c in self._heap if self._file is not None or splits[c.number] == "train")
         prompts = len({candidate.prompt for candidate in self._pool})
         if prompts <= self.count:
@@ -80,10 +84,10 @@ class Shots:
                 f" {prompts}; take fewer shots, or name a file with --task.shots_from FILE."
             )
 
-    def _example(self, row: Row) -> Example:
-        """Of a row of the file; refuses one that cannot be shown."""
+    def _example(self, row: Row) -> tuple[Row, Example]:
+        """The first that a row of the file stands for; refuses one that cannot be shown."""
         try:
-            return self._format(row.values)
+            return examples_of(self._task, row)[0]
         except ValueError as error:
             raise DataError(f"{row.id}: {error}; mend it, or name another file with --task.shots_from.") from None
 
@@ -97,6 +101,12 @@ class Shots:
             if candidate.prompt != own:
                 shown.setdefault(candidate.prompt, candidate.values)
         return {**row.values, SHOTS: [dict(values) for values in shown.values()]}
+
+
+def _answers(example: Conversation) -> bool:
+    """Whether there is an answer to show."""
+    last = example.messages[-1]
+    return last.role == "assistant" and bool(last.content.strip()) and last.loss_weight > 0
 
 
 def _rows_of(name: str) -> list[Row]:

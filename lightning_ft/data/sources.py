@@ -26,7 +26,7 @@ SUFFIXES = tuple(READERS)
 """Suffixes of data files, each with an optional one of `PACKED` behind it."""
 NO_DATA = re.compile(
     r"\..*|(readme|licen[cs]e|notice|changelog|citation)([-_.].*)?\.(txt|md)|cache-.*\.arrow"
-    r"|lost\+found|(dataset_infos?|dataset_dict|state|report)\.json|.*\.(quarantine|changes)\.jsonl",
+    r"|lost\+found|(dataset_infos?|dataset_dict|state|report)\.json|.*\.(quarantine|changes|review)\.jsonl",
     re.IGNORECASE,
 )
 """Names in a folder that are no data: hidden files, papers about it, and what `datasets` and a cleaning leave beside it."""

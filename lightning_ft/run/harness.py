@@ -7,9 +7,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import write_json, write_text
+from lightning_ft.atomic import strict, write_json, write_text
 from lightning_ft.errors import UsageError
-from lightning_ft.evaluation import strict
 from lightning_ft.loading import Loaded, load, locate
 from lightning_ft.registry import registry
 from lightning_ft.run.folder import versions

@@ -54,7 +54,8 @@ def test_the_examples_run(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> 
         for line in next(block for language, block in blocks if language == "bash").splitlines():
             command, *words = shlex.split(line)[1:]
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                code = main([*words, "--max_new_tokens", "4"]) if command == "compare" else cli.main([command, *words])
+                short = ["--max_new_tokens", "4"] if "--data" in words else []  # evaluations that exist have their answers
+                code = main([*words, *short]) if command == "compare" else cli.main([command, *words])
             assert code == 0, line
             assert ("Report: runs/compare_" if command == "compare" else "Details: runs/support_2/eval_1") in said.getvalue()
         with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 @hookimpl
 def find_alike(prompts: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of prompts that share 93 % of their words."""
-    from lightning_ft_datatools.similar import near_pairs
+    from lightning_ft_datatools.similar import pairs_of_different
 
-    return [(i, j) for i, j, _ in near_pairs(prompts)]
+    return [(i, j) for i, j, _ in pairs_of_different(prompts)]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.cli.tables import table
-from lightning_ft.data.split import GROUP_COLUMNS, content_hash, split_name, split_rows
+from lightning_ft.data.split import GROUP_COLUMNS, content_hash, split_rows
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft_datatools.progress import Progress
 from lightning_ft_datatools.prompts import Prompt
@@ -139,12 +139,7 @@ def _sources(reading: Reading, named: Mapping[str, str]) -> list[_Source]:
     Raises:
         DataError: the task refuses a row, or its split is unknown.
     """
-    rows = [
-        dataclasses.replace(row, values={**row.values, "split": named[row.source]})
-        if row.source in named and split_name(row.values.get("split")) != named[row.source]
-        else row
-        for row in reading.rows
-    ]
+    rows = reading.rows
     # Without shares but training's it is only asked which split a row names, whatever is asked in it.
     prompts = [[number] for number in range(len(rows))]
     splits = split_rows([row.values for row in rows], prompts, (1, 0), 0, ids=[row.id for row in rows])

@@ -154,6 +154,9 @@ def as_row(example: Example, to: str, place: str) -> dict[str, Any]:
     """
     try:
         made = FORMATS[to](example)
+        lost = next((key for key, value in example.meta.items() if key in made and value not in (None, made[key])), None)
+        if lost is not None:
+            raise CannotHoldError(f"its further column '{lost}' would be written over")
     except CannotHoldError as error:
         raise DataError(f"{place}: the format {to} cannot hold this row, because {error}; choose another --to.") from None
     return {**{key: value for key, value in example.meta.items() if key not in made}, **made}

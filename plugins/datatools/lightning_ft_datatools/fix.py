@@ -24,6 +24,10 @@ QUARANTINE, CHANGES = ".quarantine.jsonl", ".changes.jsonl"
 """Endings of the files beside the kept rows, instead of `.jsonl`."""
 REMOVED = ("exact_duplicate", "near_duplicate")
 """Kinds beside the errors that take a row out."""
+CODE = frozenset({
+    "code", "canonical_solution", "solution", "test", "tests", "test_list", "test_setup_code", "challenge_test_list",
+})  # fmt: skip
+"""Columns of code, in which every blank may be a meaning."""
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINE = re.compile(r"([^\S\n]*)(.*?)\s*")
 """What a line begins with, and the rest up to the blanks at its end."""
@@ -129,10 +133,7 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
     Raises:
         DataError: a file could not be read to its end, or no row would be left.
     """
-    for finding in report.issues:
-        if finding.kind == "unreadable" and not finding.line:
-            what = "expected a file that can be read to its end, or rows would be lost"
-            raise DataError(f"{finding.source}: {what}; mend it.")
+    check_whole(report)
     reasons = _reasons(survey, report.issues)
     cleaned = Cleaned([], [], [])
     for row in survey.rows:
@@ -140,7 +141,8 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
         if place in reasons:
             cleaned.take_out(place, str(reasons[place]), reasons[place].kind, row.values)
             continue
-        values, done = _clean(dict(row.values), lower)
+        code = survey.task is not None and survey.task.name == "code"
+        values, done = _clean(dict(row.values), lower, code=code)
         if lower and survey.task is not None and survey.task.recognizes(row.values) > survey.task.recognizes(values):
             raise UsageError(
                 f"Expected --lower for rows without a layout of their own, got {place} of task {survey.task.name}; convert the"
@@ -152,6 +154,18 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
     return cleaned
 
 
+def check_whole(report: Report) -> None:
+    """Refuse files of which nobody knows all rows.
+
+    Raises:
+        DataError: one could not be read to its end.
+    """
+    for finding in report.issues:
+        if finding.kind == "unreadable" and not finding.line:
+            what = "expected a file that can be read to its end, or rows would be lost"
+            raise DataError(f"{finding.source}: {what}; mend it.")
+
+
 def _reasons(survey: Survey, issues: Iterable[Finding]) -> dict[str, Finding]:
     """Why a row is taken out, by `file:line`; of a row that stands for several, all must be bad."""
     parts: dict[str, int] = {}
@@ -159,28 +173,47 @@ def _reasons(survey: Survey, issues: Iterable[Finding]) -> dict[str, Finding]:
         place = f"{record.row.source}:{record.row.line}"
         parts[place] = parts.get(place, 0) + 1
     bad: dict[str, dict[int, Finding]] = {}
+
+    def gone() -> dict[str, Finding]:
+        return {place: next(iter(found.values())) for place, found in bad.items() if len(found) >= parts.get(place, 1)}
+
+    copies = []
     for finding in issues:
-        if KINDS[finding.kind].severity == "error" or finding.kind in REMOVED:
+        if finding.kind in REMOVED:
+            copies.append(finding)
+        elif KINDS[finding.kind].severity == "error":
             bad.setdefault(f"{finding.source}:{finding.line}", {}).setdefault(finding.part, finding)
-    return {place: next(iter(found.values())) for place, found in bad.items() if len(found) >= parts.get(place, 1)}
+    wrong = gone()
+    for finding in copies:
+        if (finding.other or "").partition("#")[0] not in wrong:  # a copy stays in place of a row that goes
+            bad.setdefault(f"{finding.source}:{finding.line}", {}).setdefault(finding.part, finding)
+    return gone()
 
 
-def _clean(value: Any, lower: bool, column: str = "") -> tuple[Any, list[tuple[str, str]]]:
+def _clean(value: Any, lower: bool, column: str = "", *, code: bool = False) -> tuple[Any, list[tuple[str, str]]]:
     """A value with its texts cleaned, and (column, what was done) for each that changed."""
     if isinstance(value, str):
-        text, done = clean_text(value, lower=lower)
+        text, done = clean_text(value, lower=lower, code=code)
         return text, [(column, what) for what in done]
     if isinstance(value, dict):
-        pairs = {key: _clean(part, lower, f"{column}.{key}".lstrip(".")) for key, part in value.items()}
+        pairs = {
+            key: _clean(part, lower, f"{column}.{key}".lstrip("."), code=code or key in CODE) for key, part in value.items()
+        }
         return {key: part for key, (part, _) in pairs.items()}, [entry for _, done in pairs.values() for entry in done]
     if isinstance(value, list):
-        items = [_clean(part, lower, f"{column}[{i}]") for i, part in enumerate(value)]
+        items = [_clean(part, lower, f"{column}[{i}]", code=code) for i, part in enumerate(value)]
         return [part for part, _ in items], [entry for _, done in items for entry in done]
     return value, []
 
 
-def clean_text(text: str, *, lower: bool = False) -> tuple[str, list[str]]:
-    """A text repaired and normalised, and what was done, in order."""
+def clean_text(text: str, *, lower: bool = False, code: bool = False) -> tuple[str, list[str]]:
+    """A text repaired and normalised, and what was done, in order.
+
+    Args:
+        text: any.
+        lower: put it in lower case.
+        code: leave its white space as it is, as where it looks like code.
+    """
     from ftfy import fix_encoding
     from ftfy.badness import is_bad
 
@@ -196,10 +229,13 @@ def clean_text(text: str, *, lower: bool = False) -> tuple[str, list[str]]:
             text = take("encoding repaired", fix_encoding(text))
         text = take("Unicode composed", unicodedata.normalize("NFC", text))
     text = take("invisible characters removed", _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
-    if not _CODE.search(text):
+    if not code and not _CODE.search(text):
         # What a line begins with may be a meaning: nested lists, YAML, code that is not told from prose.
         lines = (found[1] + _BLANKS.sub(" ", found[2]) for line in text.split("\n") if (found := _LINE.fullmatch(line)))
-        text = take("white space", re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip())
+        clean = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n").rstrip()
+        # What all of several lines begin with may be a meaning, too.
+        all_begin = "\n" in clean and all(line.startswith("  ") for line in clean.split("\n") if line)
+        text = take("white space", clean if all_begin else clean.lstrip())
     if lower:
         text = take("lower case", text.lower())
     return text, done

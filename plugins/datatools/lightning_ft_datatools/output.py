@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.atomic import append_lines, write_text
+from lightning_ft.atomic import append_lines, strict, write_text
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def write(name: str | Path, text: str) -> None:
 
 def write_rows(name: str | Path, rows: Iterable[Any]) -> None:
     """Write JSON lines, with the same errors."""
-    write(name, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    lines = (json.dumps(strict(row), ensure_ascii=False, default=str, allow_nan=False) for row in rows)
+    write(name, "".join(f"{line}\n" for line in lines))
 
 
 def append(name: str | Path, text: str) -> None:

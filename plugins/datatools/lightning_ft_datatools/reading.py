@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from lightning_ft.cli.parser import choice_of
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import task_of
 from lightning_ft.data.rename import Renaming
-from lightning_ft.data.sources import check_unchanged, expand, read_rows, stamp
+from lightning_ft.data.sources import check_unchanged, expand, read_rows, splits_by_name, stamp
+from lightning_ft.data.split import split_name
 from lightning_ft.data.unfold import examples_of
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.registry import registry
@@ -65,10 +67,27 @@ def read(names: Names, task: str | None, columns: Mapping[str, str]) -> Reading:
     names = listed(names)
     bad = BadRows("fail", skip_by="`data check --fix OUT`")
     renaming = Renaming(columns)
-    rows = [renaming(row) for path in expand(names) for row in whole_rows(path, bad)]
+    files = expand(names)
+    rows = [renaming(row) for path in files for row in whole_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
     renaming.check(names[0])
+    rows = with_splits(rows, {str(path): split for path, split in splits_by_name(files).items()})
     return Reading(rows, chosen(task, rows), columns)
+
+
+def with_splits(rows: Sequence[Row], named: Mapping[str, str]) -> list[Row]:
+    """The rows with the split that their file is named after as a column, as it decides in `fit`: rows leave their files.
+
+    Args:
+        rows: of any files.
+        named: the split of each file that is named after one.
+    """
+    return [
+        dataclasses.replace(row, values={**row.values, "split": named[row.source]})
+        if row.source in named and split_name(row.values.get("split")) != named[row.source]
+        else row
+        for row in rows
+    ]
 
 
 def listed(names: Names) -> list[str]:

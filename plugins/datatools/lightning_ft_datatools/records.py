@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -80,9 +81,16 @@ class Record:
         return tuple(m.content for m in (*self.messages, *rejected))
 
     @cached_property
+    def beside(self) -> str:
+        """What turns hold beside their texts (calls of tools), and the tools that there are; empty where there is nothing."""
+        calls = [{key: value for key, value in m.extra.items() if key not in ("instruction", "input")} for m in self.messages]
+        tools = self.example.tools if isinstance(self.example, Conversation) else ()
+        return json.dumps([calls, tools], sort_keys=True, ensure_ascii=False, default=str) if any(calls) or tools else ""
+
+    @cached_property
     def whole(self) -> str:
         """Everything that makes two rows the same."""
-        parts = [f"{m.role}:{m.content}" for m in self.messages]
+        parts = [*(f"{m.role}:{m.content}" for m in self.messages), *([self.beside] if self.beside else [])]
         if isinstance(self.example, Preference):
             parts += [f"rejected:{m.content}" for m in self.example.rejected]
         if isinstance(self.example, Unpaired):

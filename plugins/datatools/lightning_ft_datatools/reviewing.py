@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lightning_ft_datatools.findings import KINDS
-from lightning_ft_datatools.fix import Cleaned
+from lightning_ft_datatools.fix import Cleaned, check_whole
 from lightning_ft_datatools.output import append
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ def outcome(survey: Survey, report: Report, journal: Journal) -> Cleaned:
         report: what was found in them, and the lines that cannot be read.
         journal: the decisions.
     """
+    check_whole(report)
     found = _by_place(report)
     done = Cleaned([], [], [])
     for row in survey.rows:

@@ -105,7 +105,11 @@ def _vectors(records: Sequence[Record]) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]  # it has no types
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32, token_pattern=r"(?u)\b\w+\b")
-    return vectorizer.fit_transform([f"{record.question}\n{record.answer}"[:_CHARACTERS] for record in records]).tocsr()
+    texts = [f"{record.question}\n{record.answer}"[:_CHARACTERS] for record in records]
+    try:
+        return vectorizer.fit_transform(texts).tocsr()
+    except ValueError:  # no words, only signs
+        return vectorizer.set_params(token_pattern=r"\S").fit_transform(texts).tocsr()
 
 
 def quality(records: Sequence[Record]) -> list[dict[str, float]]:

@@ -66,6 +66,23 @@ def near_pairs(texts: Sequence[str], least: float = NEAR) -> Iterator[tuple[int,
         index.insert(j, signature)
 
 
+def pairs_of_different(texts: Sequence[str], least: float = NEAR) -> Iterator[tuple[int, int, float]]:
+    """As `near_pairs`, in no order, where only what hangs together matters: of equal texts the first stands for all.
+
+    So a thousand times the same prompt is a thousand pairs, not half a million.
+    """
+    first: dict[str, int] = {}
+    different = []
+    for number, text in enumerate(texts):
+        key = bare(text[:_LONGEST])
+        if (same := first.setdefault(key, number)) == number:
+            different.append(number)
+        elif key:
+            yield same, number, 1.0
+    for one, other, share in near_pairs([texts[number] for number in different], least):
+        yield different[one], different[other], share
+
+
 def likeness(one: Counter[str], other: Counter[str]) -> float:
     """The share of the longer text's words that the two have in common.
 

@@ -109,7 +109,7 @@ def split_records(
     group: Sequence[str] = (),
 ) -> Parts:  # fmt: skip
     """As `split`, of rows that were read already, with the records that they stand for."""
-    from lightning_ft_datatools.similar import NEAR, near_pairs
+    from lightning_ft_datatools.similar import NEAR, pairs_of_different
 
     for column in [*group, *([stratify] if stratify and stratify != "class" else [])]:
         if not any(column in record.row.values for record in records):
@@ -118,7 +118,7 @@ def split_records(
     strata = None
     if stratify:
         strata = [str(r.label if stratify == "class" else r.row.values.get(stratify)) for r in records]
-    pairs = list(near_pairs([record.question or record.answer for record in records], _LOOKED_FOR))
+    pairs = list(pairs_of_different([record.question or record.answer for record in records], _LOOKED_FOR))
     alike = [(i, j) for i, j, share in pairs if share >= NEAR] + _of_one_row(records)
     rows, prompts = [record.row.values for record in records], [[prompt_key(record.example)] for record in records]
     splits = split_rows(

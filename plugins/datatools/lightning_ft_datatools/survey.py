@@ -73,7 +73,7 @@ def read(names: Sequence[str], options: Options) -> Survey:
     """
     from lightning_ft.data.rename import Renaming
     from lightning_ft.data.sources import expand, splits_by_name
-    from lightning_ft_datatools.reading import chosen
+    from lightning_ft_datatools.reading import chosen, with_splits
 
     files = expand(names)
     findings: list[Finding] = []
@@ -90,6 +90,7 @@ def read(names: Sequence[str], options: Options) -> Survey:
         renaming.check(str(files[0]))
     task = chosen(options.task, rows) if rows or options.task not in (None, "auto") else None
     named = {str(path): split for path, split in splits_by_name(files).items()}
+    rows = with_splits(rows, named)
     survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)
     for row in rows:
         try:
@@ -223,15 +224,18 @@ def _special(tokenizer: Any) -> list[str]:
 
 
 def _questions(name: str) -> list[tuple[str, str]]:
-    """Question and place of each row of a benchmark; of rows that no task reads, their longest text."""
+    """Question and place of each row of a benchmark; of rows that no task reads (without an answer), their longest text."""
+    from lightning_ft.data.sources import expand
     from lightning_ft_datatools.records import strings
 
+    rows, found = [row for path in expand([name]) for row in rows_of(path)[0]], list[tuple[str, str]]()
+    read_by_task: set[tuple[str, int]] = set()
     with contextlib.suppress(DataError):
-        return [(record.question or record.answer, record.id) for record in read([name], Options()).records]
-    from lightning_ft.data.sources import expand
-
-    rows = [row for path in expand([name]) for row in rows_of(path)[0]]
-    return [(max(strings(dict(row.values)), key=len, default=""), row.id) for row in rows]
+        for record in read([name], Options()).records:
+            read_by_task.add((record.row.source, record.row.line))
+            found.append((record.question or record.answer, record.id))
+    left = [row for row in rows if (row.source, row.line) not in read_by_task]
+    return found + [(max(strings(dict(row.values)), key=len, default=""), row.id) for row in left]
 
 
 def _report(

@@ -81,6 +81,9 @@ def test_from_the_command_line(scratch: Scratch, capsys: pytest.CaptureFixture[s
     assert "out.jsonl: 2 rows as sharegpt" in capsys.readouterr().out
     first = json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["conversations"][0] == {"from": "human", "value": "Translate.\n\nHaus"}
+    scratch.write("two.jsonl", [{"instruction": "2+2?", "output": "Two and two make four.", "answer": "4"}])
+    with pytest.raises(DataError, match=r"two\.jsonl:1: .* cannot hold this row, because its further column 'answer' would be"):
+        main(["convert", "two.jsonl", "--to", "question_answer", "--output", "none.jsonl"])
     with pytest.raises(UsageError, match="Did you mean 'sharegpt'"):
         main(["convert", "rows.jsonl", "--to", "sharegp", "--output", "out.jsonl"])
     scratch.write("mixed.jsonl", [ROWS["chat"], ROWS["chat"]])

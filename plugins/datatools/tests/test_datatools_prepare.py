@@ -100,3 +100,56 @@ def test_questions_about_one_passage_stay(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = lightning_ft_datatools.check(str(file))
     assert [issue.line for issue in report.issues if issue.kind in ("exact_duplicate", "near_duplicate")] == [3]
+
+
+def test_files_that_are_named_after_splits_keep_their_rows_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was test before is no training row after, in whatever file it comes to stand."""
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    rows = [{"question": f"What comes after the number {i * 7}?", "answer": f"It is {i * 7 + 1}, I say."} for i in range(40)]
+    Path("d/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:30]))
+    Path("d/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[30:]))
+    tests = {row["question"] for row in rows[30:]}
+    assert main(["prepare", "d", "--output", "ready"]) == 0
+    assert {row["question"] for row in read(Path("ready/test.jsonl"))} == tests
+    assert main(["split", "d", "--output", "parts"]) == 0
+    assert {row["question"] for row in read(Path("parts/test.jsonl"))} == tests
+    assert main(["check", "d", "--fix", "clean.jsonl"]) == 0
+    assert main(["convert", "d", "--to", "messages", "--output", "chat.jsonl"]) == 0
+    for name in ("clean.jsonl", "chat.jsonl"):
+        assert sum(row["split"] == "test" for row in read(Path(name))) == 10
+
+
+def test_code_keeps_every_blank() -> None:
+    for text in ("s = 'a  b'\nassert len(s) == 4", "  return  x\n  # end"):
+        assert clean_text(text, code=True) == (text, [])
+    assert clean_text("  x = 1\n  y = 2\n")[0] == "  x = 1\n  y = 2", "what all lines begin with"
+    assert clean_text("  one  line ")[0] == "one line"
+
+
+def test_columns_of_code_keep_every_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"text": "Join  two words.", "code": "print('a  b')", "test_list": ["assert f('a      b') == 'a b'"]}
+    Path("code.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["check", "code.jsonl", "--fix", "clean.jsonl", "--task", "instruct", "--columns.answer", "code"]) == 0
+    (kept,) = read(Path("clean.jsonl"))
+    assert (kept["text"], kept["test_list"]) == ("Join two words.", row["test_list"])
+
+
+def test_of_a_row_that_goes_the_copy_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = "Log in with password={} and then run the script that stands in the folder of the project, as always."
+    rows = [
+        {"question": "How do we deploy it?", "answer": answer.format("Sommer2024xQ!7")},
+        {"question": "How do we deploy it now?", "answer": answer.format("the one you know")},
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["check", "rows.jsonl", "--fix", "clean.jsonl"]) == 0
+    assert [row["question"] for row in read(Path("clean.jsonl"))] == [rows[1]["question"]]
+
+
+def test_numbers_that_json_has_no_word_for_are_null(tmp_path: Path) -> None:
+    from lightning_ft_datatools.output import write_rows
+
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a", "score": float("nan"), "more": [float("inf"), 1.5]}])
+    assert (tmp_path / "rows.jsonl").read_text() == '{"text": "a", "score": null, "more": [null, 1.5]}\n'

@@ -190,3 +190,13 @@ def test_the_rows_of_an_older_split_never_stand_beside_a_new_one(scratch: Scratc
     with pytest.raises(UsageError, match=r"a folder without 'parts/test\.jsonl', which has no rows now and which `fit` would"):
         main([command, "rows.jsonl", "--output", "parts", "--split", "0.8,0.2"])
     assert {path.name: path.read_bytes() for path in Path("parts").glob("t*.jsonl")} == before
+
+
+def test_a_thousand_equal_prompts_are_a_thousand_pairs() -> None:
+    from lightning_ft_datatools.similar import pairs_of_different
+
+    texts = ["Write a haiku."] * 1000 + ["Please, write a haiku.", "Name the capital of France.", ""]
+    found = list(pairs_of_different(texts))
+    assert len(found) == 1000
+    assert {one for one, _, _ in found} == {0}
+    assert {other for _, other, _ in found} == set(range(1, 1001))

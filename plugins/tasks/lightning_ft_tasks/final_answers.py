@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
 _SAID = re.compile(r"\b(?:the|my)?\s*(?:final\s+)?answer\s+is\b\s*:?|\bfinal\s+answer\s*:", re.IGNORECASE)
+_LETTER = re.compile(r"[\s*(]*([A-Za-z])[)*]*\.(?=\s|$)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _LATEX = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 
@@ -60,7 +61,8 @@ class FinalAnswer(TextMetric):
 
     1 and 2 reach to the end of the line, 4 to that of the sentence. Numbers are compared as they are written: without commas,
     currency and per cent signs, superfluous zeros ("$1,234.50" is "1234.5", "42%" is "42", "3/4" is not "0.75"); of a longer
-    piece the number that stands first counts, after the last "=" in it. Other answers are compared by SQuAD's words.
+    piece the number that stands first counts, after the last "=" in it. Answers without a word of three letters ("B",
+    "x - 1", "(3, -2)") are compared sign by sign, others by SQuAD's words.
     """
 
     name: ClassVar[str] = "final_answer"
@@ -93,8 +95,22 @@ def compare_final(prediction: str, reference: str, prefix: str = PREFIX) -> floa
     number = as_number(wanted)
     if number is not None:
         return float((last_number(after_thinking(prediction)) if said is None else number_in(said)) == number)
-    words = squad_words(plain(after_thinking(prediction) if said is None else said))
+    found = after_thinking(prediction) if said is None else said
+    one, other = (_bare(text) for text in (found, wanted))
+    if one == other or _is_formula(found) or _is_formula(wanted):  # in which no sign is punctuation
+        return float(bool(one) and one == other)
+    words = squad_words(plain(found))
     return float(bool(words) and words == squad_words(plain(wanted)))
+
+
+def _bare(text: str) -> str:
+    """A piece without white space, case and what stands around it."""
+    return "".join(plain(text).split()).casefold().strip(".,;:!?()[]{}\"'`*$")
+
+
+def _is_formula(text: str) -> bool:
+    """Whether it has no word of three letters, as `x - 1`, `(3, -2)` and `B`."""
+    return not re.search(r"[^\W\d_]{3,}", re.sub(r"\\[a-zA-Z]+", "", plain(text)))
 
 
 def marked_answer(text: str, prefix: str = PREFIX) -> str | None:
@@ -107,6 +123,8 @@ def marked_answer(text: str, prefix: str = PREFIX) -> str | None:
     if boxed := list(boxed_in(text)):
         return boxed[-1].strip()
     line = _line_after_last(_SAID, text)
+    if line is not None and (letter := _LETTER.match(line)):  # of a choice, and no initial of a name
+        return letter[1]
     return line if line is None else "".join(sentences_of(line)[:1])
 
 

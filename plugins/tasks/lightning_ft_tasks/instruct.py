@@ -86,13 +86,18 @@ class Instruct(Task):
         user, answer, read = self._pair(row)
         system = text_of(row, "system", optional=True) or self.system
         turns: tuple[Message, ...] = (Message("system", system),) if system else ()
-        shown = [self._pair(shot)[:2] for shot in row.get(SHOTS, ())] if self.shots else []  # else it is the user's column
+        shown = [self._shown(shot) for shot in row.get(SHOTS, ())] if self.shots else []  # else it is the user's column
         if self.shots_as == "text" and shown:
             user = _in_one(shown, user)
         else:
             turns += tuple(turn for asks, says in shown for turn in (asks, Message("assistant", says, weight=0.0)))
         read |= {"system", SHOTS} if self.shots else {"system"}
         return Conversation((*turns, user, Message("assistant", answer)), meta={k: v for k, v in row.items() if k not in read})
+
+    def _shown(self, shot: Mapping[str, Any]) -> tuple[Message, str]:
+        """What is asked and what is answered in a row that is shown, as a row that trains has it."""
+        turns = self.format({key: value for key, value in shot.items() if key != SHOTS}).messages
+        return next(turn for turn in reversed(turns) if turn.role == "user"), turns[-1].content
 
     def _pair(self, row: Mapping[str, Any]) -> tuple[Message, str, set[str]]:
         """The user turn, the answer, and the columns that were read."""
@@ -124,7 +129,9 @@ def asked(
     column = question_column or first_of(QUESTIONS, row)
     if column is None or (column == "input" and not question_column and not str(row[column] or "").strip()):
         raise ValueError(f"expected a column '{QUESTIONS[0]}' (or {', '.join(QUESTIONS[1:])}), got {', '.join(row) or 'none'}")
-    context_column = context_column or first_of([name for name in CONTEXTS if name != column], row)
+    if context_column is None:
+        there = [name for name in CONTEXTS if name != column and name in row]
+        context_column = next((name for name in there if str(row[name] or "").strip()), there[0] if there else None)
     question = text_of(row, column)
     context = text_of(row, context_column, optional=True) if context_column else ""
     content = f"{question}\n\n{context}" if context else question

@@ -25,8 +25,8 @@ class PreferencePairs(Task):
     1. Text: `instruction` (and `input`), `prompt` or `question`, with `chosen` and `rejected` as texts.
     2. Turns before the answers: `conversations` or `messages`, or `prompt` as a list, with `chosen` and `rejected` as one turn,
        a list of turns or a text each.
-    3. Whole conversations: `chosen` and `rejected` (or `chosen_messages`, `rejected_messages`) are lists of turns; what
-       they have in common at the start is the prompt.
+    3. Whole conversations: `chosen` and `rejected` (or `chosen_messages`, `rejected_messages`) are lists of turns with what
+       the user says in them; what they have in common at the start is the prompt, whatever else repeats it.
 
     A turn's weight of 0 keeps it out of its answer; any other counts as 1.
     """
@@ -65,7 +65,9 @@ class PreferencePairs(Task):
             raise ValueError(f"expected columns 'chosen' and 'rejected', got {', '.join(row) or 'none'}")
         prompt, read = _prompt(row)
         better, worse = (_answer(row, column) for column in columns if column)
-        if prompt is None:
+        whole = any(_is_whole(turns) for turns in (better, worse))
+        said = prompt or ()
+        if prompt is None or whole:
             common = next(
                 (i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), min(len(better), len(worse))
             )
@@ -74,6 +76,11 @@ class PreferencePairs(Task):
             raise ValueError(f"expected '{columns[0]}' and '{columns[1]}' to begin with the same turns, got different ones")
         if not prompt:
             raise ValueError("expected a column with the prompt (instruction, prompt, question, conversations), got none")
+        if whole and (other := next((turn for turn in said if not _stands_in(turn, (*prompt, *better))), None)):
+            raise ValueError(
+                f"expected '{columns[0]}' to be what is answered to the prompt, or the whole conversation with it, got a "
+                f"conversation without its turn {other.content.strip()[:40]!r}"
+            )
         if not better or not worse:
             raise ValueError(f"expected '{columns[0]}' and '{columns[1]}' to end in different answers, got none of their own")
         meta = {key: value for key, value in row.items() if key not in {*read, *columns}}
@@ -123,6 +130,16 @@ class UnpairedAnswers(Task):
             raise ValueError("expected a column with the prompt (prompt, instruction, question, messages), got none")
         meta = {key: value for key, value in row.items() if key not in {*read, column}}
         return Unpaired(prompt, completion, row[column], meta)
+
+
+def _is_whole(turns: tuple[Message, ...]) -> bool:
+    """Whether the user says something before the first answer."""
+    roles = [turn.role for turn in turns]
+    return "user" in roles[: roles.index("assistant") if "assistant" in roles else None]
+
+
+def _stands_in(turn: Message, turns: tuple[Message, ...]) -> bool:
+    return turn.role == "system" or any((turn.role, turn.content.strip()) == (t.role, t.content.strip()) for t in turns)
 
 
 def _prompt(row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, set[str]]:

@@ -91,6 +91,13 @@ def test_where_the_final_answer_is(text: str, answer: str | None) -> None:
         ("", "Paris", False),
         ("Answer:", "the", False),
         ("Answer: 5 apples", "Answer: 5 apples", True),
+        ("Answer: A", "Answer: A", True),  # an article to SQuAD
+        ("Answer: (a)", "A", True),
+        ("The answer is B. The others are wrong.", "Answer: B", True),
+        ("The answer is C. S. Lewis.", "Answer: D", False),
+        ("\\boxed{x-1}", "\\boxed{x+1}", False),
+        ("\\boxed{x + 1}", "\\boxed{x+1}.", True),
+        ("Answer: (3,2)", "Answer: (3,-2)", False),
     ],
 )
 def test_final_answers_are_equal_or_not(prediction: str, reference: str, equal: bool) -> None:

@@ -57,6 +57,13 @@ def test_other_columns_are_not_its(columns: set[str]) -> None:
     assert not Instruct.matches(frozenset(columns))
 
 
+def test_an_empty_column_does_not_hide_what_the_question_is_about() -> None:
+    """As where files of two kinds were put into one table."""
+    for empty in (None, "", " "):
+        made = Instruct().format({"instruction": "Who won?", "input": empty, "context": "A beat B.", "response": "A."})
+        assert made.messages[0].content == "Who won?\n\nA beat B."
+
+
 def test_system_option_and_column() -> None:
     row = {"prompt": "Q", "response": "A"}
     assert texts(Instruct(system="S"), row)[0] == ("system", "S")

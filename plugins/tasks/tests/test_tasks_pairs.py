@@ -192,3 +192,21 @@ def test_turns_as_the_prompt_are_read_as_trl_writes_them() -> None:
     assert found.meta == {"id": 3}
     with pytest.raises(ValueError, match="expected each turn to be an object"):
         PreferencePairs().format({"prompt": ["q"], **answers})
+
+
+def test_whole_conversations_are_pairs_whatever_else_repeats_the_prompt() -> None:
+    """As the hub's files have them: taken for what comes before the answers, they would give the better one away."""
+
+    def talk(answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": answer}]
+
+    plain = PreferencePairs().format({"chosen": talk("Good."), "rejected": talk("Bad.")})
+    for further in ({"prompt": "Hi?", "messages": talk("Good.")}, {"prompt": "Hi? "}, {"question": "Hi?", "score": 3}):
+        found = PreferencePairs().format({**further, "chosen": talk("Good."), "rejected": talk("Bad.")})
+        assert (found.prompt, found.chosen, found.rejected) == (plain.prompt, plain.chosen, plain.rejected)
+        assert [turn.content for turn in (*found.prompt, *found.chosen)] == ["Hi?", "Good."]
+    with pytest.raises(ValueError, match=r"expected 'chosen' to be what is answered to the prompt, .* its turn 'Who\?'"):
+        PreferencePairs().format({"prompt": "Who?", "chosen": talk("Good."), "rejected": talk("Bad.")})
+    turns_only = [{"role": "assistant", "content": "Good."}, {"role": "user", "content": "And?"}, *talk("So.")[1:]]
+    kept = PreferencePairs().format({"prompt": "Hi?", "chosen": turns_only, "rejected": talk("Bad.")[1:]})
+    assert len(kept.chosen) == 3, "an answer of several turns begins with the assistant"

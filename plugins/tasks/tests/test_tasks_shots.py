@@ -148,3 +148,28 @@ def test_a_file_of_shots_that_cannot_be_shown_is_told_with_its_line(row: Any) ->
     Path("shots.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (*SHOTS, row)))
     with pytest.raises(DataError, match=r"^shots\.jsonl:3: expected .* name another file with --task\.shots_from"):
         prepare(Instruct(shots=1, shots_from="shots.jsonl"))
+
+
+def test_what_is_shown_has_the_form_of_what_trains() -> None:
+    from lightning_ft_tasks.reasoning import Reasoning
+
+    shot = {"question": "2 + 3?", "reasoning": "Two and three.", "answer": "5"}
+    made = Reasoning(shots=1).format({**shot, "question": "1 + 1?", "answer": "2", "shots": [shot]})
+    assert [turn.content for turn in made.messages] == [
+        "2 + 3?", "Two and three.\n\nAnswer: 5", "1 + 1?", "Two and three.\n\nAnswer: 2",
+    ]  # fmt: skip
+
+
+def test_rows_that_stand_for_several_are_shown_as_one_of_them() -> None:
+    from lightning_ft_tasks.self_instruct import SelfInstruct
+
+    tasks = [
+        {"name": f"t{i}", "instruction": f"Do {i}.", "instances": [{"input": "", "output": f"out {i} {k}"} for k in (1, 2)]}
+        for i in range(12)
+    ]
+    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tasks))
+    found = prepare(SelfInstruct(shots=2), "tasks.jsonl", split=[1.0, 0.0])
+    decode: Any = tiny_tokenizer().decode
+    texts = [decode(found.tables["train"][i].input_ids) for i in range(len(found.tables["train"]))]
+    assert len(texts) == 24
+    assert all(text.count("Do ") == 3 for text in texts)

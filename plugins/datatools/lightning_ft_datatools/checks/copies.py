@@ -25,16 +25,19 @@ def check_copies(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, 
     for record in records:
         key = (record.split, folded(record.whole))
         if key in first:
-            yield "exact_duplicate", record, "the same as", first[key].id
+            if not _made_beside(first[key], record):
+                yield "exact_duplicate", record, "the same as", first[key].id
         else:
             first[key] = record
             single.append(record)
-    texts = [record.question + "\n" + record.answer for record in single]
+    texts = [record.prompt + "\n" + record.answer for record in single]
     seen: set[int] = set()
     for one, other, share in near_pairs(texts):
         earlier, later = single[one], single[other]
-        if other in seen or earlier.split != later.split or earlier.label != later.label:
-            continue
+        if one in seen or other in seen or earlier.split != later.split or earlier.label != later.label:
+            continue  # of a row that goes itself another may be a copy, and stays
+        if earlier.beside != later.beside or (not earlier.is_raw and not (bare(earlier.prompt) and bare(later.prompt))):
+            continue  # other tools, or signs alone, of which no words are compared
         if folded(earlier.prompt) == folded(later.prompt):
             continue  # another answer to one prompt: a conflict
         if _made_beside(earlier, later) or not _answers_alike(earlier.answer, later.answer):
@@ -79,7 +82,7 @@ def check_splits(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, 
     held = [record for record in records if record.split in ("validation", "test")]
     train = [record for record in records if record.split == "train"]
     if held and train:
-        yield from _shared("split_leak", train, [(record.question or record.answer, record.id) for record in held])
+        yield from _shared("split_leak", train, [(record.prompt or record.answer, record.id) for record in held])
 
 
 def check_benchmark(records: Sequence[Record], texts: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Record, str, str]]:
@@ -100,9 +103,11 @@ def _shared(kind: str, records: Sequence[Record], held: Sequence[tuple[str, str]
             by_words.setdefault(gram, place)
     left = []
     for record in records:
-        own = bare(record.question or record.answer)
-        if own in by_text:
-            yield kind, record, "the same prompt as", by_text[own]
+        own = bare(record.prompt or record.answer)
+        # A benchmark's question may be asked anywhere in a conversation.
+        asked = [own, *(bare(m.content) for m in record.messages if m.role == "user" and kind == "benchmark_leak")]
+        if same_text := next((text for text in asked if text in by_text), None):
+            yield kind, record, "the same prompt as", by_text[same_text]
         elif same := next((words for words in _word_grams(own) if words in by_words), None):
             yield kind, record, f"{WORDS} words in a row as in", by_words[same]
         else:

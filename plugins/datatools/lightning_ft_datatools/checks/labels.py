@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,13 @@ def _chances(texts: Sequence[str], given: NDArray[np.int64]) -> NDArray[np.float
 
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), dtype=np.float32, token_pattern=r"(?u)\b\w+\b")
     parts = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32, max_features=50_000)
-    vectors: Any = hstack([vectorizer.fit_transform(texts) for vectorizer in (words, parts)]).tocsr()
+    made: list[Any] = []
+    for vectorizer in (words, parts):
+        with contextlib.suppress(ValueError):  # texts of signs alone have no words
+            made.append(vectorizer.fit_transform(texts))
+    if not made:
+        return np.full((len(texts), len(set(given.tolist()))), 1.0)
+    vectors: Any = hstack(made).tocsr()
     classifier = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=20, tol=None, random_state=0)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     found: NDArray[np.float64] = cross_val_predict(classifier, vectors, given, cv=folds, method="predict_proba")

@@ -83,14 +83,14 @@ def _with_shots(reading: Reading, rows: Sequence[Any]) -> list[Any]:
         return list(rows)
     shots = Shots(reading.task, 0, reading.columns)
     for number, row in enumerate(reading.rows):
-        shots.offer(row, _first(reading, row), number)
+        shots.offer(*_first(reading, row), number)
     shots.settle(["train"] * len(reading.rows))
-    return [replace(row, values=shots.before(row, _first(reading, row))) for row in rows]
+    return [replace(row, values=shots.before(row, _first(reading, row)[1])) for row in rows]
 
 
-def _first(reading: Reading, row: Row) -> Example:
-    """The first example that a row stands for."""
-    return next(example for _, example in reading.examples([row]))
+def _first(reading: Reading, row: Row) -> tuple[Row, Example]:
+    """The first that a row stands for, as a row and as an example."""
+    return next(iter(reading.examples([row])))
 
 
 def _print(console: Any, heading: str, drawn: Drawn) -> None:
