@@ -81,7 +81,8 @@ def test_signs_alone_have_classes_and_distances(scratch: Scratch) -> None:
     rows = [{"text": face * n, "label": name} for name, some in faces.items() for face in some for n in range(1, 5)]
     scratch.write("faces.jsonl", rows)
     assert not [kind for kind, _ in kinds("faces.jsonl", "--task", "classify") if kind.endswith("duplicate")]
-    assert main(["select", "faces.jsonl", "--task", "classify", "--count", "4", "--by", "diverse", "--output", "few.jsonl"]) == 0
+    words = ["--task", "classify", "--count", "4", "--by", "diverse", "--output", "few.jsonl"]
+    assert main(["select", "faces.jsonl", *words]) == 0
     assert len(scratch.read("few.jsonl")) == 4
 
 
