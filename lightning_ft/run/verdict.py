@@ -89,7 +89,7 @@ class HeldOut:
 
     def verdict(self, session: Session) -> Verdict:
         """Base against tuned, and the signs of trouble in the run's lines."""
-        with _base(session) as base:
+        with base_of(session) as base:
             before = self.test.score(session, base)
             kept = self.retention.score(session, base) if self.retention else None
         found = compare(self.test.metrics, before, self.test.score(session, session.tuned))
@@ -185,7 +185,7 @@ def _retention(session: Session) -> Rows | None:
 
 
 @contextlib.contextmanager
-def _base(session: Session) -> Iterator[Any]:
+def base_of(session: Session) -> Iterator[Any]:
     """The model before training: the adapter switched off where that is what training began with, else loaded again."""
     with contextlib.ExitStack() as stack:
         model = None

@@ -125,7 +125,7 @@ def test_the_base_of_a_verdict_is_the_first_adapter_where_the_model_lay_in_parts
         tuned=load(str(second.folder / "final_model")).model, config=TrainingConfig(model=model, data=["rows.jsonl"]),
         load=lambda name, from_scratch: load(name), new_tokens=None,
     )  # fmt: skip
-    with verdict._base(session) as base:
+    with verdict.base_of(session) as base:
         torch.testing.assert_close(logits(base), logits(load(str(first.folder)).model))
 
 
