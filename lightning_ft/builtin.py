@@ -40,10 +40,6 @@ class Full(Method):
         """The method itself: every row trains."""
         return self
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        """The model itself: there is nothing beside the base weights."""
-        return model
-
 
 @dataclass(frozen=True)
 class SFT(Objective):

@@ -96,11 +96,13 @@ class Method(ABC):
         """Put back what `training_state` returned; called after `load_trainable_state`."""
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """A plain base model with the method's change folded in.
+        """A plain base model with the method's change folded in; where base weights train, the model itself.
 
         Raises:
             NotMergeableError: the change is no change of weights.
         """
+        if self.trains_base:
+            return model
         raise NotMergeableError(f"Method {self.name} cannot be merged into the base weights; serve the adapter as it is.")
 
     @contextlib.contextmanager

@@ -30,7 +30,7 @@ class TrainerCLI(LightningCLI):
 
     def __init__(self, stage: str, request: Request, run: Callable[[TrainingConfig], Any]) -> None:
         check_trainer_names(request.trainer)
-        self.request, self.run, self.result = request, run, None
+        self.request, self.run = request, run
         argv, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns about flags that it was not given
         try:
             super().__init__(
@@ -46,7 +46,7 @@ class TrainerCLI(LightningCLI):
             )
         finally:
             sys.argv = argv
-        self.result = self.run(self.checked)
+        self.run(self.checked)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The Trainer's arguments; phase one has read all others, and there is no model class to choose."""

@@ -1,6 +1,6 @@
 """The options of `TrainingConfig` and of registered classes, read once from their fields and docstrings.
 
-Flags, YAML, `--help` and the parser of phase two are all made from the `Option`s of this module.
+Flags, YAML keys and `--help` of `fit` and its like are made from the `Option`s of this module.
 """
 
 from __future__ import annotations

@@ -256,12 +256,13 @@ class FineTuneData(L.LightningDataModule):
             batch.rows = ()
         return batch
 
-    def _evaluation(self, split: Split) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Validation rows."""
         trainer = self.trainer
         assert trainer is not None
-        if not len(self.tables[split]):
+        if not len(self.tables["validation"]):
             return []
-        plan = self.validation_plan(split, *_place(trainer))
+        plan = self.validation_plan("validation", *_place(trainer))
         data = self
 
         class Batches(Dataset[Batch]):
@@ -269,17 +270,9 @@ class FineTuneData(L.LightningDataModule):
                 return len(plan)
 
             def __getitem__(self, index: int) -> Batch:
-                return data.validation_batch(plan[index], split)
+                return data.validation_batch(plan[index], "validation")
 
         return DataLoader(Batches(), batch_size=None, shuffle=False, generator=torch.Generator().manual_seed(0))
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Validation rows."""
-        return self._evaluation("validation")
-
-    def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Test rows."""
-        return self._evaluation("test")
 
 
 def _unmoved(_: int) -> None:

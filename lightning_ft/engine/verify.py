@@ -58,13 +58,12 @@ def verify_head(
         path = demote(model, f"{path.name} logits differ from the full ones by {difference:.1e} on the first batch{why}")
 
 
-def verify_last_layer(model: nn.Module, batch: Batch, tolerance: float | None = None) -> str:
+def verify_last_layer(model: nn.Module, batch: Batch) -> str:
     """Let the last layer compute supervised positions only (`last_layer`), if a comparison on a part of `batch` allows it.
 
     Args:
         model: as it will be trained, whole in this process; `verify_head` has seen it.
         batch: any batch with supervised tokens.
-        tolerance: as for `verify_head`.
 
     Returns:
         One sentence for the log; empty where nothing was to be compared.
@@ -74,7 +73,6 @@ def verify_last_layer(model: nn.Module, batch: Batch, tolerance: float | None = 
     missing = _over_ranks(float(sample is None or not parts or path.name != "chunked"), batch.input_ids.device)
     if sample is None or missing:
         return ""
-    tolerance = _tolerance(model, None) if tolerance is None else tolerance
     try:
         with evaluating(model):
             expected = _loss_and_gradients(model, sample, path)
@@ -83,22 +81,19 @@ def verify_last_layer(model: nn.Module, batch: Batch, tolerance: float | None = 
     except (RuntimeError, TypeError, ValueError):  # whatever a model of its own kind does with its modules
         difference = float("inf")
     difference = _over_ranks(difference, batch.input_ids.device)
-    if difference > tolerance:
+    if difference > _tolerance(model, None):
         return ""
     last_layer.switch(model, on=True)
     return f"MLP and output projection of the last layer at these positions only, equal to {difference:.1e}."
 
 
-def verify_shared(
-    model: nn.Module, prefix: int, vocabulary: int, tolerance: float | None = None, *, pairs: bool = False
-) -> float | None:
+def verify_shared(model: nn.Module, prefix: int, vocabulary: int, *, pairs: bool = False) -> float | None:
     """Whether what packed documents begin with may be computed only once (`data.prefix`), by a comparison on random rows.
 
     Args:
         model: as it will be trained, whole in this process; `verify_head` and the check of packing have seen it.
         prefix: tokens that all rows, or both texts of a pair, begin with; 0: there is nothing to share.
         vocabulary: token ids are drawn below it.
-        tolerance: as for `verify_head`.
         pairs: whether it is the texts of a pair.
 
     Returns:
@@ -110,15 +105,14 @@ def verify_shared(
     tokens = min(prefix, _SAMPLE_TOKENS)
     plain = _begun_alike(tokens, vocabulary, pairs=pairs).to(device)
     once = share_each(plain.to("cpu"), [0, tokens, 0 if pairs else tokens, tokens]).to(device)
-    # Norms of many families are float32 in any case.
-    tolerance = max(_tolerance(model, None), 1e-6) if tolerance is None else tolerance
     try:
         expected = _loss_and_gradients(model, plain, path)
         difference = _difference(expected, _loss_and_gradients(model, once, path))
     except (RuntimeError, TypeError, ValueError, TrainingError):  # its layers do not pass on what attention has to know
         difference = float("inf")
     difference = _over_ranks(difference, device)
-    return None if difference > tolerance else difference
+    # Norms of many families are float32 in any case.
+    return None if difference > max(_tolerance(model, None), 1e-6) else difference
 
 
 def _begun_alike(prefix: int, vocabulary: int, *, pairs: bool) -> Batch:

@@ -93,10 +93,6 @@ class Freeze(Method):
                 module.requires_grad_(True)
         return model
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        """The model itself: there is nothing beside the base weights."""
-        return model
-
 
 def layers_for(model: nn.Module, method: str) -> list[nn.Module]:
     """The model's decoder layers, bottom first; `method` asks for them.

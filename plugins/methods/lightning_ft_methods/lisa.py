@@ -84,7 +84,3 @@ class LISA(Method):
         """Put back what `trainable_state` returned."""
         model.requires_grad_(True)
         super().load_trainable_state(model, state)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        """The model itself: there is nothing beside the base weights."""
-        return model

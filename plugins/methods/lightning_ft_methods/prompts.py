@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from lightning_ft.errors import NotMergeableError, UsageError
+from lightning_ft.method import Method
 from lightning_ft_methods.adapter import Adapter, check_choice, check_share, check_whole
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Encoded(SoftPrompt):
 
     def trainable_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The encoder and what it reads."""
-        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        return Method.trainable_state(self, model)
 
     def load_trainable_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Put back what `trainable_state` returned; a saved prompt is passed over, as it has no encoder.
@@ -133,11 +134,7 @@ class Encoded(SoftPrompt):
         """
         if state.keys() == {"prompt_embeddings"}:
             return  # `load_training_state` follows
-        own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if odd := sorted(own.keys() ^ state.keys()):
-            raise ValueError(f"The checkpoint's parameters are not those of method {self.name}: {', '.join(odd[:3])} ...")
-        for name, p in own.items():
-            p.data.copy_(state[name])
+        Method.load_trainable_state(self, model, state)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The encoder, which the saved prompt does not have."""

@@ -69,10 +69,6 @@ class BitFit(Method):
             bias.requires_grad_(True)
         return model
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        """The model itself: there is nothing beside the base weights."""
-        return model
-
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether a module normalises: it is called so, and has a gain but no weights of a layer."""

@@ -58,10 +58,6 @@ class Spectrum(Method):
                 matrix.requires_grad_(True)
         return model
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        """The model itself: there is nothing beside the base weights."""
-        return model
-
 
 def signal_to_noise(matrix: Tensor) -> float:
     """The ratio of `Spectrum` for a matrix (n, m) or (m, n), of several (k, n, m) the mean; infinite where nothing is noise."""
