@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from datetime import timedelta
@@ -43,6 +44,7 @@ def leave_time(timeout: float) -> None:
             super()._terminate_all()
 
     launching: Any = launcher
+    subprocess_script._logger.setLevel(logging.WARNING)  # it would say that it kills them now
     launching._launch_process_observer = lambda children: Observer(os.getpid(), children).start()
 
 

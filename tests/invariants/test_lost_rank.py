@@ -38,7 +38,7 @@ def test_a_process_that_is_killed_is_named_by_the_others(
                 break
         said += process.stderr.readlines()
     assert process.returncode == 1, "".join(said)
-    assert "Rank 1 of 2 does not answer any more" in said[-1]
+    assert "Rank 1 of 2 does not answer any more" in said[-1], "".join(said)
     assert said[-1].rstrip().endswith(f"Go on with --resume {tmp_path / 'run'}.")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
     assert checkpoints(tmp_path / "run")
