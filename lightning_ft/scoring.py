@@ -114,7 +114,7 @@ def score_examples(
         _add_text(tokenizer, item, found, words=words)
     prompts = [_prompt(one, template) for one in given]
     check_rows(made, unanswered(examples, rows, candidates), reading - {"pair"}, whole=numbers is None)
-    check_rows(made, scored, reading & {"pair"})
+    check_rows(made, scored, reading & {"pair"}, whole=numbers is None)
     pairs = [(row, row.example) for row in scored if "pair" in reading and isinstance(row.example, Preference)]
     encoded += encoder.encode([pair_of(pair)[1] for _, pair in pairs], [row.row for row, _ in pairs])
     with evaluating(model):

@@ -125,7 +125,7 @@ def _below(path: Path) -> Iterator[tuple[str, str]]:
 
     for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if not NO_DATA.fullmatch(name)]
-        above = {one.resolve() for one in (Path(folder), *Path(folder).parents)}
+        above = {one.resolve() for one in (Path(folder), *Path(folder).absolute().parents)}
         for name in folders:
             inner = Path(folder, name)
             if inner.is_symlink() and inner.resolve() in above:

@@ -146,6 +146,11 @@ def convert(
     return [as_row(example, to, row.id) for row, example in reading.examples(reading.rows)]
 
 
+def _same(value: Any, made: Any) -> bool:
+    """Whether nothing of a column is lost with another in its place."""
+    return value is None or value == made or (isinstance(value, str) and not value.strip())
+
+
 def as_row(example: Example, to: str, place: str) -> dict[str, Any]:
     """One example in a format.
 
@@ -154,7 +159,7 @@ def as_row(example: Example, to: str, place: str) -> dict[str, Any]:
     """
     try:
         made = FORMATS[to](example)
-        lost = next((key for key, value in example.meta.items() if key in made and value not in (None, made[key])), None)
+        lost = next((key for key, value in example.meta.items() if key in made and not _same(value, made[key])), None)
         if lost is not None:
             raise CannotHoldError(f"its further column '{lost}' would be written over")
     except CannotHoldError as error:

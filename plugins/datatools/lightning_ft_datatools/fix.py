@@ -24,10 +24,6 @@ QUARANTINE, CHANGES = ".quarantine.jsonl", ".changes.jsonl"
 """Endings of the files beside the kept rows, instead of `.jsonl`."""
 REMOVED = ("exact_duplicate", "near_duplicate")
 """Kinds beside the errors that take a row out."""
-CODE = frozenset({
-    "code", "canonical_solution", "solution", "test", "tests", "test_list", "test_setup_code", "challenge_test_list",
-})  # fmt: skip
-"""Columns of code, in which every blank may be a meaning."""
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINE = re.compile(r"([^\S\n]*)(.*?)\s*")
 """What a line begins with, and the rest up to the blanks at its end."""
@@ -142,12 +138,14 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
             cleaned.take_out(place, str(reasons[place]), reasons[place].kind, row.values)
             continue
         code = survey.task is not None and survey.task.name == "code"
-        values, done = _clean(dict(row.values), lower, code=code)
+        values, done = _clean(dict(row.values), lower, survey.code, code=code)
         if lower and survey.task is not None and survey.task.recognizes(row.values) > survey.task.recognizes(values):
             raise UsageError(
                 f"Expected --lower for rows without a layout of their own, got {place} of task {survey.task.name}; convert the"
                 " rows first: lightning-ft data convert FILE --to messages --output OUT."
             )
+        if row.source in survey.named:
+            done.append(("split", "as its file is named"))
         cleaned.kept.append((row, values))
         cleaned.changes.extend({"row": place, "column": column, "change": what} for column, what in done)
     cleaned.take_out_unreadable(report)
@@ -185,23 +183,26 @@ def _reasons(survey: Survey, issues: Iterable[Finding]) -> dict[str, Finding]:
             bad.setdefault(f"{finding.source}:{finding.line}", {}).setdefault(finding.part, finding)
     wrong = gone()
     for finding in copies:
-        if (finding.other or "").partition("#")[0] not in wrong:  # a copy stays in place of a row that goes
+        if re.sub(r"#\d+$", "", finding.other or "") not in wrong:  # a copy stays in place of a row that goes
             bad.setdefault(f"{finding.source}:{finding.line}", {}).setdefault(finding.part, finding)
     return gone()
 
 
-def _clean(value: Any, lower: bool, column: str = "", *, code: bool = False) -> tuple[Any, list[tuple[str, str]]]:
+def _clean(
+    value: Any, lower: bool, columns_of_code: frozenset[str], column: str = "", *, code: bool = False
+) -> tuple[Any, list[tuple[str, str]]]:
     """A value with its texts cleaned, and (column, what was done) for each that changed."""
     if isinstance(value, str):
         text, done = clean_text(value, lower=lower, code=code)
         return text, [(column, what) for what in done]
     if isinstance(value, dict):
         pairs = {
-            key: _clean(part, lower, f"{column}.{key}".lstrip("."), code=code or key in CODE) for key, part in value.items()
+            key: _clean(part, lower, columns_of_code, f"{column}.{key}".lstrip("."), code=code or key in columns_of_code)
+            for key, part in value.items()
         }
         return {key: part for key, (part, _) in pairs.items()}, [entry for _, done in pairs.values() for entry in done]
     if isinstance(value, list):
-        items = [_clean(part, lower, f"{column}[{i}]", code=code) for i, part in enumerate(value)]
+        items = [_clean(part, lower, columns_of_code, f"{column}[{i}]", code=code) for i, part in enumerate(value)]
         return [part for part, _ in items], [entry for _, done in items for entry in done]
     return value, []
 

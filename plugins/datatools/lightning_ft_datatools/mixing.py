@@ -58,6 +58,11 @@ def mix(
     if temperature is not None and (weights is not None or not 0 < temperature < math.inf):
         raise UsageError("Expected --temperature to be above 0 and without --weights; type one of the two.")
     sources = [convert([name], to, task=task, columns=columns) for name in names]
+    if any(row.get("split") not in (None, "") for rows in sources for row in rows):
+        # In one file all rows have to say where they belong; those of a source that does not say are for training.
+        sources = [
+            [row if row.get("split") not in (None, "") else {**row, "split": "train"} for row in rows] for rows in sources
+        ]
     sizes = [len(rows) for rows in sources]
     total = sum(sizes) if count is None else count
     if total < 1:

@@ -29,6 +29,12 @@ STEPS = 7
 """Steps of a survey, for the bar."""
 
 
+CODE = frozenset({
+    "code", "canonical_solution", "solution", "test", "tests", "test_list", "test_setup_code", "challenge_test_list",
+})  # fmt: skip
+"""Columns of code, in which every blank may be a meaning."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the caller of `check` may choose."""
@@ -56,6 +62,8 @@ class Survey:
     rows_read: int
     named: Mapping[str, Split]
     """The split of each file that is named after one."""
+    code: frozenset[str] = CODE
+    """Columns of code, as they are called here."""
 
     def add(self, found: Iterable[tuple[str, Record, str] | tuple[str, Record, str, str]]) -> None:
         """Take over what a check yields."""
@@ -91,7 +99,8 @@ def read(names: Sequence[str], options: Options) -> Survey:
     task = chosen(options.task, rows) if rows or options.task not in (None, "auto") else None
     named = {str(path): split for path, split in splits_by_name(files).items()}
     rows = with_splits(rows, named)
-    survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named)
+    code = CODE | {new for new, old in options.columns.items() if not CODE.isdisjoint(old.split("|"))}
+    survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named, code)
     for row in rows:
         try:
             survey.records += records_of(survey, [row])

@@ -133,7 +133,7 @@ def test_columns_of_code_keep_every_blank(tmp_path: Path, monkeypatch: pytest.Mo
     Path("code.jsonl").write_text(json.dumps(row) + "\n")
     assert main(["check", "code.jsonl", "--fix", "clean.jsonl", "--task", "instruct", "--columns.answer", "code"]) == 0
     (kept,) = read(Path("clean.jsonl"))
-    assert (kept["text"], kept["test_list"]) == ("Join two words.", row["test_list"])
+    assert (kept["text"], kept["answer"], kept["test_list"]) == ("Join two words.", row["code"], row["test_list"])
 
 
 def test_of_a_row_that_goes_the_copy_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,17 +29,41 @@ def kinds(name: str, *words: str) -> list[tuple[str, int]]:
 
 def test_a_last_turn_that_everybody_says_makes_no_leak(scratch: Scratch) -> None:
     first, second = "Tell me about the moons of Jupiter, please.", "How do I bake bread with rye flour?"
-    scratch.write("talks.jsonl", [
-        talk(first, "There are many.", "continue", "The largest is Ganymede.", split="train"),
-        talk(second, "With sourdough.", "continue", "Let it rest for a night.", split="test"),
-        talk(first, "There are a lot of them.", "continue", "Ganymede is the largest.", split="test"),
-    ])  # fmt: skip
-    assert ("split_leak", 1) in (found := kinds("talks.jsonl")) or not found, "the first is nearly the third"
     scratch.write("apart.jsonl", [
         talk(first, "There are many.", "continue", "The largest is Ganymede.", split="train"),
         talk(second, "With sourdough.", "continue", "Let it rest for a night.", split="test"),
     ])  # fmt: skip
     assert not [kind for kind, _ in kinds("apart.jsonl") if kind in ("split_leak", "near_duplicate")]
+
+
+def test_a_question_within_a_talk_is_known_again(scratch: Scratch) -> None:
+    question = "What is the capital of Mongolia?"
+    hello = "Thank you for contacting us, I am happy to help you with whatever you would like to know today."
+    scratch.write("talks.jsonl", [
+        talk("Hi", hello, question, "Ulaanbaatar.", split="train"),
+        talk("Hi", hello, "Which rivers run through Mongolia?", "The Orkhon, for one.", split="train"),
+        talk(question, "It is Ulaanbaatar.", split="test"),
+        talk("Good day", hello, "How many people live there?", "Three million.", split="test"),
+    ])  # fmt: skip
+    assert [line for kind, line in kinds("talks.jsonl") if kind == "split_leak"] == [1]
+
+
+def test_questions_about_what_was_said_before_are_no_copies(scratch: Scratch) -> None:
+    passage = " ".join(f"sentence {i} about the lake and its river" for i in range(40))
+    scratch.write("talks.jsonl", [
+        talk(passage, "Ask.", "Is the lake salty?", "No, it is not."),
+        talk(passage, "Ask.", "Does the river freeze?", "No, it is not."),
+    ])  # fmt: skip
+    assert not [kind for kind, _ in kinds("talks.jsonl") if kind.endswith("duplicate")]
+
+
+def test_a_mixture_of_files_with_and_without_splits_trains(scratch: Scratch) -> None:
+    Path("d").mkdir()
+    for name, first in (("d/train.jsonl", 0), ("d/test.jsonl", 10), ("other.jsonl", 20)):
+        scratch.write(name, [{"question": f"What is number {i}?", "answer": f"It is {i}."} for i in range(first, first + 10)])
+    assert main(["mix", "d", "other.jsonl", "--to", "messages", "--output", "mixed.jsonl"]) == 0
+    splits = [row["split"] for row in scratch.read("mixed.jsonl")]
+    assert (splits.count("train"), splits.count("test")) == (20, 10)
 
 
 def test_thanks_at_the_end_make_no_copy(scratch: Scratch) -> None:

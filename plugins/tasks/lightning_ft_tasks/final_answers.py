@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
 _SAID = re.compile(r"\b(?:the|my)?\s*(?:final\s+)?answer\s+is\b\s*:?|\bfinal\s+answer\s*:", re.IGNORECASE)
 _LETTER = re.compile(r"[\s*(]*([A-Za-z])[)*]*\.(?=\s|$)")
+_OPERATOR = re.compile(r"[-+*/^=<>()\[\]{}|]")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _LATEX = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 
@@ -61,8 +62,8 @@ class FinalAnswer(TextMetric):
 
     1 and 2 reach to the end of the line, 4 to that of the sentence. Numbers are compared as they are written: without commas,
     currency and per cent signs, superfluous zeros ("$1,234.50" is "1234.5", "42%" is "42", "3/4" is not "0.75"); of a longer
-    piece the number that stands first counts, after the last "=" in it. Answers without a word of three letters ("B",
-    "x - 1", "(3, -2)") are compared sign by sign, others by SQuAD's words.
+    piece the number that stands first counts, after the last "=" in it. Single letters and formulas ("B", "x - 1",
+    "(3, -2)": an operator or brackets, and no word of three letters) are compared sign by sign, others by SQuAD's words.
     """
 
     name: ClassVar[str] = "final_answer"
@@ -70,7 +71,7 @@ class FinalAnswer(TextMetric):
     @property
     def signature(self) -> str:
         """The rules by name."""
-        return "final:prefix>####>boxed>said>last_number>whole|numbers:as_written|text:squad"
+        return "final:prefix>####>boxed>said>last_number>whole|numbers:as_written|formulas:signs|text:squad"
 
     def score(self, row: ScoredRow) -> float:
         """1 where the final answers are equal, else 0.
@@ -90,31 +91,47 @@ class FinalAnswer(TextMetric):
 
 def compare_final(prediction: str, reference: str, prefix: str = PREFIX) -> float:
     """1 where two texts have the same final answer, else 0."""
-    wanted, said = marked_answer(reference, prefix), marked_answer(prediction, prefix)
+    wanted = marked_answer(reference, prefix)
     wanted = after_thinking(reference) if wanted is None else wanted
+    said = marked_answer(prediction, prefix, letter=_single(wanted))
     number = as_number(wanted)
     if number is not None:
         return float((last_number(after_thinking(prediction)) if said is None else number_in(said)) == number)
     found = after_thinking(prediction) if said is None else said
-    one, other = (_bare(text) for text in (found, wanted))
-    if one == other or _is_formula(found) or _is_formula(wanted):  # in which no sign is punctuation
+    if _single(wanted) or _is_formula(found) or _is_formula(wanted):  # in which no sign is punctuation
+        one, other = _signs(found), _signs(wanted)
         return float(bool(one) and one == other)
     words = squad_words(plain(found))
     return float(bool(words) and words == squad_words(plain(wanted)))
 
 
-def _bare(text: str) -> str:
-    """A piece without white space, case and what stands around it."""
-    return "".join(plain(text).split()).casefold().strip(".,;:!?()[]{}\"'`*$")
+def _single(text: str) -> bool:
+    """Whether it is one letter, as of a choice, with or without brackets."""
+    return bool(re.fullmatch(r"[\s(\[*]*[A-Za-z][\s)\]*.]*", plain(text)))
 
 
 def _is_formula(text: str) -> bool:
-    """Whether it has no word of three letters, as `x - 1`, `(3, -2)` and `B`."""
-    return not re.search(r"[^\W\d_]{3,}", re.sub(r"\\[a-zA-Z]+", "", plain(text)))
+    """Whether it has an operator or brackets in it and no word of three letters, as `x - 1` and `(3, -2)`."""
+    bare = plain(text)
+    return bool(_OPERATOR.search(bare)) and not re.search(r"[^\W\d_]{3,}", re.sub(r"\\[a-zA-Z]+", "", bare))
 
 
-def marked_answer(text: str, prefix: str = PREFIX) -> str | None:
-    """The final answer that a text marks as such (rules 1 to 4); None where it marks none."""
+def _signs(text: str) -> str:
+    """Its signs in a row, without case and what means nothing: blanks, commas in numbers, braces around one sign, an end."""
+    bare = re.sub(r"\{(\w)\}", r"\1", "".join(plain(text).split()).casefold())
+    bare = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", bare).strip(".,;:!?$*")
+    wrapped = re.fullmatch(r"\(([^()]*)\)|\[([^\[\]]*)\]", bare)
+    return (wrapped[1] or wrapped[2] or "") if wrapped else bare
+
+
+def marked_answer(text: str, prefix: str = PREFIX, *, letter: bool = False) -> str | None:
+    """The final answer that a text marks as such (rules 1 to 4); None where it marks none.
+
+    Args:
+        text: what somebody answered.
+        prefix: of the row.
+        letter: whether one letter is looked for, which else would be the initial of a name.
+    """
     text = after_thinking(text)
     own = re.compile(rf"^[ \t*]*{re.escape(prefix.strip())}", re.MULTILINE | re.IGNORECASE) if prefix.strip() else None
     for marker in (own, re.compile("####")):
@@ -123,8 +140,8 @@ def marked_answer(text: str, prefix: str = PREFIX) -> str | None:
     if boxed := list(boxed_in(text)):
         return boxed[-1].strip()
     line = _line_after_last(_SAID, text)
-    if line is not None and (letter := _LETTER.match(line)):  # of a choice, and no initial of a name
-        return letter[1]
+    if letter and line is not None and (choice := _LETTER.match(line)):
+        return choice[1]
     return line if line is None else "".join(sentences_of(line)[:1])
 
 

@@ -65,13 +65,19 @@ class PreferencePairs(Task):
             raise ValueError(f"expected columns 'chosen' and 'rejected', got {', '.join(row) or 'none'}")
         prompt, read = _prompt(row)
         better, worse = (_answer(row, column) for column in columns if column)
-        whole = any(_is_whole(turns) for turns in (better, worse))
         said = prompt or ()
+        whole = any(_is_whole(turns) for turns in (better, worse)) and (
+            not said or said[-1].role != "assistant" or (_repeats(better, said))
+        )  # else they go on from what was said
         if prompt is None or whole:
             common = next(
                 (i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), min(len(better), len(worse))
             )
             prompt, better, worse = better[:common], better[common:], worse[common:]
+            if not prompt or prompt[0].role != "system":
+                system = text_of(row, "system", optional=True)
+                first = [turn for turn in said if turn.role == "system"] or ([Message("system", system)] if system else [])
+                prompt = (*first, *prompt)
         if not prompt and len(better) > 1:
             raise ValueError(f"expected '{columns[0]}' and '{columns[1]}' to begin with the same turns, got different ones")
         if not prompt:
@@ -136,6 +142,12 @@ def _is_whole(turns: tuple[Message, ...]) -> bool:
     """Whether the user says something before the first answer."""
     roles = [turn.role for turn in turns]
     return "user" in roles[: roles.index("assistant") if "assistant" in roles else None]
+
+
+def _repeats(turns: tuple[Message, ...], said: tuple[Message, ...]) -> bool:
+    """Whether turns begin with what the user said first."""
+    one, other = (next((turn for turn in some if turn.role == "user"), None) for some in (turns, said))
+    return one is not None and other is not None and one.content.strip() == other.content.strip()
 
 
 def _stands_in(turn: Message, turns: tuple[Message, ...]) -> bool:

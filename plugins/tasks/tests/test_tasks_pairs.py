@@ -207,6 +207,15 @@ def test_whole_conversations_are_pairs_whatever_else_repeats_the_prompt() -> Non
         assert [turn.content for turn in (*found.prompt, *found.chosen)] == ["Hi?", "Good."]
     with pytest.raises(ValueError, match=r"expected 'chosen' to be what is answered to the prompt, .* its turn 'Who\?'"):
         PreferencePairs().format({"prompt": "Who?", "chosen": talk("Good."), "rejected": talk("Bad.")})
+    pirate = PreferencePairs().format(
+        {"system": "Be a pirate.", "prompt": "Hi?", "chosen": talk("Aye."), "rejected": talk("No.")}
+    )
+    assert [turn.content for turn in pirate.prompt] == ["Be a pirate.", "Hi?"]
+    later = [{"role": "user", "content": "And now?"}]
+    history = PreferencePairs().format({
+        "conversations": talk("Good."), "chosen": later + talk("Yes.")[1:], "rejected": later + talk("Never.")[1:],
+    })  # fmt: skip
+    assert [turn.content for turn in (*history.prompt, *history.chosen)] == ["Hi?", "Good.", "And now?", "Yes."]
     turns_only = [{"role": "assistant", "content": "Good."}, {"role": "user", "content": "And?"}, *talk("So.")[1:]]
     kept = PreferencePairs().format({"prompt": "Hi?", "chosen": turns_only, "rejected": talk("Bad.")[1:]})
     assert len(kept.chosen) == 3, "an answer of several turns begins with the assistant"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from lightning_ft.data.split import GROUP_COLUMNS
 from lightning_ft_datatools.records import AUGMENTED, bare, folded
-from lightning_ft_datatools.similar import near_pairs
+from lightning_ft_datatools.similar import NEAR, likeness, near_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WORDS = 13
 """Words in a row that two texts have in common by chance almost never (Brown et al. 2020, arXiv:2005.14165, appendix C)."""
+SAYS_SOMETHING = 4
+"""Words from which a turn within a conversation is a question of its own, and no "go on"."""
 
 
 def check_copies(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, str]]:
@@ -40,6 +42,8 @@ def check_copies(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, 
             continue  # other tools, or signs alone, of which no words are compared
         if folded(earlier.prompt) == folded(later.prompt):
             continue  # another answer to one prompt: a conflict
+        if len(_said(later)) > 1 and not _alike(earlier.question, later.question):
+            continue  # other questions about what was said before
         if _made_beside(earlier, later) or not _answers_alike(earlier.answer, later.answer):
             continue
         seen.add(other)
@@ -82,7 +86,7 @@ def check_splits(records: Sequence[Record]) -> Iterator[tuple[str, Record, str, 
     held = [record for record in records if record.split in ("validation", "test")]
     train = [record for record in records if record.split == "train"]
     if held and train:
-        yield from _shared("split_leak", train, [(record.prompt or record.answer, record.id) for record in held])
+        yield from _shared("split_leak", train, [(_asked(record), _said(record), record.id) for record in held])
 
 
 def check_benchmark(records: Sequence[Record], texts: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Record, str, str]]:
@@ -92,26 +96,37 @@ def check_benchmark(records: Sequence[Record], texts: Sequence[tuple[str, str]])
         records: the rows.
         texts: question and `file:line` of each row of the benchmark.
     """
-    yield from _shared("benchmark_leak", records, texts)
+    yield from _shared("benchmark_leak", records, [([text], [text], place) for text, place in texts], anywhere=True)
 
 
-def _shared(kind: str, records: Sequence[Record], held: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Record, str, str]]:
-    by_text = {bare(text): place for text, place in held if bare(text)}
+def _shared(
+    kind: str, records: Sequence[Record], held: Sequence[tuple[Sequence[str], Sequence[str], str]], *, anywhere: bool = False
+) -> Iterator[tuple[str, Record, str, str]]:
+    """Rows that ask what held-out ones ask.
+
+    Args:
+        kind: of the findings.
+        records: the rows.
+        held: what each held-out row asks by itself, all that its user says, and its place.
+        anywhere: whether any turn of a conversation may be what is asked, not the last one alone.
+    """
+    by_text: dict[str, str] = {}
     by_words: dict[tuple[str, ...], str] = {}
-    for text, place in by_text.items():
-        for gram in _word_grams(text):
+    for asked, said, place in held:
+        for text in filter(None, map(bare, asked)):
+            by_text.setdefault(text, place)
+        for gram in (gram for text in said for gram in _word_grams(bare(text))):
             by_words.setdefault(gram, place)
     left = []
     for record in records:
-        own = bare(record.prompt or record.answer)
-        # A benchmark's question may be asked anywhere in a conversation.
-        asked = [own, *(bare(m.content) for m in record.messages if m.role == "user" and kind == "benchmark_leak")]
-        if same_text := next((text for text in asked if text in by_text), None):
-            yield kind, record, "the same prompt as", by_text[same_text]
-        elif same := next((words for words in _word_grams(own) if words in by_words), None):
-            yield kind, record, f"{WORDS} words in a row as in", by_words[same]
+        own = list(map(bare, _asked(record, anywhere=anywhere)))
+        grams = (gram for text in _said(record) for gram in _word_grams(bare(text)))
+        if same := next((text for text in own if text in by_text), None):
+            yield kind, record, "the same prompt as", by_text[same]
+        elif shared := next((words for words in grams if words in by_words), None):
+            yield kind, record, f"{WORDS} words in a row as in", by_words[shared]
         else:
-            left.append((record, own))
+            left.append((record, own[-1]))
     texts = [own for _, own in left] + list(by_text)
     places = list(by_text.values())
     seen: set[int] = set()
@@ -119,6 +134,23 @@ def _shared(kind: str, records: Sequence[Record], held: Sequence[tuple[str, str]
         if one < len(left) <= other and one not in seen:
             seen.add(one)
             yield kind, left[one][0], f"{100 * share:.0f} % the same prompt as", places[other - len(left)]
+
+
+def _said(record: Record) -> list[str]:
+    """What the user says, turn by turn; of a raw text itself."""
+    return [m.content for m in record.messages if m.role == "user"] or [record.answer]
+
+
+def _asked(record: Record, *, anywhere: bool = False) -> list[str]:
+    """What is asked by itself: all that stands before the answer, and the last question (or any) if it is more than a word."""
+    said = _said(record)
+    if len(said) == 1:
+        return [record.prompt or record.answer]
+    return [record.prompt, *(text for text in (said if anywhere else said[-1:]) if len(bare(text).split()) >= SAYS_SOMETHING)]
+
+
+def _alike(one: str, other: str) -> bool:
+    return likeness(*(Counter(bare(text).split()) for text in (one, other))) >= NEAR
 
 
 def _word_grams(text: str) -> Iterator[tuple[str, ...]]:
