@@ -262,9 +262,9 @@ def test_setting_is_the_same_tokens_for_everybody(small_setting: Setting) -> Non
 
 
 @pytest.fixture(scope="module")
-def full_setting(small_setting: Setting) -> Setting:
+def full_setting(small_setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """The same rows and model, of which all weights train."""
-    folder = small_setting.folder.with_name("full_setting")
+    folder = tmp_path_factory.mktemp("setting") / "full"
     shutil.copytree(small_setting.folder, folder)
     options = {name: value for name, value in small_setting.options.items() if name not in ("rank", "alpha")}
     (folder / "setting.json").write_text(json.dumps({**options, "method": "full"}), encoding="utf-8")

@@ -41,6 +41,28 @@ def test_the_files_are_the_same(tiny_fit: TinyFit, tiny_folder: Path, family: st
     assert (one / "metrics.jsonl").read_text().count('"step"') == (other / "metrics.jsonl").read_text().count('"step"')
 
 
+def test_a_soft_prompts_save_switches_nothing_of_the_model_that_trains(
+    tiny_fit: TinyFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft saves configs switched to inference, and in inference the model would take the saved vectors for its encoder's."""
+    from peft import PromptEncoderConfig
+
+    training: list[Any] = []
+    seen, save = [], PromptEncoderConfig.save_pretrained
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((self.inference_mode, training[0].peft_config["default"].inference_mode))
+        save(self, *args, **kwargs)
+
+    def noted(self: Any) -> None:
+        training[:] = [self.model]
+
+    monkeypatch.setattr(PromptEncoderConfig, "save_pretrained", watched)
+    monkeypatch.setattr(FineTuner, "on_train_start", noted)
+    tiny_fit(**OPTIONS | {"method": "p_tuning"}, save_behind=True)
+    assert set(seen) == {(True, False)}, "as saved, as trained"
+
+
 def test_steps_go_on_while_one_is_written_and_none_is_deleted_before(
     tiny_fit: TinyFit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

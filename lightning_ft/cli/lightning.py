@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_ft.run.trainer_arguments import Parser, check_trainer_names, one_sentence
+from lightning_ft.run.trainer_arguments import check_trainer_names
+from lightning_ft.run.trainer_parser import Parser, one_sentence
 from lightning_ft.run.trainer_words import DECIDED
 
 if TYPE_CHECKING:

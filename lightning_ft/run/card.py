@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import json
-import threading
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -16,7 +15,7 @@ from lightning_ft.loading import ADAPTER, BENEATH
 from lightning_ft.quantization import loads_by_peft_alone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -63,8 +62,8 @@ class ModelWriter:
         vectors = gathered[VECTORS] if gathered and VECTORS in gathered else prompt_vectors(model)
         if gathered and vectors is None:
             options["state_dict"] = {**model.state_dict(), **gathered}
-        with _saving(model, vectors):
-            model.save_pretrained(str(folder), **options)
+        saved = model if vectors is None else _as_saved(model, vectors)
+        saved.save_pretrained(str(folder), **options)
         _in_order(folder, getattr(base_model(model).config, "_commit_hash", None))
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
@@ -166,23 +165,16 @@ def _in_order(folder: Path, commit: str | None) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _saving(model: Any, vectors: Tensor | None) -> Iterator[None]:
-    """Within the block peft saves these vectors in this thread; it asks the model for them, whatever state it is given."""
-    if vectors is None:
-        yield
-        return
-    name, here = "get_prompt_embedding_to_save", threading.get_ident()
-    asked = getattr(type(model), name)
+def _as_saved(model: Any, vectors: Tensor) -> Any:
+    """A soft prompt's model as peft saves these vectors; it asks the model for them, whatever state it is given.
 
-    def told(adapter_name: str) -> Any:
-        return vectors if threading.get_ident() == here else asked(model, adapter_name)
-
-    object.__setattr__(model, name, told)  # past nn.Module's own, which is for tensors and modules
-    try:
-        yield
-    finally:
-        object.__delattr__(model, name)
+    It shares everything with `model` but what saving changes: peft switches the configs to inference while it writes them,
+    where a step that runs meanwhile would take the saved vectors for the encoder's.
+    """
+    shell = copy.copy(model)
+    shell._peft_config = {name: copy.copy(config) for name, config in model._peft_config.items()}
+    object.__setattr__(shell, "get_prompt_embedding_to_save", lambda adapter_name: vectors)  # past nn.Module's own
+    return shell
 
 
 def prompt_vectors(model: Any) -> Tensor | None:
