@@ -89,8 +89,8 @@ class Workload:
         hub: dict[str, Any] = {"revision": self.location.revision, "trust_remote_code": config.trust_remote_code}
         self.model_config = full_precision(load_config(BackboneSpec(model=self.location.base, **hub)), config.model)
         self.tokenizer = load_tokenizer(self._tokenizer(), **hub)
-        positions = positions_of(self.model_config, self.choices.method.leading_positions)
-        self.max_length = longest_row(config.max_length, positions, self.tokenizer)
+        self.positions = positions_of(self.model_config, self.choices.method.leading_positions)
+        self.max_length = longest_row(config.max_length, self.positions, self.tokenizer)
         self.template = Template.resolve(config.template, self.tokenizer)
         self.prepared, self.sampled = self._prepare()
         if not self.trained_rows:
@@ -117,7 +117,7 @@ class Workload:
         sampled = size > SAMPLED_FROM and not whole and all(path.suffix in TEXTS for path in files)
         if sampled:
             config = replace(config, stream=SAMPLE, max_steps=config.max_steps or 1)
-        encoder = Encoder(self.tokenizer, self.template, self.max_length)
+        encoder = Encoder(self.tokenizer, self.template, self.max_length, self.positions)
         pipeline = Pipeline(config, registry(), encoder, self.choices.task, self.choices.objective.examples, self.say)
         prepared = pipeline.prepare()
         if not sampled or prepared.end is None or not prepared.end.row:

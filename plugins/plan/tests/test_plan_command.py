@@ -185,6 +185,20 @@ def test_options_of_a_quantised_base_are_refused_as_fit_refuses_them(rows: Path,
     assert main(["plan", str(folder), "--data", str(rows), "--double_quant", "true"]) == 2
 
 
+def test_rows_longer_than_the_models_positions_are_refused_as_fit_refuses_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "long.jsonl"
+    lines = [json.dumps({"prompt": f"say {n}", "completion": "word " * 3000}) for n in range(8)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    said = []
+    for words in (["plan"], ["fit", "--output", str(tmp_path / "run")]):
+        assert main([*words, "--model", "embedded", "--data", str(path)]) != 0
+        said.append(capsys.readouterr().err.strip().splitlines()[-1])
+    assert "the model has places for 512: shorten the rows" in said[0]
+    assert said[0] == said[1]
+
+
 def test_the_plan_is_the_same_each_time_but_for_what_is_measured(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
