@@ -92,8 +92,8 @@ def score_examples(
         generate: False: likelihoods only, whatever the metrics read.
         always: True: answers, even if no metric reads them.
         candidates: All answers that the task allows: where a metric reads them, the likelihood of each is computed.
-        numbers: Of each example among all that are scored, here or elsewhere, by which sampled answers are drawn; None: its
-            place here.
+        numbers: Of each example among all that are scored, here or elsewhere, by which sampled answers are drawn; they are
+            checked together, by `check_examples`, before. None: its place here, and these are all.
         batch_tokens: Most tokens of a batch, padding and answers included.
         progress: Show a progress bar.
         costs: Where to add what it took.
@@ -113,8 +113,8 @@ def score_examples(
     for found, item in zip(scored, encoded, strict=True):
         _add_text(tokenizer, item, found, words=words)
     prompts = [_prompt(one, template) for one in given]
-    check_rows(made, unanswered(examples, rows, candidates), reading - {"pair"}, whole=numbers is None)
-    check_rows(made, scored, reading & {"pair"}, whole=numbers is None)
+    if numbers is None:
+        check_examples(made, examples, rows, candidates, reading)
     pairs = [(row, row.example) for row in scored if "pair" in reading and isinstance(row.example, Preference)]
     encoded += encoder.encode([pair_of(pair)[1] for _, pair in pairs], [row.row for row, _ in pairs])
     with evaluating(model):
@@ -154,14 +154,36 @@ def unanswered(examples: Sequence[Example], rows: Sequence[str], candidates: Seq
     ]
 
 
-def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Collection[str], *, whole: bool = True) -> None:
-    """Whether rows that a model is going to answer have what the metrics need.
+def check_examples(
+    metrics: Sequence[Metric], examples: Sequence[Example], rows: Sequence[str], candidates: Sequence[str],
+    reading: Collection[str],
+) -> list[ScoredRow]:  # fmt: skip
+    """Whether examples that a model is going to answer have what the metrics need; those that it will answer.
 
     Args:
         metrics: Look at the rows.
-        rows: As `unanswered` has them.
+        examples: All that are scored.
+        rows: Their `file:line` for messages.
+        candidates: All answers that the task allows.
         reading: Kinds of what is read, of which the metrics count.
-        whole: Whether these are all rows there are.
+
+    Raises:
+        DataError: they have not.
+        UsageError: a metric cannot be computed of any row.
+    """
+    asked = unanswered(examples, rows, candidates)
+    check_rows(metrics, asked, set(reading) - {"pair"})
+    check_rows(metrics, [ScoredRow(row, example) for row, example in zip(rows, examples, strict=True)], set(reading) & {"pair"})
+    return asked
+
+
+def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Collection[str]) -> None:
+    """Whether rows, which are all there are, have what the metrics need.
+
+    Args:
+        metrics: Look at the rows.
+        rows: As `unanswered` has them, or with answers.
+        reading: Kinds of what is read, of which the metrics count.
 
     Raises:
         DataError: they have not; names up to 20 rows.
@@ -181,7 +203,7 @@ def check_rows(metrics: Sequence[Metric], rows: Sequence[ScoredRow], reading: Co
         read = rows if metric.reads in reading else ()
         for row in read:
             look(metric, partial(metric.check, row))
-        if read and whole and not wrong:
+        if read and not wrong:
             look(metric, partial(metric.check_all, read))
     if wrong:
         more = f"\n... and {len(wrong) - MOST_ERRORS} more." if len(wrong) > MOST_ERRORS else ""

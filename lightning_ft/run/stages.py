@@ -29,8 +29,8 @@ from lightning_ft.run.inherited import divided_otherwise, reads_of, trained_on
 from lightning_ft.run.quiet import say, silent
 from lightning_ft.run.team import Team
 from lightning_ft.run.verdict import allowed_answers, names_for
-from lightning_ft.scoring import Costs, check_rows, score_examples, unanswered
-from lightning_ft.types import Preference, ScoredRow
+from lightning_ft.scoring import Costs, check_examples, score_examples
+from lightning_ft.types import Preference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,9 +160,8 @@ def _score(
     if by is not None:
         check_group(by, examples)
     costs, allowed = Costs(), allowed_answers(prepared, examples, metrics)
-    asks = {"tokens", "candidates"} | ({"text"} if generate or config.metrics is not None else set())
-    check_rows(metrics, unanswered(examples, ids, allowed), asks)  # of all processes' rows
-    check_rows(metrics, [ScoredRow(row, example) for row, example in zip(ids, examples, strict=True)], {"pair"})
+    asks = {"tokens", "candidates", "pair"} | ({"text"} if generate or config.metrics is not None else set())
+    check_examples(metrics, examples, ids, allowed, asks)  # of all processes
     mine = score_examples(
         loaded.model, ready.encoder, loaded.template, loaded.tokenizer, team.share(examples), team.share(ids),
         metrics=metrics, sampling=chosen, generate=generate or config.metrics is not None, always=always,

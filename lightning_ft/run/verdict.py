@@ -20,9 +20,9 @@ from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics
 from lightning_ft.objective import Objective
 from lightning_ft.run.quiet import silent
-from lightning_ft.scoring import NO_CANDIDATES, check_rows, score_examples, unanswered
+from lightning_ft.scoring import NO_CANDIDATES, check_examples, score_examples
 from lightning_ft.signs import lines_of, signs
-from lightning_ft.types import Preference, ScoredRow
+from lightning_ft.types import Preference
 from lightning_ft.vocabulary import grow
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ def held_out(session: Session) -> HeldOut | None:
     made = as_metrics(names)
     ids = [table[i].row for i in chosen]
     allowed = allowed_answers(prepared, examples, made)
-    asked = unanswered(examples, ids, allowed)
-    check_rows(made, asked, {"text", "candidates"})
-    check_rows(made, [ScoredRow(row, example) for row, example in zip(ids, examples, strict=True)], {"pair"})
+    asked = check_examples(made, examples, ids, allowed, {"text", "candidates", "pair"})
     wanted = [metric.name for metric in made if metric.reads == "text" and config.metrics is not None]
     if wanted and not asked:
         raise UsageError(
