@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,3 +125,14 @@ def test_building_again_gives_the_same(tmp_path: Path) -> None:
     assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(one.micro, other.micro, strict=True))
     with pytest.raises(IndexError):
         made.build(last + 1)
+
+
+def test_workers_leave_signals_to_the_run() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        datamodule._unmoved(0)
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, signal.SIG_IGN]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -181,10 +181,13 @@ def _reasons(survey: Survey, issues: Iterable[Finding]) -> dict[str, Finding]:
             copies.append(finding)
         elif KINDS[finding.kind].severity == "error":
             bad.setdefault(f"{finding.source}:{finding.line}", {}).setdefault(finding.part, finding)
-    wrong = gone()
+    wrong, replaced = gone(), set()
     for finding in copies:
-        if re.sub(r"#\d+$", "", finding.other or "") not in wrong:  # a copy stays in place of a row that goes
-            bad.setdefault(f"{finding.source}:{finding.line}", {}).setdefault(finding.part, finding)
+        place, other = f"{finding.source}:{finding.line}", re.sub(r"#\d+$", "", finding.other or "")
+        if other in wrong and other not in replaced and place not in wrong:  # one copy stays in place of a row that goes
+            replaced.add(other)
+        else:
+            bad.setdefault(place, {}).setdefault(finding.part, finding)
     return gone()
 
 

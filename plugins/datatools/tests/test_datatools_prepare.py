@@ -142,6 +142,7 @@ def test_of_a_row_that_goes_the_copy_stays(tmp_path: Path, monkeypatch: pytest.M
     rows = [
         {"question": "How do we deploy it?", "answer": answer.format("Sommer2024xQ!7")},
         {"question": "How do we deploy it now?", "answer": answer.format("the one you know")},
+        {"question": "How do we deploy it, then?", "answer": answer.format("the one you know")},
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["check", "rows.jsonl", "--fix", "clean.jsonl"]) == 0

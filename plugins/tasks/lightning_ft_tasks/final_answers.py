@@ -119,8 +119,8 @@ def _is_formula(text: str) -> bool:
 def _signs(text: str) -> str:
     """Its signs in a row, without case and what means nothing: blanks, commas in numbers, braces around one sign, an end."""
     bare = re.sub(r"\{(\w)\}", r"\1", "".join(plain(text).split()).casefold())
-    bare = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", bare).strip(".,;:!?$*")
-    wrapped = re.fullmatch(r"\(([^()]*)\)|\[([^\[\]]*)\]", bare)
+    bare = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", bare).strip(".,;:?$*")  # "!" is a factorial's
+    wrapped = re.fullmatch(r"\(([^()]*)\)|\[([^\[\],]*)\]", bare)  # [0,1] is not (0,1)
     return (wrapped[1] or wrapped[2] or "") if wrapped else bare
 
 

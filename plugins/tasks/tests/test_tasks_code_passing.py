@@ -189,6 +189,19 @@ def test_too_few_answers_to_a_task_are_told_before_any(allowed: None) -> None:
         check_rows([PassAt5()], rows, {"text"})
 
 
+def test_and_so_before_a_model_answers(allowed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_ft.api import evaluate
+    from lightning_ft.errors import DataError
+    from lightning_ft.run import stages
+
+    data = tmp_path / "tasks.jsonl"
+    line = {"prompt": "Write add.", "code": RIGHT, "tests": ["assert add(1, 2) == 3"], "task_id": "1"}
+    data.write_text(2 * (json.dumps(line) + "\n"), encoding="utf-8")
+    monkeypatch.setattr(stages, "score_examples", lambda *_, **__: pytest.fail("it answered"))
+    with pytest.raises(DataError, match="expected 5 or more answers to the task for pass_at_5, got 2"):
+        evaluate("embedded", data=str(data), task="code", metrics=["pass_at_5"])
+
+
 def test_without_permission_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(sandbox.PERMISSION, raising=False)
     monkeypatch.setattr(sandbox, "run", lambda *_: pytest.fail("it ran"))

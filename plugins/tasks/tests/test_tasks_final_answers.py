@@ -146,3 +146,10 @@ def test_every_row_of_gsm8k_has_its_number(shared_data: Path) -> None:
         assert compare_final(last, values["answer"]) == 1
         other = rows[number - 1]["answer"].rpartition("####")[2].strip()
         assert compare_final(f"#### {other}", last) == float(other.replace(",", "") == wanted.replace(",", ""))
+
+
+@pytest.mark.parametrize(("said", "asked"), [("[0, 1]", "(0, 1)"), ("n+1", "(n+1)!"), ("(n+1)", "(n+1)!")])
+def test_what_signs_mean_is_not_dropped(said: str, asked: str) -> None:
+    """Intervals with their ends are others than without, and a factorial is no exclamation."""
+    assert not compare_final(f"Answer: {said}", asked)
+    assert compare_final(f"Answer: {asked}", asked)

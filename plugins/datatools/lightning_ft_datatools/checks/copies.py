@@ -117,7 +117,7 @@ def _shared(
             by_text.setdefault(text, place)
         for gram in (gram for text in said for gram in _word_grams(bare(text))):
             by_words.setdefault(gram, place)
-    left = []
+    left: dict[str, list[Record]] = {}  # of a text once: many equal ones are very many pairs
     for record in records:
         own = list(map(bare, _asked(record, anywhere=anywhere)))
         grams = (gram for text in _said(record) for gram in _word_grams(bare(text)))
@@ -126,14 +126,15 @@ def _shared(
         elif shared := next((words for words in grams if words in by_words), None):
             yield kind, record, f"{WORDS} words in a row as in", by_words[shared]
         else:
-            left.append((record, own[-1]))
-    texts = [own for _, own in left] + list(by_text)
-    places = list(by_text.values())
+            left.setdefault(own[-1], []).append(record)
+    texts, alike, places = [*left, *by_text], list(left.values()), list(by_text.values())
     seen: set[int] = set()
     for one, other, share in near_pairs(texts):
         if one < len(left) <= other and one not in seen:
             seen.add(one)
-            yield kind, left[one][0], f"{100 * share:.0f} % the same prompt as", places[other - len(left)]
+            yield from (
+                (kind, record, f"{100 * share:.0f} % the same prompt as", places[other - len(left)]) for record in alike[one]
+            )
 
 
 def _said(record: Record) -> list[str]:
