@@ -97,6 +97,8 @@ def test_copies_in_other_letters_are_none_where_augment_made_them(scratch: Scrat
         "rows.jsonl", [{"question": f"What is number {i} in words?", "answer": f"It is the {i}th."} for i in range(8)]
     )
     assert main(["augment", "rows.jsonl", "--noise", "case,space", "--noise_rate", "1.0", "--output", "more.jsonl"]) == 0
+    made = [row["augmented"]["way"] for row in scratch.read("more.jsonl") if row.get("augmented")]
+    assert "case" in made
     assert not [kind for kind, _ in kinds("more.jsonl") if kind == "exact_duplicate"]
 
 
