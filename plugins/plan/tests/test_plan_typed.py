@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lightning_ft_plan.command import main
+from lightning_ft_plan.forecast import Row
 from lightning_ft_plan.planning import Planning
 from lightning_ft_plan.typed import words
 
@@ -58,9 +59,14 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("stored", [False, True])
 def test_the_command_asks_for_the_run_that_was_planned(
-    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stored: bool, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where nothing fits but on a base of few bits."""
+    judged = Row.verdict
+    if stored:
+        monkeypatch.setattr(Row, "verdict", lambda row, memory: judged(row, memory) if row.stored else "does not fit")
     monkeypatch.setattr(Planning, "_speed", lambda *_, **__: None)
     folder = tiny_backbone_folder(tmp_path / "model")
     given = ["--batch_tokens", "256", "--quantize", "nf4", "--double_quant", "true", "--method.rank", "8", "--epochs", "2"]
@@ -70,8 +76,8 @@ def test_the_command_asks_for_the_run_that_was_planned(
     assert (program, command) == ("lightning-ft", "fit")
     config = resolve(parse(typed)).config()
     assert (config.model, config.data, config.batch_tokens, config.epochs) == (str(folder), [str(rows)], 256, 2)
-    row = plan["recommendation"]["row"]
-    assert (config.quantize, config.double_quant) == (("nf4", True) if "nf4" in row else (None, False))
+    assert ("nf4" in plan["recommendation"]["row"]) == stored
+    assert (config.quantize, config.double_quant) == (("nf4", True) if stored else (None, False))
     assert config.method == {"name": "lora", "rank": 8}
 
 
