@@ -115,7 +115,7 @@ def augment(
     files = listed(names)
     reading = read(files, task, columns or {})
     named = _splits_of_files(files)
-    sources = _sources(reading, named)
+    sources = _sources(reading)
     held = frozenset(asked for source in sources if source.split != "train" for asked in source.asked)
     chosen = _chosen(sources, held, share, seed, reading)
     made = {way.name: _made(way, sources, chosen, copies, seed) for way in ways}
@@ -133,8 +133,8 @@ def _splits_of_files(files: Sequence[str]) -> Mapping[str, str]:
     return {str(path): split for path, split in splits_by_name(expand(files)).items()}
 
 
-def _sources(reading: Reading, named: Mapping[str, str]) -> list[_Source]:
-    """The rows with their splits; what the name of a file says becomes a column, as it decides in `fit`.
+def _sources(reading: Reading) -> list[_Source]:
+    """The rows with their splits.
 
     Raises:
         DataError: the task refuses a row, or its split is unknown.

@@ -132,19 +132,19 @@ def clean(survey: Survey, report: Report, *, lower: bool = False) -> Cleaned:
     check_whole(report)
     reasons = _reasons(survey, report.issues)
     cleaned = Cleaned([], [], [])
+    code = survey.task is not None and survey.task.name == "code"
     for row in survey.rows:
         place = f"{row.source}:{row.line}"
         if place in reasons:
             cleaned.take_out(place, str(reasons[place]), reasons[place].kind, row.values)
             continue
-        code = survey.task is not None and survey.task.name == "code"
         values, done = _clean(dict(row.values), lower, survey.code, code=code)
         if lower and survey.task is not None and survey.task.recognizes(row.values) > survey.task.recognizes(values):
             raise UsageError(
                 f"Expected --lower for rows without a layout of their own, got {place} of task {survey.task.name}; convert the"
                 " rows first: lightning-ft data convert FILE --to messages --output OUT."
             )
-        if row.source in survey.named:
+        if row.id in survey.moved:
             done.append(("split", "as its file is named"))
         cleaned.kept.append((row, values))
         cleaned.changes.extend({"row": place, "column": column, "change": what} for column, what in done)

@@ -19,7 +19,6 @@ from lightning_ft_datatools.records import Record
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from lightning_ft.data.split import Split
     from lightning_ft.task import Task
     from lightning_ft.types import Row
     from lightning_ft_datatools.capacity import Capacity
@@ -60,8 +59,8 @@ class Survey:
     """All rows that could be read, also those that the task refuses."""
     findings: list[Finding]
     rows_read: int
-    named: Mapping[str, Split]
-    """The split of each file that is named after one."""
+    moved: frozenset[str]
+    """Rows (`file:line`) whose split column says since what their file is named after."""
     code: frozenset[str] = CODE
     """Columns of code, as they are called here."""
 
@@ -98,9 +97,11 @@ def read(names: Sequence[str], options: Options) -> Survey:
         renaming.check(str(files[0]))
     task = chosen(options.task, rows) if rows or options.task not in (None, "auto") else None
     named = {str(path): split for path, split in splits_by_name(files).items()}
-    rows = with_splits(rows, named)
+    placed = with_splits(rows, named)
+    moved = frozenset(new.id for old, new in zip(rows, placed, strict=True) if new is not old)
+    rows = placed
     code = CODE | {new for new, old in options.columns.items() if not CODE.isdisjoint(old.split("|"))}
-    survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), named, code)
+    survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), moved, code)
     for row in rows:
         try:
             survey.records += records_of(survey, [row])
@@ -141,7 +142,7 @@ def records_of(survey: Survey, rows: Sequence[Row]) -> list[Record]:
         named = row.values.get("split")
         if named is not None and split_name(named) is None:
             raise ValueError(f"expected 'split' to be train, validation or test, got {named!r}")
-        split = split_name(named) or survey.named.get(row.source)
+        split = split_name(named)
         out += [Record(own, example, split) for own, example in examples_of(survey.task, row)]
     return out
 

@@ -154,3 +154,16 @@ def test_numbers_that_json_has_no_word_for_are_null(tmp_path: Path) -> None:
 
     write_rows(tmp_path / "rows.jsonl", [{"text": "a", "score": float("nan"), "more": [float("inf"), 1.5]}])
     assert (tmp_path / "rows.jsonl").read_text() == '{"text": "a", "score": null, "more": [null, 1.5]}\n'
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_only_splits_that_change_are_changes(said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("train", "one two three"), ("test", "four five six")):
+        rows = [{"question": f"Is {word} a number?", "answer": f"Yes, {word} is.", "split": name} for word in words.split()]
+        shown = rows if said else [{key: value for key, value in row.items() if key != "split"} for row in rows]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
+    assert main(["check", "train.jsonl", "test.jsonl", "--fix", "clean.jsonl"]) == 0
+    assert [row["split"] for row in read(Path("clean.jsonl"))] == ["train"] * 3 + ["test"] * 3
+    changes = [row for path in Path().glob("*changes*") for row in read(path)]
+    assert len(changes) == (0 if said else 6)
