@@ -190,7 +190,7 @@ def test_broken_method(method: type[Method], clause: str) -> None:
 
 
 def test_every_clause_has_a_method_that_breaks_it() -> None:
-    (mark,) = (mark for mark in test_broken_method.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+    (mark,) = (mark for mark in test_broken_method.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]  # pytest adds it
     assert {clause for _, clause in mark.args[1]} == {*METHOD_CLAUSES, "families"}
 
 
