@@ -43,7 +43,7 @@ test: $(STAMP)
 	$(ENVIRONMENT) $(PY) -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 test-long: $(STAMP)
-	$(ENVIRONMENT) $(PY) -m pytest -m long --timeout 7200 $(TESTS)
+	$(ENVIRONMENT) $(PY) -m pytest -m long --timeout 7200 -o faulthandler_timeout=7500 $(TESTS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from lightning_ft.cli import main
+from lightning_ft.testing.processes import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,7 +164,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Iterator[
     spec.loader.exec_module(module)
     made = module.Runs(tmp_path_factory.mktemp("logs"))
     yield made
-    made.server.communicate()
+    end(made.server)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lightning_ft.testing.processes import end
+
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
@@ -46,7 +48,7 @@ class Forks:
         self.number = 0
         self.server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forks.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
             env=os.environ | ENVIRONMENT | {"LIGHTNING_FT_CACHE": str(folder / "cache")},
         )  # fmt: skip
 
@@ -66,13 +68,13 @@ class Forks:
         self.server.stdin.flush()
         line = self.server.stdout.readline()
         if not line:
-            raise RuntimeError(f"the server of runs ended: {self.server.communicate()[1]}")
+            raise RuntimeError("the server of runs ended; its own output says why")
         answer = json.loads(line)
         return Ended(answer["status"], log.read_text(), answer["operations"])
 
     def close(self) -> None:
         """End the server."""
-        self.server.communicate()
+        end(self.server)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import pytest
 
 from lightning_ft.cli import main
 from lightning_ft.testing.models import tiny_backbone_folder
+from lightning_ft.testing.processes import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,8 +112,10 @@ def address(place: Path) -> Iterator[str]:
     """A cluster of two machines that runs for all tests."""
     with subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.communicate()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            end(process)
 
 
 @pytest.fixture(scope="module")
