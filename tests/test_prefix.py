@@ -14,6 +14,7 @@ from lightning_ft.data.halve import halved
 from lightning_ft.data.prefix import LEAST, common_prefix, common_prompt, prompt_tokens, share, share_each
 from lightning_ft.data.table import EncodedTable, TableWriter
 from lightning_ft.data.targets import found_ahead
+from lightning_ft.engine.head import demote, head_path
 from lightning_ft.engine.loss import score_rows, token_logps, token_loss
 from lightning_ft.engine.packing import check_packing
 from lightning_ft.engine.recompute import checkpoint_activations
@@ -65,6 +66,16 @@ def test_losses_and_gradients_are_those_of_whole_rows(family: str) -> None:
     assert_same(expected, gradients(model, once()))
     assert verify_last_layer(model, plain())
     assert_same(expected, gradients(model, once()))
+
+
+@pytest.mark.parametrize("way", ["chunked", "selected", "full"])
+def test_texts_that_are_supervised_from_their_first_token_on_read_what_they_share(way: str) -> None:
+    model = make("llama")
+    while head_path(model).name != way:
+        demote(model, "the test says so")
+    texts = [Encoded(row.input_ids, row.input_ids, row.row) for row in rows()]
+    whole = found_ahead(pack(texts, 128))
+    assert_same(gradients(model, whole), gradients(model, share(whole, PREFIX)))
 
 
 def test_sliding_windows_and_weights() -> None:

@@ -137,7 +137,7 @@ def _states(model: nn.Module, batch: Batch, path: HeadPath, chosen: Supervised) 
         out: Tensor = model(input_ids=ids, **forward_kwargs(batch, shared), **extra).logits
     if columns is None:
         out = out[:, -length:]
-    elif len(ids) == 1:
+    elif len(ids) == 1 and shared is None:  # each column once, in order; of shared ones several documents read the same
         return out[0]
     else:
         index = index // length * len(columns) + where

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,13 @@ def choose(config: TrainingConfig, registry: Registry) -> Choices:
     _check_options("optimizer", optimizer, options, _arguments(optimizer.cls))
     config.method, config.objective, config.optimizer = method, objective, {"name": optimizer.name, **options}
     return Choices(method, objective, task, optimizer.cls, options)
+
+
+def take_defaults(config: TrainingConfig, task: Task | None, given: Collection[str]) -> None:
+    """Write the defaults of a task that was named into a config, but where the user has given a value."""
+    for name, value in type(task).defaults.items() if task is not None else ():
+        if name not in given:
+            setattr(config, name, value)
 
 
 def _split(kind: str, value: Any) -> tuple[str | None, dict[str, Any]]:

@@ -17,7 +17,6 @@ from lightning_ft.backbone import (
     check_folder,
     load_config,
     load_tokenizer,
-    longest_row,
     positions_of,
     set_dropout,
 )
@@ -28,14 +27,15 @@ from lightning_ft.monitor import check_measured, told_apart
 from lightning_ft.quantization import full_precision, settle
 from lightning_ft.registry import Registry, registry
 from lightning_ft.run import folder as folders
-from lightning_ft.run.choices import Choices, choose
+from lightning_ft.run.choices import Choices, choose, take_defaults
 from lightning_ft.run.memory import MICRO_TOKENS, device_memory, micro_tokens
 from lightning_ft.run.narrow import load_narrow, reads_narrow
 from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
 from lightning_ft.run.resume import Resume, find_resume
 from lightning_ft.run.same import changed_options, fingerprint
-from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, check_cuts, check_strategy
+from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, WHOLE, check_cuts, check_strategy
+from lightning_ft.run.texts import Texts
 from lightning_ft.run.trainer_arguments import check_trainer_names
 from lightning_ft.run.verdict import check_retention, held_out
 from lightning_ft.run.vocabulary import extend
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
 
 VALIDATIONS, LEAST_APART = 10, 10
 """Validations of a run, and the fewest steps between two, where the user does not say how often."""
-WHOLE = ("auto", "ddp")
-"""Strategies under which every process holds the whole model on its device."""
 
 
 class Session:
@@ -85,7 +83,7 @@ class Session:
     def __init__(
         self, config: TrainingConfig, given: frozenset[str] = frozenset(), cluster: ClusterEnvironment | None = None
     ) -> None:
-        self.config, self.given, self.cluster = config, given, cluster
+        self.config, self.cluster = config, cluster
         self.registry: Registry = registry()
         named, config.strategy = config.strategy, RENAMED.get(config.strategy, config.strategy)
         self.world: World = world(config)
@@ -93,7 +91,7 @@ class Session:
         if named != config.strategy:
             self.say(f"strategy: {config.strategy}, which has taken the place of {named}")
         self.choices: Choices = choose(config, self.registry)
-        self._apply_task_defaults()
+        take_defaults(config, self.choices.task, given)
         self.hash = folders.config_hash(config)
         self.resume: Resume | None = find_resume(config, self.hash, self.say)
         check_retention(config)
@@ -119,28 +117,15 @@ class Session:
             check_folder(Path(self.spec.model), self.spec)
         model_config = full_precision(load_config(self.spec), config.model)
         check_cuts(config, self.world, model_config)
-        self.positions = positions_of(model_config, self.choices.method.leading_positions)
-        self.tokenizer = load_tokenizer(self.location.tokenizer, **hub)
+        positions = positions_of(model_config, self.choices.method.leading_positions)
+        texts = Texts.of(load_tokenizer(self.location.tokenizer, **hub), config.template, config.max_length, positions)
+        self.choices, self.texts, self.new_tokens = extend(config, self.choices, self.location, texts, self.say)
         self._prepare()
-
-    def _apply_task_defaults(self) -> None:
-        """A named task's own defaults, where the user set nothing."""
-        if self.choices.task is not None:
-            for name, value in type(self.choices.task).defaults.items():
-                if name not in self.given:
-                    setattr(self.config, name, value)
 
     def _prepare(self) -> None:
         """Data first: what is wrong with it is said before any weight is loaded."""
-        from lightning_ft.data.encode import Encoder
-        from lightning_ft.data.render import Template
-
-        self.new_tokens = extend(self)
-        self.template = Template.resolve(self.config.template, self.tokenizer)
-        longest = longest_row(self.config.max_length, self.positions, self.tokenizer)
-        self.encoder = Encoder(self.tokenizer, self.template, longest, self.positions)
         self.pipeline = Pipeline(
-            self.config, self.registry, self.encoder, self.choices.task, self.choices.objective.examples, self.say
+            self.config, self.registry, self.texts.encoder, self.choices.task, self.choices.objective.examples, self.say
         )
         self.prepared: Prepared = self.pipeline.prepare()
         if self.choices.task is None:
@@ -207,13 +192,13 @@ class Session:
         self.say(self.module.parameter_line())
         stream = planner.stream(self.pipeline, self.prepared, self.schedule, self.folder, self.say) if streams else None
         self.data = FineTuneData(
-            self.prepared.tables, self.schedule, self.tokenizer.pad_token_id or 0,
+            self.prepared.tables, self.schedule, self.texts.tokenizer.pad_token_id or 0,
             workers=self.config.workers, eval_every=self.eval_every, stream=stream, eval_rows=self.config.eval_batch_size,
         )  # fmt: skip
         if self.world.main:
             self.folder.update(
                 task=self.prepared.task.name, method=method.name, plugins=[vars(info) for info in self.registry.plugins],
-                data=self.prepared.record(), template=self.template.name,
+                data=self.prepared.record(), template=self.texts.template.name,
                 precision=chosen.sentence, device=device_name(), threads=torch.get_num_threads(), world_size=planner.planned,
                 processes=self.world.size, strategy=self.config.strategy, seed=self.config.seed, total_steps=total,
                 packed=packed, parameters=self.module.parameter_line(), new_tokens=list(self.new_tokens.values()),
@@ -240,7 +225,7 @@ class Session:
         self._narrow = narrow is not None
         backbone = narrow or load(spec=self.spec)
         model: nn.Module = backbone.model
-        grow(model, backbone.tokenizer, self.tokenizer, self.new_tokens)
+        grow(model, backbone.tokenizer, self.texts.tokenizer, self.new_tokens)
         if self.config.dropout is not None:
             set_dropout(model, self.config.dropout)
         return model
@@ -294,7 +279,7 @@ class Session:
         """Lines of the model card."""
         return {
             "method": self.choices.method.name, "objective": self.choices.objective.name,
-            "task": self.prepared.task.name, "chat template": self.template.name,
+            "task": self.prepared.task.name, "chat template": self.texts.template.name,
             "data": ", ".join(self.prepared.ledger.sources), "rows trained on": f"{len(self.prepared.tables['train']):,}",
             "trained with": f"lightning-ft {self.folder.record.get('versions', {}).get('lightning-ft', '')}",
         }  # fmt: skip
@@ -378,7 +363,8 @@ class Session:
 
     def loaded(self) -> Loaded:
         """The trained model, ready to answer."""
-        return Loaded(self.tuned, self.tokenizer, self.template, self.template.stop_tokens(self.tokenizer))
+        tokenizer, template = self.texts.tokenizer, self.texts.template
+        return Loaded(self.tuned, tokenizer, template, template.stop_tokens(tokenizer))
 
     def verdict(self) -> Verdict | None:
         """Base and tuned model compared on the same test rows; None where there are none or none are wanted."""

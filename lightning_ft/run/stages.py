@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightning_ft.backbone import longest_row, positions_of, taken_positions
+from lightning_ft.backbone import positions_of, taken_positions
 from lightning_ft.config import TrainingConfig
-from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline
 from lightning_ft.data.split import FLAGS, SPLITS
 from lightning_ft.decoding import Sampling
@@ -28,6 +27,7 @@ from lightning_ft.run.hardware import peak_memory
 from lightning_ft.run.inherited import divided_otherwise, reads_of, trained_on
 from lightning_ft.run.quiet import say, silent
 from lightning_ft.run.team import Team
+from lightning_ft.run.texts import Texts
 from lightning_ft.run.verdict import allowed_answers, names_for
 from lightning_ft.scoring import Costs, check_examples, score_examples
 from lightning_ft.types import Preference
@@ -35,6 +35,7 @@ from lightning_ft.types import Preference
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning_ft.data.encode import Encoder
     from lightning_ft.data.pipeline import Prepared
     from lightning_ft.data.split import Split
     from lightning_ft.types import Example
@@ -136,8 +137,7 @@ def _prepare(config: TrainingConfig, further: tuple[type[Example], ...] = ()) ->
         trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
     positions = positions_of(loaded.model.config, taken_positions(loaded.model))
-    longest = longest_row(config.max_length, positions, loaded.tokenizer)
-    encoder = Encoder(loaded.tokenizer, loaded.template, longest, positions)
+    encoder = Texts.of(loaded.tokenizer, config.template, config.max_length, positions).encoder
     told = say if team.main else silent
     kinds = choices.objective.examples
     prepared = Pipeline(config, registry(), encoder, choices.task, kinds, told, further).prepare()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lightning_ft.run.world import World
 
 OURS = ("auto", "ddp", "fsdp2", "tp", "fsdp2_tp")
+WHOLE = ("auto", "ddp")
+"""Those under which every process holds the whole model on its device."""
 SHARDED = frozenset({"fsdp2", "tp", "fsdp2_tp"})
 """Those under which a process has a part of the model."""
 CUTS = frozenset({"tp", "fsdp2_tp"})

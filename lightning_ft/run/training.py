@@ -79,8 +79,9 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     callbacks.insert(0, session.ranks)  # whoever is lost from here on is named
     if bar:
         callbacks.append(RichProgressBar())
+    texts = session.texts
     session.writer = ModelWriter(
-        lambda: session.module.model, session.tokenizer, session.template, config, session.facts(), session.spec.quantization
+        lambda: session.module.model, texts.tokenizer, texts.template, config, session.facts(), session.spec.quantization
     )
     strategy = lightning_strategy(config, world, in_turns=session.choices.method.trains_in_turns)
     options: dict[str, Any] = {

@@ -72,8 +72,9 @@ class Rows:
 
     def score(self, session: Session, model: Any) -> Evaluation:
         """What a model does on them."""
+        texts = session.texts
         scored = score_examples(
-            model, session.encoder, session.template, session.tokenizer, self.examples, self.ids, metrics=self.metrics,
+            model, texts.encoder, texts.template, texts.tokenizer, self.examples, self.ids, metrics=self.metrics,
             candidates=self.candidates, sampling=Sampling(max_new_tokens=session.config.max_new_tokens),
             progress=sys.stderr.isatty(),
         )  # fmt: skip
@@ -174,7 +175,7 @@ def _retention(session: Session) -> Rows | None:
     own = TrainingConfig(model=config.model, data=[name], on_error=config.on_error)
     own.test_data, own.data = own.data, []
     own.max_lost = 1.0  # a long text that is cut is general text all the same
-    prepared = Pipeline(own, session.registry, session.encoder, None, Objective.examples, silent).prepare()
+    prepared = Pipeline(own, session.registry, session.texts.encoder, None, Objective.examples, silent).prepare()
     places = [(split, i) for split in SPLITS for i in range(len(prepared.tables[split]))]
     examples = [prepared.task.format(prepared.tables[split].values(i)) for split, i in places]
     if not examples:
@@ -197,5 +198,5 @@ def base_of(session: Session) -> Iterator[Any]:
                 loaded = session.load(beneath or session.config.model, from_scratch=session.config.from_scratch)
             model = loaded.model
             if session.new_tokens:
-                grow(model, loaded.tokenizer, session.tokenizer, session.new_tokens)
+                grow(model, loaded.tokenizer, session.texts.tokenizer, session.new_tokens)
         yield model

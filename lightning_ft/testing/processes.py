@@ -24,4 +24,3 @@ def end(process: subprocess.Popen[str], wait: float = WAIT) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-

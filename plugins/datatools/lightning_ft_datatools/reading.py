@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_ft.cli.parser import choice_of
 from lightning_ft.data.badrows import BadRows
@@ -21,6 +21,7 @@ from lightning_ft.run.choices import instance
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from lightning_ft.run.texts import Texts
     from lightning_ft.task import Task
     from lightning_ft.types import Example, Row
 
@@ -120,14 +121,14 @@ def chosen(text: str | None, rows: Sequence[Row]) -> Task:
     return made
 
 
-def tokenizer_of(model: str, max_length: int | None) -> tuple[Any, int, int]:
-    """A model's tokenizer, the limit of its rows, as `fit` has it, and its positions."""
-    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, longest_row, positions_of, read_json
+def texts_of(model: str, template: str, max_length: int | None) -> Texts:
+    """What makes tokens of rows for a model, as `fit` has it; arguments as its options."""
+    from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, positions_of, read_json
     from lightning_ft.loading import ADAPTER, locate
+    from lightning_ft.run.texts import Texts
 
     location = locate(model)
     tokenizer = load_tokenizer(location.tokenizer, revision=location.revision)
     config = load_config(BackboneSpec(model=location.base, revision=location.revision))
     taken = read_json(location.adapter / ADAPTER).get("num_virtual_tokens") if location.adapter else None
-    positions = positions_of(config, taken or 0)
-    return tokenizer, longest_row(max_length, positions, tokenizer), positions
+    return Texts.of(tokenizer, template, max_length, positions_of(config, taken or 0))

@@ -13,12 +13,13 @@ from lightning_ft.errors import DataError, RefusedRowError, UsageError
 from lightning_ft_datatools.checks import copies, labels, lengths, meaning, style, text
 from lightning_ft_datatools.findings import KINDS, Finding, Report
 from lightning_ft_datatools.progress import Progress
-from lightning_ft_datatools.reading import listed, tokenizer_of
+from lightning_ft_datatools.reading import listed, texts_of
 from lightning_ft_datatools.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from lightning_ft.run.texts import Texts
     from lightning_ft.task import Task
     from lightning_ft.types import Row
     from lightning_ft_datatools.capacity import Capacity
@@ -151,20 +152,21 @@ def survey(names: Sequence[str], options: Options, progress: Progress) -> tuple[
     """Read files and look at them in every way."""
     with progress.step("reading"):
         found = read(names, options)
-    tokenizer, limit, positions = tokenizer_of(options.model, options.max_length)
+    texts = texts_of(options.model, options.template, options.max_length)
     with _unswept():
-        return _looked_at(found, options, tokenizer, (limit, positions), progress), found
+        return _looked_at(found, options, texts, progress), found
 
 
-def _looked_at(found: Survey, options: Options, tokenizer: Any, limits: tuple[int, int], progress: Progress) -> Report:
+def _looked_at(found: Survey, options: Options, texts: Texts, progress: Progress) -> Report:
     records = found.records
     with progress.step("tokens"):
-        sizes = _sizes(found, tokenizer, options, limits[0])
+        sizes = lengths.sizes(texts.encoder, records)
+        found.add(lengths.check_lengths(records, sizes))
     with progress.step("rows"):
         for one_row in (text.check_turns, text.check_empty, text.check_answers, text.check_encoding, text.check_secrets):
             found.add(one_row(records))
         found.add(text.check_answers_differ(records))
-        found.add(text.marker_check(_special(tokenizer))(records))
+        found.add(text.marker_check(_special(texts.tokenizer))(records))
         found.add(style.check_style(records))
     with progress.step("duplicates"):
         found.add(copies.check_copies(records))
@@ -181,7 +183,7 @@ def _looked_at(found: Survey, options: Options, tokenizer: Any, limits: tuple[in
         space = meaning.Space.of(records)
         found.add(meaning.check_topic(space))
         varied = meaning.diversity(records, space)
-    return _report(options, found, lengths.lengths(sizes, *limits), spoken, varied)
+    return _report(options, found, lengths.lengths(sizes, texts.encoder.max_length, texts.positions), spoken, varied)
 
 
 @contextlib.contextmanager
@@ -217,15 +219,6 @@ def check(
     options = Options(task, model, template, max_length, against, columns or {})
     with Progress(STEPS).running() as progress:
         return survey(files, options, progress)[0]
-
-
-def _sizes(survey: Survey, tokenizer: Any, options: Options, limit: int) -> list[lengths.Size | str]:
-    from lightning_ft.data.encode import Encoder
-    from lightning_ft.data.render import Template
-
-    sizes = lengths.sizes(Encoder(tokenizer, Template.resolve(options.template, tokenizer), limit), survey.records)
-    survey.add(lengths.check_lengths(survey.records, sizes))
-    return sizes
 
 
 def _special(tokenizer: Any) -> list[str]:

@@ -14,6 +14,7 @@ from lightning_ft.errors import LightningFTError, UsageError
 from lightning_ft.quantization import Quantization, wanted
 from lightning_ft.registry import CORE, registry
 from lightning_ft.run.quiet import quiet_libraries
+from lightning_ft.run.vocabulary import training
 from lightning_ft.run.ways import check_offload
 from lightning_ft_plan.forecast import Row, Surroundings
 from lightning_ft_plan.hollow import TooLongError
@@ -189,6 +190,8 @@ class Planning:
     def _account(self, method: Method, stored: Quantization | None = None) -> tuple[Account, Load, Formats]:
         from lightning_ft_plan.rehearsal import account
 
+        if self.work.new_tokens:
+            method = training(method, list(self.work.new_tokens), "the task adds tokens")
         load = self._load(packed=self.packs and method.can_pack)
         formats = self.target.formats(trains_base=method.trains_base)
         self.scene = replace(self.scene, total_steps=load.steps)
@@ -268,7 +271,7 @@ class Planning:
             {
                 "rows": self.work.trained_rows, "tokens": self.work.trained_tokens, "steps": load.steps,
                 "largest_micro_batch": load.step.micro[0].input_ids.numel(), "shapes": load.shapes,
-                "max_length": self.work.max_length, "packed": self.packs,
+                "max_length": self.work.texts.encoder.max_length, "packed": self.packs,
             },
             tuple(dict.fromkeys(speed.said for speed in self._speeds.values() if speed is not None)),
             advised,

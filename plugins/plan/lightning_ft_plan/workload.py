@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, longest_row, positions_of
+from lightning_ft.backbone import BackboneSpec, load_config, load_tokenizer, positions_of
 from lightning_ft.data.datamodule import FineTuneData
-from lightning_ft.data.encode import Encoder
 from lightning_ft.data.pipeline import Pipeline, Prepared
 from lightning_ft.data.prefix import common_prefix, common_prompt
-from lightning_ft.data.render import Template
 from lightning_ft.data.sources import expand
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import EMBEDDED, locate
 from lightning_ft.quantization import full_precision
 from lightning_ft.registry import registry
-from lightning_ft.run.choices import Choices, choose
+from lightning_ft.run.choices import Choices, choose, take_defaults
 from lightning_ft.run.memory import micro_tokens
 from lightning_ft.run.planning import Planner
-from lightning_ft.run.session import WHOLE
+from lightning_ft.run.strategies import WHOLE
+from lightning_ft.run.texts import Texts
+from lightning_ft.run.vocabulary import extend
 from lightning_ft.run.world import World, world
 
 if TYPE_CHECKING:
@@ -81,17 +81,15 @@ class Workload:
         self.config, self.device, self.memory, self.say = config, device, memory, say
         self.world: World = world(config)
         self.choices: Choices = choose(config, registry())
-        if self.choices.task is not None:
-            for name, value in type(self.choices.task).defaults.items():
-                if name not in given:
-                    setattr(config, name, value)
+        take_defaults(config, self.choices.task, given)
         self.location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": self.location.revision, "trust_remote_code": config.trust_remote_code}
         self.model_config = full_precision(load_config(BackboneSpec(model=self.location.base, **hub)), config.model)
-        self.tokenizer = load_tokenizer(self._tokenizer(), **hub)
-        self.positions = positions_of(self.model_config, self.choices.method.leading_positions)
-        self.max_length = longest_row(config.max_length, self.positions, self.tokenizer)
-        self.template = Template.resolve(config.template, self.tokenizer)
+        positions = positions_of(self.model_config, self.choices.method.leading_positions)
+        texts = Texts.of(load_tokenizer(self._tokenizer(), **hub), config.template, config.max_length, positions)
+        self.choices, self.texts, self.new_tokens = extend(config, self.choices, self.location, texts, say)
+        sizes = self.model_config.get_text_config()
+        sizes.vocab_size = max(sizes.vocab_size, *(number + 1 for number in self.new_tokens), 0)
         self.prepared, self.sampled = self._prepare()
         if not self.trained_rows:
             raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
@@ -117,8 +115,9 @@ class Workload:
         sampled = size > SAMPLED_FROM and not whole and all(path.suffix in TEXTS for path in files)
         if sampled:
             config = replace(config, stream=SAMPLE, max_steps=config.max_steps or 1)
-        encoder = Encoder(self.tokenizer, self.template, self.max_length, self.positions)
-        pipeline = Pipeline(config, registry(), encoder, self.choices.task, self.choices.objective.examples, self.say)
+        pipeline = Pipeline(
+            config, registry(), self.texts.encoder, self.choices.task, self.choices.objective.examples, self.say
+        )
         prepared = pipeline.prepare()
         if not sampled or prepared.end is None or not prepared.end.row:
             return prepared, 1.0
@@ -149,7 +148,7 @@ class Workload:
         if self.config.stream is not None:
             planner.config = replace(self.config, stream=None)
         schedule = planner.whole(tables["train"], lambda line: None)
-        data = FineTuneData(tables, schedule, self.tokenizer.pad_token_id or 0)
+        data = FineTuneData(tables, schedule, self.texts.tokenizer.pad_token_id or 0)
         if self.choices.objective.reference:  # what it is makes no difference to sizes and times
             data.references = {split: torch.zeros(len(table), table.texts) for split, table in tables.items()}
         if packed and self.config.stream is None and self._shares:

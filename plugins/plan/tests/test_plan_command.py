@@ -67,6 +67,32 @@ def attached(method: Any, family: Any) -> tuple[Any, str]:
         return None, str(error).rstrip(".")
 
 
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_that_a_task_adds_are_planned_as_the_tokens_that_they_will_be(
+    family: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, rows, run = tiny_backbone_folder(tmp_path / "model", family), tmp_path / "rows.jsonl", tmp_path / "run"
+    text = "Myocarditis and thrombosis: myocarditis is of the heart, thrombosis of the blood."
+    rows.write_text("".join(json.dumps({"text": f"{text} {n}"}) + "\n" for n in range(40)), encoding="utf-8")
+    words = [str(model), "--data", str(rows), "--precision", "fp32", "--batch_size", "4", "--max_steps", "1"]
+    words += ["--task.name", "domain"]
+    plain, found = (planned(capsys, *words, *more) for more in ((), ("--task.add_tokens", "auto:3")))
+    assert found["data"]["tokens"] < plain["data"]["tokens"]
+    for name in ("lora", "full"):
+        assert by_name(found)[name]["trainable"] > by_name(plain)[name]["trainable"]
+    assert by_name(found)["ia3"]["reason"].startswith(
+        "not for this model: Expected a method that trains the rows of new tokens, as the task adds tokens; got ia3"
+    )
+    few = ["--output", str(run), "--preflight", "false", "--save_every", "0", "--verdict_rows", "0"]
+    assert main(["fit", *words, *few, "--task.add_tokens", "auto:3", "--method", "lora"]) == 0
+    record = json.loads((run / "run.json").read_text())
+    assert len(record["new_tokens"]) == 3
+    assert record["parameters"].startswith(f"trainable params: {by_name(found)['lora']['trainable']:,} ")
+    ledger = json.loads((run / "ledger.json").read_text())
+    assert ledger["max_length"] == found["data"]["max_length"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_is_there_with_the_numbers_that_it_trains(
     family: Any, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -52,21 +52,19 @@ def _show(reading: Any, rows: Sequence[Any], arguments: Any) -> None:
     from rich.console import Console
 
     from lightning_ft.data.encode import Encoder
-    from lightning_ft.data.render import Template
     from lightning_ft_datatools.drawing import draw
-    from lightning_ft_datatools.reading import tokenizer_of
+    from lightning_ft_datatools.reading import texts_of
     from lightning_ft_datatools.sides import sides
 
-    tokenizer, limit, _ = tokenizer_of(arguments.model, arguments.max_length)
-    template = Template.resolve(arguments.template, tokenizer)
-    encoder, whole = Encoder(tokenizer, template, limit), Encoder(tokenizer, template, NO_LIMIT)
+    texts = texts_of(arguments.model, arguments.template, arguments.max_length)
+    whole = Encoder(texts.tokenizer, texts.template, NO_LIMIT)
     console = Console(highlight=False, soft_wrap=True)
     roles: Counter[str] = Counter()
     trained: Counter[str] = Counter()
     for row, example in reading.examples(_with_shots(reading, rows)):
         for side in sides(example):
-            drawn = draw(encoder, whole, tokenizer, side, row.id)
-            way = f"template {template.name}" if isinstance(side.example, Conversation) else "no template"
+            drawn = draw(texts.encoder, whole, texts.tokenizer, side, row.id)
+            way = f"template {texts.template.name}" if isinstance(side.example, Conversation) else "no template"
             _print(console, ", ".join(filter(None, (f"{row.id}  task {reading.task.name}", way, side.name))), drawn)
             for role, (tokens, supervised) in drawn.encoded.roles.items():
                 roles[role] += tokens
