@@ -32,6 +32,11 @@ CELLS = 4_000_000
 FORMAT_VERSION = 1
 
 
+def coverage(level: float) -> str:
+    """How much an interval covers, as people write it: `95%` for 0.95."""
+    return f"{100 * level:g}%"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One metric of the base and of the tuned model, and what the bootstrap says about their difference."""
@@ -183,7 +188,7 @@ class Verdict:
             if group:
                 found.append(f"{word} in {', '.join(f'{c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})' for c in group)}")
         few = f" (fewer than {MIN_ROWS} never decide)" if self.rows < MIN_ROWS else ""
-        level = f"{100 * self.comparisons[0].level:g}% paired bootstrap intervals"
+        level = f"{coverage(self.comparisons[0].level)} paired bootstrap intervals"
         kept = [
             f" On {c.rows} general texts: {c.word} in {c.metric} ({c.shown(c.base)} -> {c.shown(c.tuned)})."
             for c in self.retention[:1]
@@ -195,7 +200,7 @@ class Verdict:
         from rich.table import Table
         from rich.text import Text
 
-        level = f"{100 * self.comparisons[0].level:g}%" if self.comparisons else "95%"
+        level = coverage(self.comparisons[0].level) if self.comparisons else "95%"
         table = Table("metric", title=f"base and tuned model on {self.rows} held-out rows", title_justify="left")
         for name in ("base", "tuned", "difference", f"{level} interval"):
             table.add_column(name, justify="right")

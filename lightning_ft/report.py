@@ -79,11 +79,13 @@ def _verdict(folder: Path) -> Verdict | str:
 
 
 def _verdict_part(verdict: Verdict | str) -> str:
+    from lightning_ft.bootstrap import coverage
+
     if isinstance(verdict, str):
         return missing(verdict)
     if not verdict.comparisons:
         return missing("Missing: no metric could be compared.")
-    level = f"{100 * verdict.comparisons[0].level:g}%"
+    level = coverage(verdict.comparisons[0].level)
     rows = [
         (
             f"{c.metric} ({c.direction})", c.shown(c.base), c.shown(c.tuned),

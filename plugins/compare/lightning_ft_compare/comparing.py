@@ -11,11 +11,11 @@ from lightning_ft.errors import UsageError
 from lightning_ft.evaluation import Evaluation, as_metrics, readable, statistics
 from lightning_ft.registry import registry
 from lightning_ft_compare import breakdown, gate
-from lightning_ft_compare.evaluations import Request, Side, check_models, claimed, gather, is_evaluation, prompt_of
+from lightning_ft_compare.evaluations import Request, Side, check_models, check_read, claimed, gather, prompt_of
 from lightning_ft_compare.results import BY, LEVEL, SAMPLES, Difference, Group, Model, Pair, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -43,7 +43,7 @@ def compare(
         data: Files, globs or folders; none where every model is the folder of an evaluation.
         metrics: Names; None: those that all evaluations have, of new ones loss, perplexity, token accuracy and the task's, of
             pairs the latter alone.
-        task: What a row is; auto: by its columns.
+        task: What a row is; auto: as in the first run among the models, else by its columns.
         output: Folder to write; None: the first free runs/compare_<n>.
         by: Column of the breakdown; None: `task`, where there is one.
         samples: Draws of the bootstrap.
@@ -61,7 +61,7 @@ def compare(
     names = [str(name) for name in models]
     check_models(names, files)
     wanted = None if metrics is None else [registry().metrics[name].name for name in metrics]
-    _check_read(names, {"data": files, "task": None if task == "auto" else task, "max_rows": max_rows, **options})
+    check_read(names, {"data": files, "task": None if task == "auto" else task, "max_rows": max_rows, **options})
     limits = gate.limits_of(fail_if_worse)
     _check_numbers(samples, level)
     if wanted is not None:
@@ -90,16 +90,6 @@ def compare(
     if judge is not None:
         judge.check_failures(report)
     return report
-
-
-def _check_read(names: Sequence[str], given: Mapping[str, Any]) -> None:
-    """Refuse options of evaluations where none is made."""
-    unread = next((name for name, value in given.items() if value not in (None, [])), None)
-    if unread is not None and all(map(is_evaluation, names)):
-        raise UsageError(
-            f"Expected a model that is not evaluated yet with --{unread}, got evaluations alone, which have their rows and "
-            "their answers; leave it out."
-        )
 
 
 def _check_numbers(samples: int, level: float) -> None:

@@ -75,6 +75,20 @@ def check_models(names: Sequence[str], data: Sequence[str]) -> None:
         raise UsageError(f"Expected --data FILE for '{missing[0]}', which is no folder that `evaluate` wrote; got nothing.")
 
 
+def check_read(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse options of evaluations where none is made.
+
+    Raises:
+        UsageError: every name is that of an evaluation, and an option has a value.
+    """
+    unread = next((name for name, value in given.items() if value not in (None, [])), None)
+    if unread is not None and all(map(is_evaluation, names)):
+        raise UsageError(
+            f"Expected a model that is not evaluated yet with --{unread}, got evaluations alone, which have their rows and "
+            "their answers; leave it out."
+        )
+
+
 def place_of(name: str) -> str:
     """The whole path of what a name stands for on this machine; else the name."""
     path = Path(name).expanduser()

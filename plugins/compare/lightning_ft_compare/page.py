@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_ft.bootstrap import coverage
 from lightning_ft.charts import LINES, Bar, Series, histogram, interval_chart, line_chart
 from lightning_ft.curves import CURVES, points, read_log
 from lightning_ft.page import figure, heat_table, missing, quote, safe, section, table
@@ -71,7 +72,7 @@ def _differences(report: Report, pair: Pair) -> str:
         for d in judged
         for c in (d.comparison,)
     ]
-    note = f"with {100 * report.level:g}% intervals, each row on its own scale"
+    note = f"with {coverage(report.level)} intervals, each row on its own scale"
     chart = figure("Differences", note, interval_chart(bars, title="Differences"))
     return f"{shown(tables.differences(report, pair))}{chart}"
 
@@ -100,7 +101,7 @@ def _judged(report: Report, pair: Pair) -> str:
         for one in pair.judged
     ]  # fmt: skip
     why = tables.failures(pair)
-    note = f"beyond one half, with {100 * report.level:g}% intervals, each row on its own scale"
+    note = f"beyond one half, with {coverage(report.level)} intervals, each row on its own scale"
     chart = figure("Win rates", note, interval_chart(bars, title="Win rates"))
     return shown(tables.judged(report, pair)) + (shown(why) if why else "") + chart
 

@@ -211,6 +211,8 @@ class Report:
     @property
     def sentence(self) -> str:
         """The most important result in one sentence."""
+        from lightning_ft.bootstrap import coverage
+
         found = []
         for pair in self.pairs:
             parts = [
@@ -219,7 +221,7 @@ class Report:
                 if (group := [d for d in pair.differences if d.comparison.word == word])
             ]
             found.append(f"{pair.letter} against {self.models[0].letter}: {'; '.join(parts) or 'nothing to compare'}")
-        return f"On {self.rows} rows {'. '.join(found)} ({100 * self.level:g}% paired bootstrap intervals)."
+        return f"On {self.rows} rows {'. '.join(found)} ({coverage(self.level)} paired bootstrap intervals)."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for comparison.json; NaN becomes null."""

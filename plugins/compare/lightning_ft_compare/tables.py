@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_ft.bootstrap import MIN_ROWS
+from lightning_ft.bootstrap import MIN_ROWS, coverage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ def _of(model: Model, key: str, show: Callable[[float], str]) -> str:
 def differences(report: Report, pair: Pair) -> Table:
     """Every metric of a model against the baseline."""
     a, b = report.models[0].letter, pair.letter
-    head = ("metric", a, b, "difference", "improvement", f"{100 * report.level:g}% interval", "p", f"{b} is")
+    head = ("metric", a, b, "difference", "improvement", f"{coverage(report.level)} interval", "p", f"{b} is")
     rows = tuple(
         (f"{c.metric} ({c.direction})", *values(d), improvement(d), c.interval, p_value(d, report.samples), c.word)
         for d in pair.differences
@@ -73,7 +73,7 @@ def differences(report: Report, pair: Pair) -> Table:
     )
     caption = (
         f"{report.rows} rows, the same for all models. Intervals and p-values: paired bootstrap, {report.samples:,} draws, "
-        f"{100 * report.level:g}% for each metric by itself. pp: percentage points. Improvement: change towards the better as "
+        f"{coverage(report.level)} for each metric by itself. pp: percentage points. Improvement: change towards the better as "
         f"a share of {a}'s value."
     )
     return Table(head, rows, frozenset(range(1, 7)), caption)
@@ -92,7 +92,7 @@ def groups(report: Report, letter: str, parts: Sequence[Group], what: str) -> Ta
     names = tuple(d.comparison.metric for d in parts[0].differences) if parts else ()
     rows = tuple((group.name, f"{group.rows:,}", *(_mark(d) for d in group.differences)) for group in parts)
     caption = (
-        f"Difference of {letter} to {report.models[0].letter}; better and worse where the {100 * report.level:g}% interval "
+        f"Difference of {letter} to {report.models[0].letter}; better and worse where the {coverage(report.level)} interval "
         "leaves zero out. Values and intervals are in comparison.json."
     )
     if any(group.rows < MIN_ROWS for group in parts):
@@ -108,7 +108,7 @@ def _mark(difference: Difference) -> str:
 def judged(report: Report, pair: Pair) -> Table:
     """What the judge said of a model, by criterion."""
     head = (
-        "criterion", "wins", "ties", "losses", "win rate", f"{100 * report.level:g}% interval", f"{pair.letter} is",
+        "criterion", "wins", "ties", "losses", "win rate", f"{coverage(report.level)} interval", f"{pair.letter} is",
         "order changed it", "same answer", "failed",
     )  # fmt: skip
     rows = tuple(

@@ -114,7 +114,6 @@ def augment(
         raise UsageError(f"Expected --share to be from 0 to 1; got {share}.")
     files = listed(names)
     reading = read(files, task, columns or {})
-    named = _splits_of_files(files)
     sources = _sources(reading)
     held = frozenset(asked for source in sources if source.split != "train" for asked in source.asked)
     chosen = _chosen(sources, held, share, seed, reading)
@@ -123,14 +122,7 @@ def augment(
     for number, source in enumerate(sources):
         out.add(source, [(way, texts) for way in ways for texts in made[way.name].get(number, ())], seed)
     assert len(out.rows) == len(reading.rows) + sum(account.made for account in out.accounts.values())
-    return Augmented(out.rows, len(reading.rows), out.accounts, _notes(sources, held, len(chosen), named, out.grouped))
-
-
-def _splits_of_files(files: Sequence[str]) -> Mapping[str, str]:
-    """The split that the name of each file says, as `fit` understands it."""
-    from lightning_ft.data.sources import expand, splits_by_name
-
-    return {str(path): split for path, split in splits_by_name(expand(files)).items()}
+    return Augmented(out.rows, len(reading.rows), out.accounts, _notes(sources, held, len(chosen), reading.named, out.grouped))
 
 
 def _sources(reading: Reading) -> list[_Source]:

@@ -37,6 +37,8 @@ class Reading:
     task: Task
     columns: Mapping[str, str]
     """New names of the files' columns, as of `fit --columns`."""
+    named: Mapping[str, str]
+    """The split of each file that is named after one."""
 
     def examples(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Example]]:
         """Each row, or each of the rows that it stands for, with its example.
@@ -72,8 +74,9 @@ def read(names: Names, task: str | None, columns: Mapping[str, str]) -> Reading:
     rows = [renaming(row) for path in files for row in whole_rows(path, bad)]
     bad.finish(len(rows) + bad.count)
     renaming.check(names[0])
-    rows = with_splits(rows, {str(path): split for path, split in splits_by_name(files).items()})
-    return Reading(rows, chosen(task, rows), columns)
+    named = {str(path): split for path, split in splits_by_name(files).items()}
+    rows = with_splits(rows, named)
+    return Reading(rows, chosen(task, rows), columns, named)
 
 
 def with_splits(rows: Sequence[Row], named: Mapping[str, str]) -> list[Row]:

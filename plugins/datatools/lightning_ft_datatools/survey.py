@@ -79,18 +79,22 @@ def read(names: Sequence[str], options: Options) -> Survey:
         DataError: a file is missing, or holds no rows at all.
         UsageError: an unknown task or option.
     """
-    from lightning_ft.data.rename import Renaming
-    from lightning_ft.data.sources import expand, splits_by_name
-    from lightning_ft_datatools.reading import chosen, with_splits
+    from lightning_ft.data.sources import expand
 
     files = expand(names)
-    findings: list[Finding] = []
-    rows: list[Row] = []
+    found = [rows_of(path) for path in files]
+    rows, findings = ([item for part in parts for item in part] for parts in zip(*found, strict=True))
+    return _surveyed(files, rows, findings, options)
+
+
+def _surveyed(files: Sequence[Path], rows: Sequence[Row], findings: list[Finding], options: Options) -> Survey:
+    """The records of rows that were read, and the findings with those that were found while they were; raises as `read`."""
+    from lightning_ft.data.rename import Renaming
+    from lightning_ft.data.sources import splits_by_name
+    from lightning_ft_datatools.reading import chosen, with_splits
+
     renaming = Renaming(options.columns)
-    for path in files:
-        found, problems = rows_of(path)
-        rows += [renaming(row) for row in found]
-        findings += problems
+    rows = [renaming(row) for row in rows]
     if not rows and not any(finding.line for finding in findings):
         place, said = findings[0].row, findings[0].detail
         raise DataError(f"{said}." if said.startswith(findings[0].source) else f"{place}: {said}.")
@@ -100,10 +104,9 @@ def read(names: Sequence[str], options: Options) -> Survey:
     named = {str(path): split for path, split in splits_by_name(files).items()}
     placed = with_splits(rows, named)
     moved = frozenset(new.id for old, new in zip(rows, placed, strict=True) if new is not old)
-    rows = placed
     code = CODE | {new for new, old in options.columns.items() if not CODE.isdisjoint(old.split("|"))}
-    survey = Survey(files, task, [], rows, findings, len(rows) + len(findings), moved, code)
-    for row in rows:
+    survey = Survey(files, task, [], placed, findings, len(rows) + len(findings), moved, code)
+    for row in placed:
         try:
             survey.records += records_of(survey, [row])
         except UsageError:
@@ -231,10 +234,11 @@ def _questions(name: str) -> list[tuple[str, str]]:
     from lightning_ft.data.sources import expand
     from lightning_ft_datatools.records import strings
 
-    rows, found = [row for path in expand([name]) for row in rows_of(path)[0]], list[tuple[str, str]]()
+    files, found = expand([name]), list[tuple[str, str]]()
+    rows = [row for path in files for row in rows_of(path)[0]]
     read_by_task: set[tuple[str, int]] = set()
     with contextlib.suppress(DataError):
-        for record in read([name], Options()).records:
+        for record in _surveyed(files, rows, [], Options()).records if rows else ():
             read_by_task.add((record.row.source, record.row.line))
             found.append((record.question or record.answer, record.id))
     left = [row for row in rows if (row.source, row.line) not in read_by_task]

@@ -92,13 +92,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _check(arguments: Any) -> None:
     """Refuse what can be refused before anything runs."""
-    from lightning_ft_compare.evaluations import check_models
+    from lightning_ft_compare.evaluations import check_models, check_read
 
+    making = {"data": arguments.data, "task": None if arguments.task == "auto" else arguments.task, **_making(arguments)}
     if arguments.predictions:
-        if arguments.models or arguments.data:
-            raise UsageError("Expected --predictions without --models and --data, as the answers are there; got both.")
+        given = next((name for name, value in {"models": arguments.models, **making}.items() if value not in (None, [])), None)
+        if given is not None:
+            raise UsageError(f"Expected --predictions without --{given}, as the answers are there; got both.")
     else:
         check_models(arguments.models, arguments.data)
+        check_read(arguments.models, making)
         if len(arguments.models) > 2:
             raise UsageError(f"Expected --models to name two models, got {len(arguments.models)}; rate them in pairs.")
     if arguments.rows is not None and arguments.rows < 1:
@@ -111,6 +114,13 @@ def _check(arguments: Any) -> None:
         raise UsageError(f"Expected --port {arguments.port} together with --page; got it alone.")
     if not 0 <= (arguments.port or 0) <= MOST_PORT:
         raise UsageError(f"Expected --port to be from 0 to {MOST_PORT}; got {arguments.port}.")
+
+
+def _making(arguments: Any) -> dict[str, Any]:
+    """Options of models that have no answers yet; None where they are not given. The seed is that of the ratings, too."""
+    names = ("metrics", "template", "max_length", "precision")
+    sampling = {name: value for name, value in given_sampling(arguments).items() if name != "seed"}
+    return {**{name: getattr(arguments, name) for name in names}, **sampling}
 
 
 def _rate(arguments: Any, criteria: Mapping[str, str], folder: Path) -> int:
@@ -170,8 +180,7 @@ def _sides(arguments: Any, criteria: Mapping[str, str], folder: Path) -> list[Si
         sides = read_sides(names)
         begin(folder, asked)
         return sides
-    further = {name: getattr(arguments, name) for name in ("template", "max_length", "precision")}
-    options = {name: value for name, value in {**further, **given_sampling(arguments)}.items() if value is not None}
+    options = {name: value for name, value in _making(arguments).items() if value is not None and name != "metrics"}
     made = [name for name in names if not is_evaluation(name)]
     # The evaluation of a model beside one that exists has to be of all rows of that one.
     most = arguments.rows if len(made) == len(names) else None

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft.bootstrap import MIN_ROWS
+from lightning_ft.bootstrap import MIN_ROWS, coverage
 from lightning_ft_compare.judge import wilson
 from lightning_ft_compare.results import plain
 from lightning_ft_compare.tables import Table, share
@@ -164,7 +164,7 @@ def counts(rates: Sequence[Rated]) -> Table:
 
 def win_rates(rates: Sequence[Rated], level: float) -> Table:
     """Win rates of both models."""
-    head = ("criterion", "model", "win rate", f"{100 * level:g}% interval", "")
+    head = ("criterion", "model", "win rate", f"{coverage(level)} interval", "")
     rows = []
     for one in rates:
         for letter in "AB":
