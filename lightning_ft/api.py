@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.config import TrainingConfig, from_python
-from lightning_ft.curves import LOG, read_lines
+from lightning_ft.curves import read_lines
 from lightning_ft.errors import RunInterruptedError, UsageError
 from lightning_ft.loading import Loaded, load
 from lightning_ft.run.signals import stoppable
@@ -39,12 +40,12 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that are whole."""
-        return read_lines(self.folder / LOG)[0]
+        return read_lines(self.folder / layout.LOG)[0]
 
     @property
     def record(self) -> dict[str, Any]:
         """What run.json says: versions, seeds, timings, how it ended."""
-        found: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((self.folder / layout.RECORD).read_text(encoding="utf-8"))
         return found
 
     def generate(self, prompts: str | Sequence[str], **sampling: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from lightning_ft import layout
 from lightning_ft.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def clear_leftovers(folder: Path, of: str = "*") -> None:
         folder: A run folder, or where folders of encoded rows stand.
         of: A pattern of the names that were being written.
     """
-    for path in (*folder.glob(f"{TEMPORARY}{of}"), *(folder / "checkpoints").glob(f"{TEMPORARY}{of}")):
+    for path in (*folder.glob(f"{TEMPORARY}{of}"), *(folder / layout.CHECKPOINTS).glob(f"{TEMPORARY}{of}")):
         home = path.with_name(path.name.removeprefix(ASIDE).rpartition("-")[0])
         if path.name.startswith(ASIDE) and not home.exists():
             path.rename(home)  # it stepped aside for a folder that never came

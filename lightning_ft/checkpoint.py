@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.atomic import broken
 from lightning_ft.errors import UsageError
 
@@ -27,7 +28,7 @@ OF_THE_RUN = frozenset({
 
 def path_of(run: Path, step: int) -> Path:
     """Where the checkpoint after `step` optimiser steps lies."""
-    return run / "checkpoints" / f"checkpoint-step-{step}"
+    return run / layout.CHECKPOINTS / f"checkpoint-step-{step}"
 
 
 def step_of(folder: Path) -> int:
@@ -40,7 +41,7 @@ def step_of(folder: Path) -> int:
 
 def checkpoints(run: Path) -> list[Path]:
     """All checkpoint folders of a run, newest first, whole or not."""
-    found = [p for p in (run / "checkpoints").glob("checkpoint-step-*") if NAME.fullmatch(p.name)]
+    found = [p for p in (run / layout.CHECKPOINTS).glob("checkpoint-step-*") if NAME.fullmatch(p.name)]
     return sorted(found, key=step_of, reverse=True)
 
 

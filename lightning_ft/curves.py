@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -21,7 +23,6 @@ CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], str, float], ...] = (
 )
 """Title, (key, name) of each line, unit, and factor from what is logged to the unit."""
 AXES = frozenset({"step", "epoch", "seconds"})
-LOG = "metrics.jsonl"
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -50,7 +51,7 @@ def read_log(run: Path) -> tuple[list[dict[str, float]], int]:
     Raises:
         OSError: there is no such file.
     """
-    lines, broken = read_lines(run / LOG)
+    lines, broken = read_lines(run / layout.LOG)
     return [
         {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
         for line in lines

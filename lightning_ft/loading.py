@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
+from lightning_ft import layout
 from lightning_ft.atomic import MANIFEST
 from lightning_ft.backbone import AGAIN, BackboneSpec, has_own_code, load_tokenizer, quiet_peft, read_json, tokenizer_of
 from lightning_ft.errors import UsageError
@@ -71,7 +72,7 @@ def locate(name: str, *, revision: str | None = None) -> Location:
         )
     if not folder.is_dir():
         raise UsageError(f"Expected --model to be a folder, got the file '{name}'; type the folder that holds it.")
-    if (folder / "run.json").is_file():
+    if (folder / layout.RECORD).is_file():
         return locate(str(_offered_by(folder)), revision=revision)
     if (folder / ADAPTER).is_file():
         base, pinned = _base_of(folder)
@@ -101,8 +102,8 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
 
 def _offered_by(folder: Path) -> Path:
     """The model that a run offers: its final one, else its newest whole checkpoint."""
-    if (folder / "final_model").is_dir():
-        return folder / "final_model"
+    if (folder / layout.FINAL).is_dir():
+        return folder / layout.FINAL
     from lightning_ft.checkpoint import newest
 
     checkpoint = newest(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.charts import Bar, Series, histogram, interval_chart, line_chart
 from lightning_ft.curves import AXES, CURVES, points, read_log
 from lightning_ft.errors import UsageError
@@ -32,7 +33,7 @@ def write_report(folder: Path) -> Path:
 
     if not folder.is_dir():
         raise UsageError(f"Expected a run folder, got '{folder}', which is none; type the folder that `fit` wrote.")
-    path = folder / "report.html"
+    path = folder / layout.REPORT
     write_text(path, render(folder))
     return path
 
@@ -45,9 +46,9 @@ def render(folder: Path) -> str:
         section("Signs of trouble", _signs_part(folder, verdict)),
         section("Answers before and after", _samples_part(verdict)),
         section("Curves", _curves_part(folder)),
-        section("Data", _ledger_part(_json(folder / "ledger.json"))),
-        section("Run", _run_part(_json(folder / "run.json"))),
-        section("Configuration", _config_part(folder / "config.yaml")),
+        section("Data", _ledger_part(_json(folder / layout.LEDGER))),
+        section("Run", _run_part(_json(folder / layout.RECORD))),
+        section("Configuration", _config_part(folder / layout.CONFIG)),
     ]
     lead = "No verdict: base and tuned model were not compared."
     if not isinstance(verdict, str):
@@ -69,7 +70,7 @@ def _json(path: Path) -> Any:
 def _verdict(folder: Path) -> Verdict | str:
     from lightning_ft.bootstrap import Verdict
 
-    values = _json(folder / "verdict.json")
+    values = _json(folder / layout.VERDICT)
     if isinstance(values, str):
         return values
     try:
@@ -119,7 +120,7 @@ def _verdict_part(verdict: Verdict | str) -> str:
 
 
 def _signs_part(folder: Path, verdict: Verdict | str) -> str:
-    lines = lines_of(folder / "metrics.jsonl")
+    lines = lines_of(folder / layout.LOG)
     found = signs(lines) if isinstance(verdict, str) else verdict.signs
     if not found:
         losses = sum("loss" in line for line in lines)

@@ -23,7 +23,7 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 LAYERS = (
     ("words that everybody uses", "errors types words"),
     ("contracts", "method objective task metric"),
-    ("files that are whole or not there", "atomic cache checkpoint"),
+    ("files that are whole or not there, and their names", "layout atomic cache checkpoint"),
     ("the plugin API", "hookspecs plugins registry classpaths"),
     ("options", "checked config monitor quantization"),
     ("rows to batches", "data"),

@@ -18,7 +18,7 @@ from lightning_ft.errors import RunInterruptedError
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.callbacks import Saver
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.recorder import Recorder
 
 if TYPE_CHECKING:

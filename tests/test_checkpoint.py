@@ -20,7 +20,7 @@ from lightning_ft import atomic
 from lightning_ft.builtin import Full
 from lightning_ft.checkpoint import checkpoints, load_trained, newest, path_of, step_of
 from lightning_ft.errors import TrainingError, UsageError
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.state import TENSORS, TREE, load_state, save_state
 from lightning_ft.testing.models import FAMILIES, Family, tiny_model
 

@@ -12,7 +12,7 @@ from lightning_ft.checkpoint import checkpoints
 from lightning_ft.cli import main
 from lightning_ft.errors import TrainingError
 from lightning_ft.module import FineTuner
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.cli.fit import show_verdict
 from lightning_ft.cli.parser import command
 
@@ -70,7 +71,7 @@ def show(run: Run) -> None:
         if sample["reference"] is not None:
             print(f"Expected  {_line(sample['reference'])}")
     print(f"\nRun folder: {run.folder}")
-    if (run.folder / "report.html").is_file():
+    if (run.folder / layout.REPORT).is_file():
         print(f"Report:     {run.folder / 'report.html'}")
     print(f"Talk to it: lightning-ft chat {run.folder}")
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.classpaths import check_class_paths
 from lightning_ft.cli.flags import Arguments, Given, Layer, file_layer, parse_flags
 from lightning_ft.cli.options import EVERYDAY_OF_OPTIMIZERS, Option, options_of
@@ -134,7 +135,7 @@ def _run_layer(stage: str, layers: Sequence[Layer], options: Mapping[str, Option
     run = run_around(str(name))
     if run is None:
         return Layer()
-    layer = _checked_layer(read_config(run / "config.yaml"), options)
+    layer = _checked_layer(read_config(run / layout.CONFIG), options)
     given = next((later.values["data"] for later in reversed(layers) if "data" in later.values), None)
     other = given is not None and _places(given, options) != _places(layer.values.get("data"), options)
     for dropped in (*NOT_INHERITED, *(OF_ITS_DATA if other else ())) if stage != "fit" else ():

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.atomic import MANIFEST, broken, one_at_a_time, whole_folder, write_json
 from lightning_ft.data.ledger import Ledger
 from lightning_ft.data.table import EncodedTable
@@ -264,7 +265,7 @@ class Stream:
 
     def _keep_account(self, place: int) -> None:
         """ledger.json of all rows up to this shard, and a copy of the rows that could not be read."""
-        write_json(self._run / "ledger.json", _sum(self._entries[: place + 1]).as_dict())
+        write_json(self._run / layout.LEDGER, _sum(self._entries[: place + 1]).as_dict())
         for each in range(self._gone, place + 1):
             if (quarantined := self._folder(each) / QUARANTINE).is_file():
                 shutil.copy(quarantined, self._run / f"quarantine-{each:05}.jsonl")

@@ -12,7 +12,7 @@ from lightning_ft import checkpoint
 from lightning_ft.atomic import broken
 from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, did_you_mean
 from lightning_ft.run import signals
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.shortage import NoMemoryError
 
 if TYPE_CHECKING:

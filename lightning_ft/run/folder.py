@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from lightning_ft import layout
 from lightning_ft.atomic import clear_leftovers, write_json, write_text
 from lightning_ft.errors import UsageError
 
@@ -50,7 +51,7 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """One JSON object per line."""
-        return self.path / "metrics.jsonl"
+        return self.path / layout.LOG
 
     def lock(self) -> None:
         """Take the folder for this process; the lock ends with the process, however that ends.
@@ -84,7 +85,7 @@ class RunFolder:
         self._lock = file
         _HELD.add(file)
         # A folder of the user's without a run keeps its files, but for those that only the start of a run writes.
-        for of in ("*",) if (self.path / "run.json").is_file() else ("config.yaml-*", "run.json-*"):
+        for of in ("*",) if (self.path / layout.RECORD).is_file() else (f"{layout.CONFIG}-*", f"{layout.RECORD}-*"):
             clear_leftovers(self.path, of)
 
     def release(self) -> None:
@@ -98,13 +99,13 @@ class RunFolder:
     def write_config(self, config: TrainingConfig, kept: Mapping[str, Any] | None = None) -> None:
         """`config.yaml`: complete, so that it re-runs the run; with `kept` values in place of the config's."""
         values = {k: v for k, v in (config.as_dict() | dict(kept or {})).items() if k != "resume"}
-        write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_text(self.path / layout.CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def update(self, **values: Any) -> None:
         """Add to `run.json` and write it; for the process alone that holds the folder."""
         assert self._lock is not None, f"'{self.path}' is not held by this process"
         self.record |= values
-        write_json(self.path / "run.json", self.record)
+        write_json(self.path / layout.RECORD, self.record)
 
 
 def _let_go() -> None:
@@ -167,7 +168,7 @@ def check_target(config: TrainingConfig) -> None:
     """
     folder = Path(config.output or "runs")
     check_writable(folder)
-    if config.output is not None and (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
+    if config.output is not None and (folder / layout.CONFIG).is_file() and (folder / layout.RECORD).is_file():
         check_free(folder)
         raise UsageError(
             f"Run folder '{folder}' already holds a run; type --resume {folder} to go on, or name another --output."
@@ -250,7 +251,7 @@ def reopen(folder: Path) -> RunFolder:
     run = RunFolder(folder)
     run.lock()
     try:
-        run.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run.record = json.loads((folder / layout.RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         run.release()
         raise UsageError(f"Expected '{folder}/run.json' to be a run's record: {error}.") from None
@@ -277,7 +278,7 @@ def options_of(run: Path) -> dict[str, Any]:
         UsageError: there is none, or it is no mapping.
     """
     try:
-        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        values = yaml.safe_load((run / layout.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"Expected '{run / 'config.yaml'}' to hold the options of the run; {error}.") from None
     if not isinstance(values, dict):
@@ -289,8 +290,8 @@ def run_around(name: str) -> Path | None:
     """The run that a name is of: a run folder, its final or best model, or its checkpoints."""
     folder = Path(name).expanduser()
     for place, inside in ((folder, ""), (folder.parent, folder.name), (folder.parent.parent, folder.parent.name)):
-        known = inside in ("", "final_model", "best_model", "checkpoints") and folder.is_dir()
-        if known and all((place / file).is_file() for file in ("run.json", "config.yaml")):
+        known = inside in ("", layout.FINAL, layout.BEST, layout.CHECKPOINTS) and folder.is_dir()
+        if known and all((place / file).is_file() for file in (layout.RECORD, layout.CONFIG)):
             return place
     return None
 
@@ -298,7 +299,7 @@ def run_around(name: str) -> Path | None:
 def record_of(run: Path) -> dict[str, Any]:
     """What `run.json` holds; nothing where it cannot be read."""
     try:
-        values = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        values = json.loads((run / layout.RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

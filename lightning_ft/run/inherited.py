@@ -6,6 +6,7 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.data.badrows import BadRows
 from lightning_ft.data.detect import DETECTED_FROM
 from lightning_ft.data.rename import renamed
@@ -72,7 +73,7 @@ def trained_on(model: str, hashes: Mapping[str, str]) -> list[str]:
     if run is None:
         return []
     try:
-        sources = json.loads((run / "ledger.json").read_text(encoding="utf-8"))["sources"]
+        sources = json.loads((run / layout.LEDGER).read_text(encoding="utf-8"))["sources"]
         had = record_of(run)["data"]["files"].items()
         known = {content for name, content in had if sources[name]["train"]}
     except (OSError, ValueError, KeyError, TypeError):  # not to be known any more

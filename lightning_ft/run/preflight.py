@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
+from lightning_ft import layout
 from lightning_ft.engine.model import probing
 from lightning_ft.errors import TrainingError
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.hardware import peak_memory
 from lightning_ft.run.heap import heap_in_use
 from lightning_ft.shortage import RunAgainError, memory_advice, out_of_memory
@@ -199,7 +200,7 @@ class Preflight(L.Callback):
         module: FineTuner = trainer.lightning_module  # type: ignore[assignment]  # the only one with this callback
         if module.shards is not None:
             return 0.0  # every process would have to take part
-        trial = self.folder / "checkpoints" / ".tmp-preflight"
+        trial = self.folder / layout.CHECKPOINTS / ".tmp-preflight"
         start = time.perf_counter()
         try:
             io.save_checkpoint({"optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers]}, trial)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_ft import checkpoint
+from lightning_ft import checkpoint, layout
 from lightning_ft.errors import UsageError
 from lightning_ft.run import folder
 from lightning_ft.run.same import UNSAID
@@ -82,9 +82,9 @@ def run_of(name: str) -> tuple[Path, Path | None]:
         UsageError: NAME is neither.
     """
     path = Path(name)
-    if (path / "run.json").is_file():
+    if (path / layout.RECORD).is_file():
         return path, None
-    if checkpoint.NAME.fullmatch(path.name) and (path.parent.parent / "run.json").is_file():
+    if checkpoint.NAME.fullmatch(path.name) and (path.parent.parent / layout.RECORD).is_file():
         return path.parent.parent, path
     raise UsageError(f"Expected --resume to be auto, a run folder or a checkpoint folder; '{name}' is none of them.")
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.atomic import REFUSED, not_written, write_json
 from lightning_ft.backbone import (
     BackboneSpec,
@@ -258,7 +259,7 @@ class Session:
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
         mixture = self.schedule.mixture
         account = self.prepared.ledger.as_dict() | ({} if mixture is None else {"mixture": mixture.as_dict()})
-        write_json(self.folder.path / "ledger.json", account)
+        write_json(self.folder.path / layout.LEDGER, account)
         copy_quarantine(self.prepared, self.folder.path)
         self.say(f"run folder: {self.folder.path}")
 
@@ -324,13 +325,13 @@ class Session:
     def finish(self) -> None:
         """Final and best model, written by the main process; the others bring their parts."""
         from lightning_ft.atomic import whole_folder
-        from lightning_ft.run.checkpoint import write_best_model
+        from lightning_ft.run.checkpoint_io import write_best_model
 
         with quiet_libraries():
             parts = self.writer.gather(keep=self.world.main) if self.sharded else None
         if not self.world.main:
             return
-        with whole_folder(self.folder.path / "final_model") as target:
+        with whole_folder(self.folder.path / layout.FINAL) as target:
             self.writer(target, parts)
         if (step := self.saver.best_step) is not None:
             write_best_model(self.folder.path, step)
@@ -341,7 +342,7 @@ class Session:
         """The trained model, whole in this process; one that lay in several is read from `final_model`."""
         if not self.sharded:
             return self.module.model
-        return self.load(str(self.folder.path / "final_model")).model
+        return self.load(str(self.folder.path / layout.FINAL)).model
 
     def load(self, name: str, *, from_scratch: bool = False) -> Loaded:
         """Another model, in the number format and the place of this run's, in evaluation mode."""
@@ -375,7 +376,7 @@ class Session:
             return None
         started = time.perf_counter()
         found = self.held_out.verdict(self)
-        write_json(self.folder.path / "verdict.json", found.as_dict())
+        write_json(self.folder.path / layout.VERDICT, found.as_dict())
         self.folder.update(verdict_seconds=round(time.perf_counter() - started, 3))
         return found
 

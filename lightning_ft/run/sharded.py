@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_ft.atomic import REFUSED, not_written, whole_folder
 from lightning_ft.errors import TrainingError, UsageError
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.state import PARTS
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lightning_ft import layout
 from lightning_ft.backbone import positions_of, taken_positions
 from lightning_ft.config import TrainingConfig
 from lightning_ft.data.pipeline import Pipeline
@@ -250,4 +251,4 @@ def free_folder(model: str, output: str | None) -> Path:
     """`--output`, else a new `eval_<n>` in the run folder or under runs/."""
     if output is not None:
         return Path(output)
-    return new_folder(Path(model) if (Path(model) / "run.json").is_file() else Path("runs"), "eval")
+    return new_folder(Path(model) if (Path(model) / layout.RECORD).is_file() else Path("runs"), "eval")

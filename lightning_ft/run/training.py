@@ -14,7 +14,7 @@ from lightning_ft.engine.verify import verify_head
 from lightning_ft.monitor import Monitor, better_of
 from lightning_ft.run.callbacks import Patience, Saver
 from lightning_ft.run.card import ModelWriter
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.preflight import Preflight
 from lightning_ft.run.quiet import quiet_libraries
 from lightning_ft.run.ranks import Ranks, patience

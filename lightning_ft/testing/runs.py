@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.checkpoint import checkpoints, path_of, step_of
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ def stopped_at(run: Path, copy: Path, step: int) -> Path:
     """
     shutil.copytree(run, copy)
     later = [folder for folder in checkpoints(copy) if step_of(folder) > step]
-    for folder in (*later, copy / "final_model", copy / "best_model"):
+    for folder in (*later, copy / layout.FINAL, copy / layout.BEST):
         shutil.rmtree(folder)
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    (copy / "run.json").write_text(json.dumps(record | {"status": "interrupted"}), encoding="utf-8")
+    record = json.loads((copy / layout.RECORD).read_text(encoding="utf-8"))
+    (copy / layout.RECORD).write_text(json.dumps(record | {"status": "interrupted"}), encoding="utf-8")
     return path_of(copy, step)
 
 
@@ -52,12 +53,12 @@ def check_resume(folder: Path, step: int, **options: Any) -> Run:
     copy = folder / "gone_on"
     resume = str(stopped_at(run.folder, copy, step))
     fit(**options, output=str(folder / "run"), resume=resume)
-    mine, theirs = saved_weights(run.folder / "final_model"), saved_weights(copy / "final_model")
+    mine, theirs = saved_weights(run.folder / layout.FINAL), saved_weights(copy / layout.FINAL)
     assert mine.keys() == theirs.keys(), sorted(mine.keys() ^ theirs.keys())
     odd = [name for name, tensor in mine.items() if not torch.equal(tensor, theirs[name])]
     assert not odd, f"another value after going on from step {step}: {odd[:3]}"
     losses = [line["loss"] for line in run.metrics if "loss" in line]
-    lines = map(json.loads, (copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = map(json.loads, (copy / layout.LOG).read_text(encoding="utf-8").splitlines())
     again = [line["loss"] for line in lines if "loss" in line]
     assert again == losses, f"losses {losses}, and {again} after going on from step {step}"
     return run

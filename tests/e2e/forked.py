@@ -45,17 +45,17 @@ def places() -> dict[str, tuple[Any, str]]:
     """Where something may happen to a run."""
     from lightning_ft import atomic
     from lightning_ft.module import FineTuner
-    from lightning_ft.run import checkpoint, preflight, session
+    from lightning_ft.run import checkpoint_io, preflight, session
 
     return {
         "step": (FineTuner, "training_step"),
         "validation": (FineTuner, "validation_step"),
         "preflight": (preflight.Preflight, "_run"),
-        "save": (checkpoint.FolderCheckpoint, "_save"),  # the one before is written by then, also --save_behind's
-        "state": (checkpoint, "save_state"),
+        "save": (checkpoint_io.FolderCheckpoint, "_save"),  # the one before is written by then, also --save_behind's
+        "state": (checkpoint_io, "save_state"),
         "manifest": (atomic, "_write_manifest"),
         "replace": (atomic, "_replace"),
-        "remove": (checkpoint.FolderCheckpoint, "remove_checkpoint"),
+        "remove": (checkpoint_io.FolderCheckpoint, "remove_checkpoint"),
         "finish": (session.Session, "finish"),
     }
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_ft.module import FineTuner
-from lightning_ft.run.checkpoint import FolderCheckpoint
+from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.preflight import Preflight
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def test_a_full_disk_is_found_before_the_first_step(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lightning_ft.run.checkpoint.save_state", full)
+    monkeypatch.setattr("lightning_ft.run.checkpoint_io.save_state", full)
     done = cli("fit", dropping, "--data", uneven, *FIT, "--output", "a")
     refused(done, "Could not write", "No space left on device", code=1, at_once=False)
     assert "step 1/" not in done.err

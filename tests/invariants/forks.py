@@ -27,7 +27,7 @@ PLACES = {
     "validation": ("lightning_ft.module", "FineTuner", "validation_step"),
     "validated": ("lightning_ft.run.callbacks", "Saver", "on_validation_end"),
     "finish": ("lightning_ft.run.session", "Session", "finish"),
-    "best model": ("lightning_ft.run.checkpoint", "", "write_best_model"),
+    "best model": ("lightning_ft.run.checkpoint_io", "", "write_best_model"),
 }
 
 

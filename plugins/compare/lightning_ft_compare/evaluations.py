@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.errors import DataError, UsageError
 from lightning_ft.evaluation import RESULTS, Evaluation
 from lightning_ft.scoring import as_given
@@ -182,7 +183,7 @@ def own_folder(output: Path, letter: str, name: str) -> Path:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run that logged its steps."""
-    return (folder / "run.json").is_file() and (folder / "metrics.jsonl").is_file()
+    return (folder / layout.RECORD).is_file() and (folder / layout.LOG).is_file()
 
 
 def slug(name: str) -> str:

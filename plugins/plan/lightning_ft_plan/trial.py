@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.errors import RunInterruptedError
 from lightning_ft_plan.forecast import RUNTIME
 from lightning_ft_plan.hollow import PARTS
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     except RunInterruptedError as end:
         if end.signum != ENOUGH:
             raise
-    record = json.loads((Path(str(config.output)) / "run.json").read_text(encoding="utf-8"))
+    record = json.loads((Path(str(config.output)) / layout.RECORD).read_text(encoding="utf-8"))
     Path(argv[1]).write_text(json.dumps(record["preflight"]), encoding="utf-8")
     return 0
 

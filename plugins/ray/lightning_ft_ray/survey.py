@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft import layout
 from lightning_ft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def needed(config: TrainingConfig) -> list[str]:
 
     names = [config.model, config.template, *config.data, *(config.val_data or ()), *(config.test_data or ())]
     if config.resume not in (None, "auto"):
-        names.append(str(run_of(str(config.resume))[0] / "run.json"))
+        names.append(str(run_of(str(config.resume))[0] / layout.RECORD))
     return [name for name in dict.fromkeys(names) if Path(name).exists()]
 
 

@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from lightning_ft import layout
 from lightning_ft.atomic import MANIFEST, broken, whole_folder
 from lightning_ft.checkpoint import path_of
 from lightning_ft.errors import UsageError
@@ -108,6 +109,6 @@ class FolderCheckpoint(CheckpointIO):
 
 def write_best_model(run: Path, step: int) -> None:
     """`best_model` of a run folder: the checkpoint of that step without the trainer's state."""
-    with whole_folder(run / "best_model") as target:
+    with whole_folder(run / layout.BEST) as target:
         of_the_trainer = shutil.ignore_patterns(MANIFEST, TENSORS, TREE, PARTS)
         shutil.copytree(path_of(run, step), target, dirs_exist_ok=True, ignore=of_the_trainer)

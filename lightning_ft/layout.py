@@ -1,0 +1,20 @@
+"""What lies where in a run folder: the names that `fit` writes, and that everything else reads."""
+
+from __future__ import annotations
+
+CONFIG = "config.yaml"
+"""Every option of the run; `--config` and `--resume` read it."""
+RECORD = "run.json"
+"""What is known of the run besides: versions, hashes, seed, how it ended. A folder with it is a run folder."""
+LEDGER = "ledger.json"
+"""What became of every row."""
+LOG = "metrics.jsonl"
+"""A line of numbers for each logged step and validation."""
+VERDICT = "verdict.json"
+"""Base against tuned on held-out rows."""
+REPORT = "report.html"
+"""A page over all of these."""
+FINAL, BEST = "final_model", "best_model"
+"""Folders of the model after the last step, and of that with the best validation."""
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints."""
