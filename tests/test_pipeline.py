@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from lightning_ft_tasks.instruct import Instruct
 
 from lightning_ft import plugins
 from lightning_ft.builtin import Messages, RawText
@@ -298,6 +299,19 @@ def test_shares() -> None:
     found = start(write("a.jsonl", texts(100)), split=[0.7, 0.2, 0.1])
     assert {split: len(rows) for split, rows in found.rows.items()} == {"train": 70, "validation": 20, "test": 10}
     assert len(set().union(*found.rows.values())) == 100
+
+
+def test_rows_are_kept_together_by_all_that_they_ask() -> None:
+    """The same instruction with another input asks something else; an answer, or a remark beside it, asks nothing."""
+    rows = [
+        {"instruction": "Name its colour.", "input": f"Thing {i // 2}", "output": f"It is {i}.", "remark": i}
+        for i in range(200)
+    ]
+    found = start(write("a.jsonl", rows), task=Instruct()).rows
+    assert {split: len(names) for split, names in found.items()} == {"train": 160, "validation": 20, "test": 20}
+    for names in found.values():
+        numbers = {int(name.removeprefix("a.jsonl:")) - 1 for name in names}
+        assert {number ^ 1 for number in numbers} == numbers, "two answers to one question stay together"
 
 
 def test_a_split_column_is_followed() -> None:

@@ -65,6 +65,7 @@ def test_lightning_leaves_time_to_find_out(connected: bool, expected: list[Any],
 
     launching: Any = launcher
     monkeypatch.setattr(launching, "_launch_process_observer", launching._launch_process_observer)  # to be put back
+    monkeypatch.setattr(subprocess_script._logger, "level", subprocess_script._logger.level)  # as well
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(subprocess_script._ChildProcessObserver, "_terminate_all", lambda _: done.append("killed"))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: connected)
