@@ -112,6 +112,24 @@ def test_loss_and_gradients_equal_full_logits(family: str, weighted: bool) -> No
     assert_same_as_full(model, padded(weighted=weighted))
 
 
+def test_a_known_way_is_taken_without_a_forward_pass_where_the_output_layer_is_plain() -> None:
+    from lightning_ft.engine.head import take_path
+
+    known, plain = head_path(make("llama")), make("llama")
+    adapted = get_peft_model(make("llama"), LoraConfig(r=2, target_modules=["lm_head"]))
+
+    def called(*_: object) -> None:
+        raise AssertionError("the model runs")
+
+    for model in (plain, adapted):
+        handle = base_model(model).register_forward_pre_hook(called)
+        take_path(model, known)
+        if model is plain:
+            assert head_path(model) is known
+        handle.remove()
+    assert head_path(adapted).name == "selected"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_selected_and_full_ways_are_equal_too(family: str) -> None:
     from lightning_ft.engine.head import demote

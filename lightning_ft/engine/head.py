@@ -69,6 +69,15 @@ def head_path(model: nn.Module) -> HeadPath:
     return _paths[key]
 
 
+def take_path(model: nn.Module, known: HeadPath) -> None:
+    """Take the way of another model of the same architecture, which saves the forward passes that it is decided by.
+
+    Nothing is taken where this model's output layer has become one that only a model's own forward can use.
+    """
+    if not _obstacle(head_module(model)):
+        _paths[unwrapped(model)] = known
+
+
 def demote(model: nn.Module, reason: str) -> HeadPath:
     """Give up the model's present way for the next plainer one."""
     path = head_path(model)

@@ -80,7 +80,7 @@ class Planning:
         import lightning.pytorch.loggers
         import peft  # noqa: F401  # a run has imported both by its first step, and so the memory that they take
 
-        from lightning_ft_plan.rehearsal import packing
+        from lightning_ft_plan.rehearsal import packing, plain_head
         from lightning_ft_plan.scene import Scene
         from lightning_ft_plan.workload import Workload
 
@@ -106,6 +106,7 @@ class Planning:
         self.scene: Scene = Scene(
             config, self.work.model_config, choices.objective, choices.optimizer, choices.optimizer_options, 1
         )
+        self.scene = replace(self.scene, head=plain_head(self.scene))
         if config.packing != "off":
             self.scene = replace(self.scene, checks=packing(self.scene, self.work.prepared.longest))
         self.packs = bool(self.scene.checks)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_ft.engine import last_layer
 from lightning_ft.engine.cross_entropy import default_chunk
-from lightning_ft.engine.head import head_module, head_path
+from lightning_ft.engine.head import HeadPath, head_module, head_path, take_path
 from lightning_ft.engine.model import base_model, decoder_layers
 from lightning_ft.engine.packing import check_packing
 from lightning_ft.engine.verify import verify_head
@@ -65,6 +65,12 @@ def packing(scene: Scene, longest: int) -> dict[int, int]:
     return found
 
 
+def plain_head(scene: Scene) -> HeadPath:
+    """The way of the model's loss before any method changes it."""
+    with stand_ins(), Hollow():
+        return head_path(build(scene, scene.period, torch.bfloat16))
+
+
 def rehearse(
     scene: Scene, method: Method, formats: Formats, step: Step, validation: Batch | None, depth: int, *,
     stored: Quantization | None = None,
@@ -96,6 +102,8 @@ def rehearse(
         )
         module.configure_model()
         _own(hollow, module.model)
+        if scene.head is not None:
+            take_path(module.model, scene.head)
         if method.trains_base:  # it keeps two sets of gradients; those of an adapter are small
             with hollow.window(START):
                 verify_head(module.model, step.micro[0], LOOSE)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lightning_ft.config import TrainingConfig
+    from lightning_ft.engine.head import HeadPath
     from lightning_ft.method import Method
     from lightning_ft.objective import Objective
 
@@ -38,6 +39,8 @@ class Scene:
     total_steps: int
     checks: Mapping[int, int] = field(default_factory=dict)
     """Bytes that the check of packed rows takes at the start, by those of a weight; see `packing`."""
+    head: HeadPath | None = None
+    """The way of the plain model's loss, which each method's takes that leaves the output layer a plain one."""
 
     @property
     def depth(self) -> int:
