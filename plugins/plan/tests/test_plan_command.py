@@ -55,6 +55,22 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Planning, "_speed", lambda *_, **__: None)
 
 
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Rows for the methods that `usefixtures` is parametrised with alone, as each takes a second."""
+    every = Planning.methods
+
+    def chosen(self: Planning) -> Any:
+        return [row for row in every(self) if row[0] in request.param]
+
+    monkeypatch.setattr(Planning, "methods", chosen)
+
+
+def rows_of(*methods: str) -> pytest.MarkDecorator:
+    """Only these methods are planned, for a test that looks at no others."""
+    return pytest.mark.parametrize("only", [methods], indirect=True, ids=["few"])
+
+
 def by_name(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in plan["methods"]}
 
@@ -67,7 +83,8 @@ def attached(method: Any, family: Any) -> tuple[Any, str]:
         return None, str(error).rstrip(".")
 
 
-@pytest.mark.usefixtures("untimed")
+@rows_of("lora", "full", "ia3")
+@pytest.mark.usefixtures("only", "untimed")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_words_that_a_task_adds_are_planned_as_the_tokens_that_they_will_be(
     family: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -118,6 +135,8 @@ def test_every_method_is_there_with_the_numbers_that_it_trains(
     assert found["lora + nf4"]["trainable"] == found["lora"]["trainable"]
 
 
+@rows_of("full")
+@pytest.mark.usefixtures("only", "untimed")
 def test_weights_are_counted_by_their_type_and_gradients_by_what_trains(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +180,8 @@ WIDE = {**LLAMA_8B, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_l
         "num_key_value_heads": 8, "vocab_size": 260}  # fmt: skip
 
 
-@pytest.mark.usefixtures("untimed")
+@rows_of("lora")
+@pytest.mark.usefixtures("only", "untimed")
 @pytest.mark.parametrize(("kind", "bits", "making"), [("nf4", 4.5, 14), ("int8", 8.02, 10)])
 @pytest.mark.parametrize(("precision", "bytes_each"), [("bf16", 2), ("fp32", 4)])
 def test_reading_the_weights_of_a_quantised_base_is_a_moment_of_its_own(
@@ -186,7 +206,8 @@ def test_reading_the_weights_of_a_quantised_base_is_a_moment_of_its_own(
     assert few["parts"][RUNTIME] - plain["parts"][RUNTIME] == pytest.approx(reading, rel=0.2), "but for its holes"
 
 
-@pytest.mark.usefixtures("untimed")
+@rows_of("lora")
+@pytest.mark.usefixtures("only", "untimed")
 @pytest.mark.parametrize(("kind", "device"), [("nf4", "cpu"), ("int8", "gpu")])
 def test_a_quantised_base_has_the_activations_of_a_plain_one_and_a_weight(
     kind: str, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -225,6 +246,8 @@ def test_rows_longer_than_the_models_positions_are_refused_as_fit_refuses_them(
     assert said[0] == said[1]
 
 
+@rows_of("lora", "full", "adalora", "lisa", "prompt_tuning")
+@pytest.mark.usefixtures("only")
 def test_the_plan_is_the_same_each_time_but_for_what_is_measured(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +260,8 @@ def test_the_plan_is_the_same_each_time_but_for_what_is_measured(
     assert len({tuple(row) for row in plans[0]["methods"]}) == 1, "all rows have the same keys"
 
 
+@rows_of("lora", "full", "prefix_tuning")
+@pytest.mark.usefixtures("only")
 def test_options_of_a_run_count(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_backbone_folder(tmp_path / "model")
     base = ("--memory", "24GB", "--device", "gpu", "--data", rows)
@@ -298,6 +323,8 @@ def test_help_costs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--memory SIZE" in capsys.readouterr().out
 
 
+@rows_of("lora", "full", "spectrum")
+@pytest.mark.usefixtures("only")
 def test_weights_of_the_folder_are_not_read(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_backbone_folder(tmp_path / "model")
     whole = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
@@ -306,6 +333,8 @@ def test_weights_of_the_folder_are_not_read(rows: Path, tmp_path: Path, capsys: 
     assert {n: r["trainable"] for n, r in by_name(again).items()} == {n: r["trainable"] for n, r in by_name(whole).items()}
 
 
+@rows_of("lisa", "full")
+@pytest.mark.usefixtures("only", "untimed")
 def test_layers_that_train_in_turns_have_their_optimiser_state_in_turns(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two of the shipped model's four layers at a time, for which a rehearsal of one layer is too shallow."""
     found = by_name(planned(capsys, "embedded", "--data", rows))
@@ -343,6 +372,8 @@ def test_layers_that_are_recomputed_repeat_with_their_number(
     assert activations(3) == pytest.approx(third, rel=0.01)
 
 
+@rows_of("lora", "full")
+@pytest.mark.usefixtures("only")
 def test_a_compiled_run_is_planned_as_one_that_is_not(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_backbone_folder(tmp_path / "model")
     assert main(["plan", str(folder), "--data", str(rows), "--compile", "true", "--memory", "2GB", "--device", "gpu"]) == 0
