@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,12 +11,29 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
     from lightning_ft import Run
 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
+
+LONGEST_END = 120.0
+"""Seconds after which a process that has no test any more and does not end says where it is, and dies."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """What is left behind by tests must not keep everybody waiting; during a test `faulthandler_timeout` sees to it."""
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)  # or nobody would see what is said
+    faulthandler.dump_traceback_later(LONGEST_END, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass
