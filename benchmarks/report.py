@@ -92,6 +92,8 @@ def render(result: dict[str, Any], *, level: int = 2, versions: bool = True) -> 
         lines += [f"Before training: {found}.", ""]
     if result.get("left_out"):
         lines += [f"Left out, as this processor has no fast bfloat16: {', '.join(result['left_out'])}.", ""]
+    if result.get("failed"):
+        lines += [f"Failed, and not measured any further: {', '.join(result['failed'])}.", ""]
     lines += [f"- {'met' if met else 'MISSED'}: {line}" for line, met in check(result)]
     for name, packages in result["versions"].items() if versions else ():
         lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in packages.items())}")

@@ -58,6 +58,8 @@ class Suite:
     setting: dict[str, Any] | None = None
     needs: str | None = None
     """What the machine must have: `gpu`, or nothing beside a processor."""
+    least_gpu_gb: float = 0.0
+    """Memory (of 2**30 bytes) below which the GPU cannot run it."""
 
     @classmethod
     def load(cls, name: str) -> Suite:
@@ -150,7 +152,8 @@ class Bench:
             metrics |= json.loads((out / "measure.json").read_text(encoding="utf-8"))
         if trained := metrics.pop("trained", None):
             metrics |= self.score(trained)
-        return {"round": number, "contestant": contestant, "load_before": load, "metrics": metrics}
+        steps = {"steps_ms": metrics.pop("steps_ms")} if "steps_ms" in metrics else {}
+        return {"round": number, "contestant": contestant, "load_before": load, "metrics": metrics, **steps}
 
     def score(self, *trained: str) -> dict[str, float]:
         """What an adapter or a model (without one: the untrained model) makes of the held-out rows, by one script for all."""
@@ -299,6 +302,10 @@ def main(argv: list[str] | None = None) -> int:
         if suite.needs == "gpu" and gpu is None:
             print(f"skipped: {suite.name} needs an NVIDIA GPU, none is here")
             return 0
+        if gpu and gpu["gpu_memory_gb"] < suite.least_gpu_gb:
+            has = f"this {gpu['gpu']} has {gpu['gpu_memory_gb']:g}"
+            print(f"skipped: {suite.name} needs a GPU with {suite.least_gpu_gb:g} GiB of memory, {has}")
+            return 0
         result = run(suite, arguments, overrides, gpu or {})
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -308,7 +315,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"written: {target}")
     from benchmarks import report
 
-    return report.main([str(target)])
+    held = report.main([str(target)])
+    return 1 if result["failed"] else held
 
 
 def file_name(result: dict[str, Any]) -> str:
@@ -341,10 +349,18 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], 
         bench = Bench(suite, pythons, work, arguments.data, threads, arguments.timeout, bf16)
         setting = bench.build_setting(overrides)
         untrained = bench.score() if setting and "heldout_rows" in setting else None
-        rounds = []
+        rounds: list[dict[str, Any]] = []
+        failed: dict[str, str] = {}
         for number in range(1, number_of_rounds + 1):
             for contestant in chosen:
-                rounds.append(bench.measure(contestant, number))
+                if contestant in failed:
+                    continue
+                try:
+                    rounds.append(bench.measure(contestant, number))
+                except RuntimeError as error:  # what the others take hours or a lent machine for is not lost with it
+                    failed[contestant] = str(error)
+                    print(f"round {number}/{number_of_rounds}  {contestant}: failed: {error}", flush=True)
+                    continue
                 numbers = "  ".join(f"{key} {value:.4g}" for key, value in rounds[-1]["metrics"].items())
                 print(f"round {number}/{number_of_rounds}  {contestant}: {numbers}", flush=True)
     finally:
@@ -354,11 +370,11 @@ def run(suite: Suite, arguments: argparse.Namespace, overrides: dict[str, Any], 
         "schema": SCHEMA, "suite": suite.name, "title": suite.title,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "revision": revision() or arguments.revision,
         # Only a complete run may be compared with the targets.
-        "complete": not (overrides or arguments.only or arguments.threads) and number_of_rounds >= suite.rounds,
+        "complete": not (overrides or arguments.only or arguments.threads or failed) and number_of_rounds >= suite.rounds,
         "hardware": machine, "versions": {name: versions(python) for name, python in pythons.items()},
         "setting": setting, "untrained": untrained, "contestants": {name: suite.contestants[name] for name in chosen},
         "rounds": rounds, "summary": summarise(rounds), "ratios": ratios(rounds, suite.targets), "targets": suite.targets,
-        "left_out": sorted(set(whole.contestants) - set(suite.contestants)),
+        "left_out": sorted(set(whole.contestants) - set(suite.contestants)), "failed": failed,
     }  # fmt: skip
 
 

@@ -52,7 +52,8 @@ def main() -> None:
     seconds = (clock.ends[-1] - clock.ends[0]) * len(clock.ends) / (len(clock.ends) - 1)
     rows, tokens = setting.options["files"][file]["train_rows"], setting.options[f"{file}_tokens"]
     share = more["max_steps"] * setting.options["batch_size"] / rows if "max_steps" in more else 1.0
-    weights = (Path(setting.model) / "model.safetensors").stat().st_size / 1e6
+    # Weights of the type that is computed with stay in their file; of others float32 copies are made.
+    weights = 0.0 if setting.options.get("bf16", True) else 2 * (Path(setting.model) / "model.safetensors").stat().st_size / 1e6
     found = {
         "prepare_s": clock.begin - begin, "train_s": seconds, "steps": len(clock.ends),
         "examples_per_s": rows * share / seconds, "tokens_per_s": tokens * share / seconds,

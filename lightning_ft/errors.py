@@ -77,6 +77,28 @@ class RunInterruptedError(LightningFTError):
         self.signum = signum
 
 
+class NoMemoryError(TrainingError):
+    """What is left to say where nothing can be made smaller any more (exit code 1).
+
+    Attributes:
+        whole: Whether all ranks stand at the end of the last step, so that it can be saved.
+    """
+
+    def __init__(self, message: str, *, whole: bool) -> None:
+        super().__init__(message)
+        self.whole = whole
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on a CPU torch has only a sentence for that."""
+    import torch
+
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError, NoMemoryError)) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` (with a leading space) for the nearest known name, or an empty string.
 

@@ -23,11 +23,11 @@ from lightning_ft.engine.noise import EmbeddingNoise
 from lightning_ft.engine.norm import fuse_norms
 from lightning_ft.engine.recompute import checkpoint_activations
 from lightning_ft.engine.sharding import Shards, data_place, summed
-from lightning_ft.errors import TrainingError, UsageError
+from lightning_ft.errors import TrainingError, UsageError, out_of_memory
 from lightning_ft.master import MasterWeights
 from lightning_ft.monitor import LOSS
 from lightning_ft.quantization import count_parameters
-from lightning_ft.shortage import RunAgainError, Shortage, Untouched, first_line, out_of_memory
+from lightning_ft.shortage import RunAgainError, Shortage, Untouched, first_line
 from lightning_ft.validation import Likelihoods, OwnTerms
 
 if TYPE_CHECKING:

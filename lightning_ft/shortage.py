@@ -17,35 +17,15 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lightning_ft.data.halve import cut, halved
-from lightning_ft.errors import TrainingError
+from lightning_ft.errors import NoMemoryError, out_of_memory
 from lightning_ft.types import Batch, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-class NoMemoryError(TrainingError):
-    """What is left to say where nothing can be made smaller any more (exit code 1).
-
-    Attributes:
-        whole: Whether all ranks stand at the end of the last step, so that it can be saved.
-    """
-
-    def __init__(self, message: str, *, whole: bool) -> None:
-        super().__init__(message)
-        self.whole = whole
-
-
 class RunAgainError(Exception):
     """The step counts for nothing and has to be run again; caught around the step, never seen by anybody."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on a CPU torch has only a sentence for that."""
-    said = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError, NoMemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
-    )
 
 
 def memory_advice(error: BaseException) -> str:
@@ -181,14 +161,14 @@ class Shortage:
         state = 0 if failed is None else 1 if failed[1] > 1 else 2
         if not self._alone:
             found = torch.tensor([state, self.parts])
-            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._hosts())
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self.hosts())
             state, self.parts = found.tolist()
         if state == 2:
             said = [failed[0] if failed is not None and failed[1] == 1 else ""]
             if not self._alone:
                 said = [""] * torch.distributed.get_world_size()
                 own = failed[0] if failed is not None and failed[1] == 1 else ""
-                torch.distributed.all_gather_object(said, own, group=self._hosts())
+                torch.distributed.all_gather_object(said, own, group=self.hosts())
             raise NoMemoryError(next(filter(None, said)), whole=True)
         if state == 1:
             self.parts *= 2
@@ -207,7 +187,7 @@ class Shortage:
         assert self.step is not None
         self.step.micro = halved(self.step.micro)
 
-    def _hosts(self) -> Any:
+    def hosts(self) -> Any:
         """A group in which hosts talk without their GPUs; made by all ranks at their first step."""
         if self._group is None:
             gloo = torch.distributed.get_backend() == "gloo"

@@ -123,6 +123,14 @@ def test_gpu_suite_is_skipped_without_one(tmp_path: Path, capsys: pytest.Capture
     assert not list(tmp_path.iterdir())
 
 
+def test_a_suite_that_a_gpu_has_no_room_for_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.run.graphics", lambda _: {"gpu": "NVIDIA H100", "gpu_memory_gb": 79.2, "gpu_driver": "580"})
+    assert main(["gpu_full_8b"]) == 0
+    assert capsys.readouterr().out == ("skipped: gpu_full_8b needs a GPU with 130 GiB of memory, this NVIDIA H100 has 79.2\n")
+
+
 def test_result_is_named_for_the_gpu_and_tells_it() -> None:
     hardware: dict[str, Any] = {"cpu": "AMD EPYC", "cores": 2, "threads": 2, "memory_gb": 8.0, "flags": []}
     result: dict[str, Any] = {
@@ -190,6 +198,8 @@ def test_clock_measures_behind_the_warm_up(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "measure.json").read_text(encoding="utf-8"))
     assert found["tokens_per_s"] == pytest.approx(2.0)
     assert found["step_ms"] == pytest.approx(3000.0)
+    assert found["steps_ms"] == pytest.approx([2000.0, 4000.0])
+    assert (found["step_ms_least"], found["step_ms_greatest"]) == pytest.approx((2000.0, 4000.0))
     assert found["mfu"] == pytest.approx(2.0 * 4 * 1000 / PEAK)
     assert (found["first_loss"], found["final_loss"], found["steps"]) == (6.0, 24.0, 4)
 
@@ -207,7 +217,7 @@ def test_clock_refuses_another_run(given: str, said: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("words", [
     ("method=lora", "ends=true"), ("method=full", "learning_rate=2.0e-5", "ends=true"),
-    ("method=lora", "quantize=nf4", "ends=true"),
+    ("method=lora", "quantize=nf4", "ends=true"), ("method=full", "master_weights=split", "precision=bf16", "ends=true"),
 ], ids=lambda words: "-".join(words[:2]))  # fmt: skip
 @pytest.mark.parametrize("module", ["benchmarks.gpu_ours", "benchmarks.baselines.trl_gpu"])
 def test_contestant_is_measured(module: str, words: tuple[str, ...], setting: Setting, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ft.data.targets import found_ahead, supervised
+from lightning_ft.engine import verify
 from lightning_ft.engine.loss import head_path, score_rows, token_logps, token_loss
 from lightning_ft.engine.model import base_model
 from lightning_ft.engine.verify import verify_head
@@ -309,6 +310,29 @@ def test_unknown_logits_go_the_plain_way(cls: type[tf.PreTrainedModel], family: 
     assert head_path(model).name == name
     assert_same_as_full(model, padded())
     assert f"path {name}" in verify_head(model, padded())
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["the full logits", "the way itself"])
+def test_a_way_is_kept_where_there_is_no_memory_to_compare_it(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls, whole = make("llama"), [0], verify._loss_and_gradients
+
+    def short(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(*args)
+
+    monkeypatch.setattr(verify, "_loss_and_gradients", short)
+    assert verify_head(model, padded()).endswith("(not compared with the full logits: there is no memory for that).")
+    assert head_path(model).name == "chunked"
+
+
+def test_differences_are_those_of_whole_tensors_though_they_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_PIECE", 7)
+    one, other = torch.randn(5, 9).T, torch.randn(9, 5)
+    assert verify._norm(one) == pytest.approx(float(one.double().norm()))
+    assert verify._norm(one, other) == pytest.approx(float((one.double() - other.double()).norm()))
+    assert verify._norm(torch.tensor(3.0), torch.tensor(5.0)) == 2.0
 
 
 def test_verify_leaves_gradients_and_random_state_alone() -> None:

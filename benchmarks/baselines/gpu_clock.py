@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from benchmarks.setting import Setting
 
@@ -50,8 +50,10 @@ class GpuClock:
         """Of each backward pass of each step."""
         self._forward = self._seen = 0
         self._watch = register_module_forward_pre_hook(self._count)
-        # torch calls this after every step of every optimiser, inside a trainer or not.
-        register_optimizer_step_post_hook(lambda *_: self._stepped())
+        # torch calls these around every step of every optimiser, inside a trainer or not.
+        self._inside = 0
+        register_optimizer_step_pre_hook(self._begins)
+        register_optimizer_step_post_hook(self._ends)
         self._backward = torch.autograd.backward
         # Every framework's loss goes through here, and no framework has to be asked for it, which would make it wait.
         torch.autograd.backward = self._noted_backward
@@ -67,6 +69,14 @@ class GpuClock:
             self.losses[-1].append(tensors.detach().clone())
             self._seen += self._forward if len(self.marks) == 1 else 0
         self._backward(tensors, *args, **kwargs)
+
+    def _begins(self, *_: Any) -> None:
+        self._inside += 1
+
+    def _ends(self, *_: Any) -> None:
+        self._inside -= 1
+        if not self._inside:  # an optimiser may step others inside its own step
+            self._stepped()
 
     def _stepped(self) -> None:
         if torch.cuda.is_available():
@@ -119,7 +129,8 @@ class GpuClock:
             raise RuntimeError(f"Expected finite losses, got {losses}.")
         rate = self.batch_tokens * len(durations) / sum(durations) * 1e3
         found = {
-            "tokens_per_s": rate, "step_ms": statistics.median(durations),
+            "tokens_per_s": rate, "step_ms": statistics.median(durations), "step_ms_least": min(durations),
+            "step_ms_greatest": max(durations), "steps_ms": durations,
             "mfu": rate * WORK[self.method] * self.options["product_parameters"] / PEAK,
             **peaks(), "first_loss": losses[0], "final_loss": losses[-1], "steps": len(losses),
         }  # fmt: skip

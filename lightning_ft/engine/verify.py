@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +15,13 @@ from lightning_ft.engine.attention import packs_documents
 from lightning_ft.engine.head import HeadPath, demote, head_path
 from lightning_ft.engine.loss import loss_by
 from lightning_ft.engine.model import evaluating, reshard
-from lightning_ft.errors import TrainingError
+from lightning_ft.errors import TrainingError, out_of_memory
 from lightning_ft.types import IGNORE_INDEX, Batch, Encoded
 
 _SAMPLE_TOKENS = 32
 _SAMPLE_ROWS = 2
+_PIECE = 1 << 22
+"""Numbers that are wide at a time."""
 
 
 def verify_head(
@@ -43,15 +47,21 @@ def verify_head(
     if sample is None or missing:
         return f"Loss path {path.name}: {path.reason} (not compared with the full logits: a batch has no supervised token)."
     tolerance = _tolerance(model, computes_in) if tolerance is None else tolerance
-    expected = _loss_and_gradients(model, sample, HeadPath("full", ""))
+    expected: list[Tensor | None] | None = None
     while True:
         if path.name == "full":
             return f"Loss path full: {path.reason}."
-        why = ""
+        why, difference, short = "", float("inf"), False
         try:
+            if expected is None:
+                expected = _loss_and_gradients(model, sample, HeadPath("full", ""))
             difference = _difference(expected, _loss_and_gradients(model, sample, path))
         except (RuntimeError, TypeError, ValueError) as error:
-            difference, why = float("inf"), f" ({type(error).__name__}: {error})"
+            why, short = f" ({type(error).__name__}: {error})", out_of_memory(error)
+            if expected is None and not short:
+                raise  # by the plain way, too
+        if _over_ranks(float(short), batch.input_ids.device):
+            return f"Loss path {path.name}: {path.reason} (not compared with the full logits: there is no memory for that)."
         difference = _over_ranks(difference, batch.input_ids.device)
         if difference <= tolerance:
             return f"Loss path {path.name}: {path.reason}; loss and gradients equal the full logits' to {difference:.1e}."
@@ -188,6 +198,17 @@ def _loss_and_gradients(model: nn.Module, batch: Batch, path: HeadPath) -> list[
             p.grad = grad
 
 
+def _norm(one: Tensor, other: Tensor | None = None) -> float:
+    """The 2-norm of a tensor, or of its difference to another, in float64; piece by piece, as there may be little room."""
+    one, other = one.flatten(), None if other is None else other.flatten()
+    total = 0.0
+    for start in range(0, len(one), _PIECE):
+        piece = slice(start, start + _PIECE)
+        wide = one[piece].double() if other is None else one[piece].double() - other[piece].double()
+        total += float(wide.square().sum())
+    return math.sqrt(total)
+
+
 def _over_ranks(value: float, device: torch.device) -> float:
     """The largest value of all ranks: they have to go the same way, or FSDP's collectives would not meet."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -206,14 +227,14 @@ def _difference(expected: list[Tensor | None], found: list[Tensor | None]) -> fl
 
     Norms below a hundredth of the largest are measured against that: a key's bias, say, has a gradient of pure rounding.
     """
-    norms = [0.0 if e is None else float(e.double().norm()) for e in expected]
+    norms = [0.0 if e is None else _norm(e) for e in expected]
     floor = max(norms[1:], default=0.0) / 100
     worst = 0.0
     for number, (e, f, norm) in enumerate(zip(expected, found, norms, strict=True)):
-        other = 0.0 if f is None else float(f.double().norm())
+        other = 0.0 if f is None else _norm(f)
         if (norm == 0) != (other == 0) and max(norm, other) > 1e-6 * floor:
             return 1.0
         if e is not None and f is not None and norm > 0:
-            gap = float((e.double() - f.double()).norm()) / max(norm, floor if number else 0.0)
+            gap = _norm(e, f) / max(norm, floor if number else 0.0)
             worst = max(worst, gap if gap == gap else float("inf"))
     return worst

@@ -6,20 +6,21 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_ft import checkpoint
 from lightning_ft.atomic import broken
-from lightning_ft.errors import RunInterruptedError, TrainingError, UsageError, did_you_mean
+from lightning_ft.errors import NoMemoryError, RunInterruptedError, TrainingError, UsageError, did_you_mean
 from lightning_ft.run import signals
 from lightning_ft.run.checkpoint_io import FolderCheckpoint
-from lightning_ft.shortage import NoMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from lightning_ft.config import TrainingConfig
+    from lightning_ft.module import FineTuner
     from lightning_ft.monitor import Monitor
     from lightning_ft.types import Step
 
@@ -133,7 +134,12 @@ class Saver(L.Callback):
     def _stopped(self, trainer: L.Trainer) -> bool:
         """Whether any rank got a signal; all of them decide alike."""
         here = self._signal is not None
-        return here if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+        if trainer.world_size == 1:
+            return here
+        found = torch.tensor(int(here))  # on the host, and between hosts, so that nobody waits for a GPU
+        module: FineTuner = trainer.lightning_module  # type: ignore[assignment]  # the only module that is trained with this
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=module.shortage.hosts())
+        return bool(found)
 
     def _validating(self, trainer: L.Trainer) -> bool:
         return self.validates and trainer.enable_validation  # not with --trainer.limit_val_batches 0

@@ -21,11 +21,11 @@ import torch
 
 from lightning_ft import layout
 from lightning_ft.engine.model import probing
-from lightning_ft.errors import TrainingError
+from lightning_ft.errors import TrainingError, out_of_memory
 from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.hardware import peak_memory
 from lightning_ft.run.heap import heap_in_use
-from lightning_ft.shortage import RunAgainError, memory_advice, out_of_memory
+from lightning_ft.shortage import RunAgainError, memory_advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -60,7 +60,7 @@ class Recorder(L.Callback):
     def _reset(self) -> None:
         self._tokens = self._cells = self._steps = self._spared = 0
         self._supervised = self._seconds = self._cpu_seconds = 0.0
-        self._loss = torch.zeros(())
+        self._loss = torch.zeros(())  # a number of the host is handed to a GPU without waiting for it
         self._logs: dict[str, tuple[Tensor, Tensor]] = {}
         """Sum and count of what the objective logs."""
 
@@ -110,10 +110,10 @@ class Recorder(L.Callback):
     ) -> None:
         """Add the step up, and write a line when one is due."""
         module: FineTuner = pl_module  # type: ignore[assignment]  # the only module that is trained with this callback
-        self._loss = self._loss.to(module.step_loss.device) + module.step_loss
+        self._loss = self._loss + module.step_loss
         for name, pair in module.logged.items():
             total, count = self._logs.get(name, (torch.zeros(()), torch.zeros(())))
-            self._logs[name] = total.to(pair[0].device) + pair[0], count.to(pair[1].device) + pair[1]
+            self._logs[name] = total + pair[0], count + pair[1]
         self._steps += 1
         self._tokens += sum(sum(micro.lengths) for micro in batch.micro)
         self._cells += sum(micro.input_ids.numel() for micro in batch.micro)

@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_ft.atomic import write_bytes
 from lightning_ft.engine.model import evaluating
 from lightning_ft.engine.sharding import summed
-from lightning_ft.errors import TrainingError
-from lightning_ft.shortage import first_line, out_of_memory
+from lightning_ft.errors import TrainingError, out_of_memory
+from lightning_ft.shortage import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

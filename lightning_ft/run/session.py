@@ -22,7 +22,7 @@ from lightning_ft.backbone import (
     set_dropout,
 )
 from lightning_ft.data.pipeline import Pipeline, Prepared, copy_quarantine
-from lightning_ft.errors import LostRankError, RunInterruptedError, TrainingError, UsageError
+from lightning_ft.errors import LostRankError, RunInterruptedError, TrainingError, UsageError, out_of_memory
 from lightning_ft.loading import Loaded, Location, load, locate
 from lightning_ft.monitor import check_measured, told_apart
 from lightning_ft.quantization import full_precision, settle
@@ -289,13 +289,13 @@ class Session:
 
     def fit(self) -> None:
         """Train from the beginning or from the checkpoint; leaves run.json with how it ended."""
-        from lightning_ft.shortage import memory_advice, out_of_memory
+        from lightning_ft.shortage import memory_advice
 
         started = time.perf_counter()
-        for line in () if self.sharded else take_ways(self.module, self.data):  # the Trainer's `HeadCheck` looks at parts
-            self.say(line)
         checkpoint = str(self.resume.checkpoint) if self.resume and self.resume.checkpoint else None
         try:
+            for line in () if self.sharded else take_ways(self.module, self.data):  # the Trainer's `HeadCheck` looks at parts
+                self.say(line)
             with quiet_libraries():
                 self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
             if not self.sharded:

@@ -98,4 +98,9 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     callbacks += extra.pop("callbacks", None) or []
     options["plugins"] += [*([session.cluster] if session.cluster else []), *(extra.pop("plugins", None) or [])]
     with quiet_libraries():
-        return L.Trainer(callbacks=callbacks, **(options | extra))
+        trainer = L.Trainer(callbacks=callbacks, **(options | extra))
+    told = "_broadcast_sigterm_tensor"
+    loop: Any = trainer.fit_loop.epoch_loop
+    if hasattr(loop, told):  # before every step it waits for the GPU, to tell of a signal that the Saver gets in its place
+        setattr(loop, told, lambda: None)
+    return trainer

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_ft.errors import out_of_memory
 from lightning_ft.module import FineTuner
 from lightning_ft.optim import clip, grad_norm
 from lightning_ft.run.heap import keep_heap
-from lightning_ft.shortage import out_of_memory
 from lightning_ft.types import Batch, Step
 from lightning_ft_plan.rehearsal import autocast, loss_of, rehearse
 from lightning_ft_plan.scene import build
