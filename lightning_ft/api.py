@@ -127,7 +127,7 @@ def fit_config(
             return Run(session.folder.path)
         verdict = session.verdict()
         session.report()
-        status = "finished"
+        status = "finished" if session.ended else "interrupted"
         return Run(session.folder.path, verdict, session.loaded())
     except (RunInterruptedError, KeyboardInterrupt):
         status = "interrupted"

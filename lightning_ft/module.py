@@ -94,7 +94,7 @@ class FineTuner(L.LightningModule):
         """What becomes of a step for which there is no memory."""
         self._batch: Batch | None = None
         self._loss: Tensor | None = None
-        self._updating = False
+        self._updating = self._skipped = False
         self._untouched: Untouched | None = None
         self.sources: tuple[str, ...] = ()
         """Files whose validation loss is told apart."""
@@ -227,10 +227,10 @@ class FineTuner(L.LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """The step; as long as there is no room for it, the same step in micro-batches of half as many rows."""
         while True:
-            self._updating, self._untouched = False, None
+            self._updating, self._untouched, self._skipped = False, None, False
             try:
                 super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-                return
+                break
             except RunAgainError:
                 pass
             except (RuntimeError, MemoryError) as error:
@@ -239,8 +239,18 @@ class FineTuner(L.LightningModule):
                 said = first_line(error)
             if self._updating:
                 self.shortage.update_again(optimizer.optimizer, self._untouched, said)
-                return
+                break
             self.run_again()
+        self._act()
+
+    def _act(self) -> None:
+        """Let the method act on the finished step while the gradients exist: before any callback could save it without that."""
+        assert self.shortage.step is not None
+        if self._skipped:  # by the scaler: infinite gradients say nothing of any weight
+            for p in self.trained_parameters():
+                if p.grad is not None:
+                    p.grad.zero_()
+        self.method.on_step(self.model, self.shortage.step.number)
 
     def run_again(self) -> None:
         """Begin the step anew, after it was agreed that there was no room for it."""
@@ -290,6 +300,7 @@ class FineTuner(L.LightningModule):
             here = sum(not torch.isfinite(loss) for loss, _ in self._micro)
             bad = float(summed(self, torch.tensor(float(here)))) > 0  # of all ranks, which stop or go on together
             if not bad and scaler is not None and scaler.get_scale() > 1:
+                self._skipped = True
                 return  # fp16 finds its scale that way: the scaler skips this step and halves it
             raise TrainingError(not_finite(self.model, self._micro, self.global_step))
         if self.config.max_grad_norm:
@@ -311,10 +322,6 @@ class FineTuner(L.LightningModule):
     def on_train_end(self) -> None:
         """Learn how the last step went."""
         self.settle()
-
-    def on_train_batch_end(self, outputs: Any, step: Step, index: int) -> None:
-        """Let the method act on the finished step while the gradients exist."""
-        self.method.on_step(self.model, step.number)
 
     # ---- validation ---------------------------------------------------------------------------------------------
 

@@ -191,7 +191,7 @@ class Shortage:
         """A group in which hosts talk without their GPUs; made by all ranks at their first step."""
         if self._group is None:
             gloo = torch.distributed.get_backend() == "gloo"
-            wait = getattr(self.strategy, "_timeout", None)  # as long as the strategy's own group waits
+            wait = getattr(self.strategy, "wait", None)  # as long as the strategy's own group waits
             self._group = torch.distributed.group.WORLD if gloo else torch.distributed.new_group(None, wait, backend="gloo")
         return self._group
 

@@ -19,6 +19,7 @@ from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
 from lightning_ft.run.callbacks import Saver
 from lightning_ft.run.checkpoint_io import FolderCheckpoint
+from lightning_ft.run.folder import RunFolder
 from lightning_ft.run.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Writing:
         self.is_global_zero, self.world_size, self.sanity_checking = True, 1, False
         self.global_step, self.should_stop, self.val_check_batch, self.enable_validation = 0, False, 2, True
         self.callback_metrics: dict[str, float] = {}
+        self.callbacks: list[Any] = []
         self.state = SimpleNamespace(fn="fit")
         self.strategy = cast("Any", FolderCheckpoint(cast("Any", None)))
         self.strategy.checkpoint_io = self.strategy
@@ -54,7 +56,7 @@ class Writing:
 
 def saver_of(folder: Path, total: int = 10, *, validates: bool = True, **options: Any) -> Saver:
     config = TrainingConfig(model="m", data=["d"], **options)
-    return Saver(config, folder, total, Monitor.of(config.monitor, config.monitor_mode), validates=validates)
+    return Saver(config, RunFolder(folder), total, Monitor.of(config.monitor, config.monitor_mode), validates=validates)
 
 
 def kept(folder: Path) -> list[int]:

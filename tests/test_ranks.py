@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lightning_ft.errors import TrainingError
 from lightning_ft.run import sharded
+from lightning_ft.run.folder import RunFolder
 from lightning_ft.run.ranks import AFTER, Ranks, leave_time
 
 LATE = "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 100ms for recv operation to complete"
@@ -42,7 +44,7 @@ def test_who_is_late_is_not_taken_for_gone_where_a_connection_broke(
     errors: dict[int, str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a ring a process waits for a neighbour that is alive, and comes to ask long after the others."""
-    ranks = Ranks(patience=0.1)
+    ranks = Ranks(0.1, RunFolder(Path("run")))
     ranks._group, ranks._size = object(), 4
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "isend", lambda *_: Awaited(""))

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import choose
+from lightning_ft.run.meeting import PatientDDP
 from lightning_ft.run.strategies import SHARDED, check_cuts, check_strategy, kind, lightning_strategy
 from lightning_ft.run.world import World
 
@@ -51,8 +51,9 @@ def test_refused(name: str, values: dict[str, Any], said: str) -> None:
 
 
 def test_half_a_short_time_is_for_asking_who_is_lost() -> None:
-    waits = [lightning_strategy(config("ddp", rank_timeout=t), World(2, 2, 0), in_turns=False)._timeout for t in (1800.0, 10.0)]
-    assert [wait.total_seconds() for wait in waits] == [1780.0, 5.0]
+    made = [lightning_strategy(config("ddp", rank_timeout=t), World(2, 2, 0), in_turns=False) for t in (1800.0, 10.0)]
+    assert [strategy.wait.total_seconds() for strategy in made] == [1780.0, 5.0]
+    assert [strategy._timeout.total_seconds() for strategy in made] == [1780.0, 600.0], "until they have met"
 
 
 def test_architectures_that_nothing_says_how_to_cut() -> None:
@@ -73,7 +74,7 @@ def test_kinds() -> None:
     assert [kind(name) for name in ("auto", "ddp", "tp", "fsdp2", None)] == ["whole", "whole", "sharded", "sharded", None]
     for name, size, turns in (("ddp", 2, True), ("auto", 2, False), ("ddp", 1, False)):
         made = lightning_strategy(config(name, rank_timeout=7.0), World(size, size, 0), in_turns=turns)
-        assert isinstance(made, DDPStrategy)
-        assert made._timeout == timedelta(seconds=3.5)
+        assert isinstance(made, PatientDDP)
+        assert made.wait == timedelta(seconds=3.5)
         assert made._ddp_kwargs == {"find_unused_parameters": turns}
     assert lightning_strategy(config("auto"), World(1, 1, 0), in_turns=False) == "auto"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_ft import checkpoint
 from lightning_ft.atomic import broken
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_ft.config import TrainingConfig
     from lightning_ft.module import FineTuner
     from lightning_ft.monitor import Monitor
+    from lightning_ft.run.folder import RunFolder
     from lightning_ft.types import Step
 
 
@@ -36,8 +37,10 @@ class Saver(L.Callback):
         validates: Whether there is a validation set.
     """
 
-    def __init__(self, config: TrainingConfig, folder: Path, total_steps: int, monitor: Monitor, *, validates: bool) -> None:
-        self.folder = folder
+    def __init__(
+        self, config: TrainingConfig, folder: RunFolder, total_steps: int, monitor: Monitor, *, validates: bool
+    ) -> None:
+        self._run = folder
         self.total_steps = total_steps
         self.validates = validates
         self.keep_best = config.keep_best
@@ -48,6 +51,15 @@ class Saver(L.Callback):
         self._stops = False
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self._run.path
+
+    def ended(self, trainer: L.Trainer) -> bool:
+        """Whether a run whose training has ended has nothing left to train; time that was up (`max_time`) leaves something."""
+        return self._stops or trainer.global_step >= self.total_steps
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs to know which checkpoints are best, and whether early stopping has ended the run."""
@@ -115,7 +127,7 @@ class Saver(L.Callback):
             hint = did_you_mean(name, found)
             raise UsageError(f"Expected --monitor to be what a validation measures ({', '.join(found)}); got '{name}'.{hint}")
         self.scores[step] = float(found[name])
-        self._stops = bool(trainer.should_stop)
+        self._stops = bool(trainer.should_stop) and not _time_is_up(trainer)
         stopped = self._stopped(trainer)
         if stopped or self._due(step, checked=True):
             self.save(trainer, step)
@@ -214,6 +226,13 @@ class Saver(L.Callback):
         for folder in there:
             if checkpoint.step_of(folder) not in keep:
                 trainer.strategy.remove_checkpoint(folder)
+
+
+def _time_is_up(trainer: L.Trainer) -> bool:
+    """Whether Lightning's `max_time` has passed: that says nothing of the model."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]  # untyped
+    left = [timer.time_remaining() for timer in timers]
+    return any(seconds is not None and seconds <= 0 for seconds in left)
 
 
 class Patience(EarlyStopping):

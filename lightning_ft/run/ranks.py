@@ -7,12 +7,15 @@ import logging
 import os
 import time
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch.strategies.launchers import subprocess_script as launcher
+
+if TYPE_CHECKING:
+    from lightning_ft.run.folder import RunFolder
 
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "tcpstore", "broken pipe")
 """Words of errors that are about talking to other processes, in lower case."""
@@ -53,10 +56,11 @@ class Ranks(L.Callback):
 
     Args:
         patience: Seconds in which every process that is left asks.
+        folder: Of the run; where something else than Lightning has started the processes only the first one knows its path.
     """
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, patience: float, folder: RunFolder) -> None:
+        self._patience, self._folder = patience, folder
         self._group: Any = None
         self._size = 1
         self._sent: list[Any] = []
@@ -66,6 +70,9 @@ class Ranks(L.Callback):
         """Connect, all processes together."""
         if trainer.world_size > 1 and self._group is None:
             self._group, self._size = torch.distributed.new_group(backend="gloo"), trainer.world_size
+            told = [self._folder.path]
+            torch.distributed.broadcast_object_list(told, 0, self._group, torch.device("cpu"))
+            self._folder.path = told[0]
 
     def lost(self, error: BaseException) -> str | None:
         """A sentence that names the processes that do not answer; None where the error is about something else.

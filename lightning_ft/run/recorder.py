@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as L
 import torch
 
-from lightning_ft.atomic import write_text
+from lightning_ft.atomic import strict, write_text
 from lightning_ft.curves import read_lines
 from lightning_ft.engine.sharding import summed
 from lightning_ft.errors import TrainingError
@@ -179,7 +179,7 @@ class Recorder(L.Callback):
         if not trainer.is_global_zero:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(strict(line)) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in line.items() if k != "step"}, step=line["step"])
         if self.say:

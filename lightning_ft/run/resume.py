@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a run that goes on must have in common with what it was."""
+
+    identity: str
+    """Of the data, as `Prepared` has it."""
+    total_steps: int
+    """Of the whole run."""
+    strategy: str
+    packed: bool
+    """Whether documents share rows: their order is another one then."""
+    model: str | None
+    """Its fingerprint; None where that is not known."""
+
+
+@dataclass(frozen=True)
 class Resume:
     """An unfinished run and its newest whole checkpoint."""
 
@@ -32,29 +47,30 @@ class Resume:
         """Data-parallel ranks for which the run's steps were made; None: it has not said."""
         return folder.record_of(self.run).get("world_size")
 
-    def open(
-        self, config: TrainingConfig, identity: str, total_steps: int, changed: Mapping[str, Any]
-    ) -> RunFolder:  # fmt: skip
+    def open(self, config: TrainingConfig, facts: Facts, changed: Mapping[str, Any]) -> RunFolder:
         """The run's folder, locked, if it is still the same run.
 
         Args:
             config: The options of now.
-            identity: Of the data, as `Prepared` has it.
-            total_steps: Of the whole run.
+            facts: What is known of it now.
             changed: Options of `config` that the run did not begin with, as `changed_options` has found them.
 
         Raises:
-            UsageError: data or number of steps are not those of the run: the rows of the steps to come would be others, and
-                the result would be neither run's. Or its checkpoints are of another kind than the strategy reads.
+            UsageError: data, number of steps or packing are not those of the run: the rows of the steps to come would be
+                others, and the result would be neither run's. Or its model is another one now, or its checkpoints are of
+                another kind than the strategy reads.
         """
         run = folder.reopen(self.run)
         then = run.record
+        packing = "on" if then.get("packed") else "off"
         for what, before, now, mend in (
-            ("data and tokens", (then.get("data") or {}).get("identity"), identity, "restore the file"),
-            ("number of steps", then.get("total_steps"), total_steps, "leave epochs and batch sizes as they were"),
-            ("kind of strategy", kind(then.get("strategy")), kind(config.strategy), f"type --strategy {then.get('strategy')}"),
+            ("model", then.get("model"), facts.model, "restore it"),
+            ("data and tokens", (then.get("data") or {}).get("identity"), facts.identity, "restore the file"),
+            ("number of steps", then.get("total_steps"), facts.total_steps, "leave epochs and batch sizes as they were"),
+            ("packing", then.get("packed"), facts.packed, f"type --packing {packing}"),
+            ("kind of strategy", kind(then.get("strategy")), kind(facts.strategy), f"type --strategy {then.get('strategy')}"),
         ):
-            if before is not None and before != now:
+            if before is not None and now is not None and before != now:
                 run.release()
                 raise UsageError(
                     f"Expected the same {what} as run '{self.run}' had ({_short(before)}), got {_short(now)}; {mend}, or start "

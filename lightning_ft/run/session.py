@@ -33,7 +33,7 @@ from lightning_ft.run.memory import MICRO_TOKENS, device_memory, micro_tokens
 from lightning_ft.run.narrow import load_narrow, reads_narrow
 from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.quiet import quiet_libraries, say
-from lightning_ft.run.resume import Resume, find_resume
+from lightning_ft.run.resume import Facts, Resume, find_resume
 from lightning_ft.run.same import changed_options, fingerprint
 from lightning_ft.run.strategies import RENAMED, SHARDED, SPREADS, WHOLE, check_cuts, check_strategy
 from lightning_ft.run.texts import Texts
@@ -189,7 +189,7 @@ class Session:
         self.module.configure_model()
         self.module.configure_optimizers()  # to refuse its options before anything is written
         self.held_out = held_out(self) if self.world.main else None
-        self._open_folder()
+        self._open_folder(packed=packed)
         self.say(self.module.parameter_line())
         stream = planner.stream(self.pipeline, self.prepared, self.schedule, self.folder, self.say) if streams else None
         self.data = FineTuneData(
@@ -246,14 +246,18 @@ class Session:
             self.say(f"packing: off, length buckets instead ({check.reason})")
         return check.ok
 
-    def _open_folder(self) -> None:
+    def _facts(self, *, packed: bool) -> Facts:
+        """What a run that goes on must have in common with what it was."""
+        return Facts(self.prepared.identity, self.total_steps, self.config.strategy, packed, fingerprint(self.location))
+
+    def _open_folder(self, *, packed: bool) -> None:
         """The run folder; ranks beside the main one only need to know where it is."""
         where = os.environ.get("LIGHTNING_FT_RUN")
         if not self.world.main:
             self.folder = folders.RunFolder(self.resume.run if self.resume else Path(where or self.config.output or "runs"))
             return
         if self.resume is not None:
-            self.folder = self.resume.open(self.config, self.prepared.identity, self.total_steps, self.changed)
+            self.folder = self.resume.open(self.config, self._facts(packed=packed), self.changed)
         else:
             self.folder = folders.create(self.config, self.prepared.task.name, self.hash)
         os.environ["LIGHTNING_FT_RUN"] = str(self.folder.path)
@@ -314,8 +318,15 @@ class Session:
             raise
         if self.data.stream is not None:
             self.data.stream.settle(self.trainer.global_step)
+        if not self.ended:
+            self.say(f"stopped after step {self.trainer.global_step} of {self.total_steps}: the time is up (max_time)")
         if self.world.main:
             self.folder.update(train_seconds=round(time.perf_counter() - started, 3), steps=self.trainer.global_step)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the training has come to its end, so that nobody can go on with it."""
+        return self.saver.ended(self.trainer)
 
     @property
     def sharded(self) -> bool:

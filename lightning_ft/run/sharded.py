@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_ft.atomic import REFUSED, not_written, whole_folder
 from lightning_ft.errors import TrainingError, UsageError
 from lightning_ft.run.checkpoint_io import FolderCheckpoint
+from lightning_ft.run.meeting import LEAST, wait_from_now_on
 from lightning_ft.run.state import PARTS
 
 if TYPE_CHECKING:
@@ -39,14 +40,13 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(self, data_size: int, together: int, wait: timedelta) -> None:
         backend = None if torch.cuda.is_available() else "gloo"
-        super().__init__(data_size, together, process_group_backend=backend, timeout=wait)
+        super().__init__(data_size, together, process_group_backend=backend, timeout=max(wait, LEAST))
         self.wait = wait
 
     def setup_environment(self) -> None:
         """As Lightning's; a mesh of two sides makes groups that would wait for half an hour."""
         super().setup_environment()
-        for group in self.device_mesh.get_all_groups():
-            torch.distributed.distributed_c10d._set_pg_timeout(self.wait, group)
+        wait_from_now_on(self.wait, self.device_mesh.get_all_groups())
 
     @property
     def module(self) -> FineTuner:

@@ -27,8 +27,9 @@ RENAMED = {"fsdp": "fsdp2"}
 """What users type who know its first version, which no CPU and no gradient clipping goes with."""
 
 
-FOREIGN = ("fsdp", "deepspeed")
-"""Beginnings of names of Lightning's strategies that take backward pass, clipping or checkpoints into their own hands."""
+FOREIGN = ("fsdp", "deepspeed", "spawn", "fork", "notebook", "xla", "tpu")
+"""Parts of names of Lightning's strategies that take backward pass, clipping or checkpoints into their own hands, that leave
+what was trained in a process that has ended, or that are for devices which nothing here knows."""
 
 
 def kind(name: str | None) -> str | None:
@@ -45,7 +46,8 @@ def check_strategy(config: TrainingConfig, choices: Choices) -> None:
     from lightning.pytorch.strategies import StrategyRegistry
 
     name = config.strategy
-    theirs = [known for known in StrategyRegistry.available_strategies() if not known.startswith(FOREIGN) and known not in OURS]
+    known_there = StrategyRegistry.available_strategies()
+    theirs = [known for known in known_there if known not in OURS and not any(part in known for part in FOREIGN)]
     known = (*OURS, *RENAMED, *theirs)
     if name.startswith("deepspeed"):
         raise UsageError(
@@ -127,7 +129,7 @@ def lightning_strategy(config: TrainingConfig, world: World, *, in_turns: bool) 
 
         return ShardedStrategy(world.data_size, world.together, wait)
     if name == "ddp" or (name == "auto" and world.size > 1):
-        from lightning.pytorch.strategies import DDPStrategy
+        from lightning_ft.run.meeting import PatientDDP
 
-        return DDPStrategy(find_unused_parameters=in_turns, timeout=wait)
+        return PatientDDP(wait, find_unused_parameters=in_turns)
     return name

@@ -61,12 +61,11 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     """
     config, path, total, world = session.config, session.folder.path, session.total_steps, session.world
     bar = sys.stderr.isatty() and world.main
-    session.ranks = Ranks(patience(session.config.rank_timeout))
+    session.ranks = Ranks(patience(session.config.rank_timeout), session.folder)
     monitor = Monitor.of(config.monitor, config.monitor_mode, better_of(session.choices.objective))
-    session.saver = Saver(config, path, total, monitor, validates=session.data.has_validation)
+    session.saver = Saver(config, session.folder, total, monitor, validates=session.data.has_validation)
     callbacks: list[Callback] = [
         Recorder(config, session.data.stream or session.schedule, session.folder.metrics, None if bar else session.say),
-        session.saver,
     ]
     if config.preflight:
         callbacks.insert(0, Preflight(session.data, path, config.save_every, session.estimated))
@@ -87,6 +86,7 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
     options: dict[str, Any] = {
         "accelerator": "gpu" if torch.cuda.is_available() else "cpu",
         "devices": world.devices, "strategy": strategy, "precision": precision,
+        "num_nodes": 1 if session.cluster else world.size // world.on_machine,
         "max_epochs": 1, "max_steps": total, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
         "val_check_interval": session.eval_every, "check_val_every_n_epoch": None,
         "limit_val_batches": 1.0 if session.data.has_validation else 0, "enable_checkpointing": False,
@@ -95,12 +95,22 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
         "plugins": [FolderCheckpoint(session.writer, behind=config.save_behind)], "default_root_dir": str(path),
     }  # fmt: skip
     extra = trainer_arguments(config.trainer) if config.trainer else {}
-    callbacks += extra.pop("callbacks", None) or []
+    # The Saver is the last, so that what the others do in a step is in its checkpoint.
+    callbacks += [*(extra.pop("callbacks", None) or []), session.saver]
     options["plugins"] += [*([session.cluster] if session.cluster else []), *(extra.pop("plugins", None) or [])]
     with quiet_libraries():
         trainer = L.Trainer(callbacks=callbacks, **(options | extra))
-    told = "_broadcast_sigterm_tensor"
-    loop: Any = trainer.fit_loop.epoch_loop
-    if hasattr(loop, told):  # before every step it waits for the GPU, to tell of a signal that the Saver gets in its place
-        setattr(loop, told, lambda: None)
+    leave_signals_to_us(trainer)
     return trainer
+
+
+def leave_signals_to_us(trainer: L.Trainer) -> None:
+    """Keep Lightning's own handlers away.
+
+    On a SIGTERM they talk to the other ranks in the middle of whatever these talk about, and on SLURM's signal they save and
+    queue the job again by themselves. Before every step all ranks would wait for their GPUs to ask whether there was one.
+    """
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None

@@ -64,6 +64,8 @@ class World:
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers say the rank; Lightning looks at the same variables in the same order."""
+SHELLS = ("bash", "interactive")
+"""Names of SLURM's jobs in which somebody types, and Lightning starts the processes."""
 
 
 def world(config: TrainingConfig) -> World:
@@ -90,9 +92,41 @@ def world(config: TrainingConfig) -> World:
         local = devices = int(devices)
     if local < 1:
         raise UsageError(f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {config.devices!r}.")
+    _check_gpus(devices, torch.cuda.device_count())
     rank = _rank(local)
     size = local * int(nodes)
+    _check_slurm(size)
     return World(size, devices, rank, rank % local, _together(config, size, local))
+
+
+def _check_gpus(devices: int | str, there: int) -> None:
+    """Refuse GPUs that are not there.
+
+    Raises:
+        UsageError: they are named, or there are fewer than are asked for.
+    """
+    if isinstance(devices, str):
+        named = sorted(int(part) for part in devices.strip("[]").split(",") if part.strip())
+        if named[-1] >= there:
+            has = f"GPUs 0 to {there - 1}" if there else "no GPU"
+            raise UsageError(f"Expected --devices to name GPUs of this machine, which has {has}; got {devices}.")
+    elif there and devices > there:
+        raise UsageError(f"Expected --devices to be at most {there}, the GPUs of this machine; got {devices}.")
+
+
+def _check_slurm(size: int) -> None:
+    """Refuse another number of processes than SLURM has started: each would train the whole run, in one folder.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    by_slurm = next((name for name in RANKS if name in os.environ), None) == "SLURM_PROCID"
+    if by_slurm and tasks.isdigit() and os.environ.get("SLURM_JOB_NAME") not in SHELLS and int(tasks) != size:
+        raise UsageError(
+            f"Expected as many processes as SLURM has started, {tasks}, got {size}: --devices (of each machine) times "
+            "--trainer.num_nodes; type both, or give srun --ntasks-per-node and --nodes to fit."
+        )
 
 
 def _together(config: TrainingConfig, size: int, local: int) -> int:
