@@ -131,7 +131,8 @@ class TrainingConfig:
     eval_every: int | None = None
     """Steps between validations; None: a tenth of the run, at least 10."""
     save_every: int | None = None
-    """Steps between checkpoints; None: with every validation, or where one would be; 0: none."""
+    """Steps between checkpoints, beside which the best and the last one are saved; None: with every validation, or where one
+    would be; 0: none at all."""
     save_behind: bool = False
     """Write checkpoints while training goes on, from copies that take as much memory again as what is saved."""
     log_every: int | None = None

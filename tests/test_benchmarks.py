@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from benchmarks import report, scaling, vocab
 from benchmarks.baselines import plain_torch
+from benchmarks.machine import BF16_FLAGS
 from benchmarks.products import needed_flops, products
-from benchmarks.run import BF16_FLAGS, HERE, SCHEMA, Bench, Suite, ratios, summarise
-from benchmarks.run import main as run_suites
+from benchmarks.run import HERE, SCHEMA, Bench, Suite, ratios, summarise
 from benchmarks.score import score
 from benchmarks.setting import Setting, build, encode
 from lightning_ft.run import hardware
@@ -165,31 +165,6 @@ def test_commands_are_timed_from_outside(tmp_path: Path) -> None:
     assert metrics["peak_mb"] > 200
     with pytest.raises(RuntimeError, match="wrong ended with 2"):
         bench.measure("wrong", 1)
-
-
-def test_one_contestant_that_fails_takes_no_other_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = "import json, sys; json.dump({{'n': {round}, 'steps_ms': [1.0, 2.0]}}, open(sys.argv[1], 'w'))"
-    good = {"command": ["python", "-c", code, "{out}/measure.json"]}
-    bad = {"command": ["python", "-c", "print('no room'); raise SystemExit({round} - 1)"]}
-    targets = [{"metric": "n", "of": "good", "over": "bad", "at_least": 1}]
-    suite = Suite("s", "t", 3, {"bad": bad, "good": good}, targets)
-    monkeypatch.setattr(Suite, "load", lambda _: suite)
-    (tmp_path / "python").symlink_to(sys.executable)
-    monkeypatch.setattr("benchmarks.run.sys.executable", str(tmp_path / "python"))
-    assert run_suites(["s", "--output", str(tmp_path / "result.json")]) == 1
-    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert list(found["failed"]) == ["bad"]
-    assert "bad ended with 1 in round 2" in found["failed"]["bad"]
-    assert "no room" in found["failed"]["bad"]
-    assert [(entry["round"], entry["contestant"]) for entry in found["rounds"]] == [
-        (1, "bad"), (1, "good"), (2, "good"), (3, "good"),
-    ]  # fmt: skip
-    assert found["rounds"][1]["steps_ms"] == [1.0, 2.0]
-    assert found["summary"]["good"]["n"] == {"median": 2, "min": 1, "max": 3}
-    assert not found["complete"]
-    assert "Failed, and not measured any further: bad." in capsys.readouterr().out
 
 
 def test_contestants_get_no_tuning_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,14 @@ import json
 import os
 import signal
 import threading
+import time
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_ft.atomic import broken, whole_folder
 from lightning_ft.checkpoint import checkpoints, path_of, step_of
@@ -97,6 +101,36 @@ def test_a_broken_checkpoint_is_not_best(tmp_path: Path) -> None:
     assert saver.best_step == 4
 
 
+def test_what_is_best_is_saved_whatever_the_steps_between_saves(tmp_path: Path) -> None:
+    saver, trainer = saver_of(tmp_path, save_every=5, keep_best=1), Writing()
+    for step, loss in ((2, 3.0), (4, 1.0), (5, None), (6, 2.0), (8, 2.5)):
+        if loss is None:
+            trainer.trained(saver, step)
+        else:
+            trainer.validated(saver, step, val_loss=loss)
+    assert (saver.best_step, kept(tmp_path)) == (4, [4, 5])
+    trainer.should_stop = True  # by early stopping
+    trainer.validated(saver, 9, val_loss=2.5)
+    assert (saver.best_step, kept(tmp_path)) == (4, [4, 9])
+
+
+def test_without_checkpoints_to_choose_among_none_is_best(tmp_path: Path) -> None:
+    saver, trainer = saver_of(tmp_path, keep_best=0), Writing()
+    for step, loss in ((2, 1.0), (4, 2.0)):
+        trainer.validated(saver, step, val_loss=loss)
+    assert (saver.best_step, kept(tmp_path)) == (None, [4])
+
+
+@pytest.mark.parametrize("left", [0.0, 60.0])
+def test_time_that_is_up_is_no_reason_to_train_no_further(tmp_path: Path, left: float) -> None:
+    saver, trainer = saver_of(tmp_path), Writing()
+    timer = Timer(timedelta(seconds=left))
+    timer._start_time[RunningStage.TRAINING] = time.monotonic()
+    trainer.callbacks, trainer.should_stop = [timer], True
+    trainer.validated(saver, 4, val_loss=1.0)
+    assert saver.state_dict()["stops"] == saver.ended(cast("Any", trainer)) == (left > 0)
+
+
 def test_scores_survive_a_resume(tmp_path: Path) -> None:
     saver, trainer = saver_of(tmp_path), Writing()
     trainer.validated(saver, 2, val_loss=1.0)
@@ -108,7 +142,7 @@ def test_scores_survive_a_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, {2, 4, 6, 7}), ({"save_every": 3}, {3, 6, 7}), ({"save_every": 0}, set())],
+    [({}, {2, 4, 6, 7}), ({"save_every": 3, "keep_best": 0}, {3, 6, 7}), ({"save_every": 0}, set())],
 )
 @pytest.mark.parametrize("has_rows", [True, False], ids=["validates", "has no rows for it"])
 @pytest.mark.parametrize("switched_off", [False, True], ids=["", "Lightning leaves it out"])

@@ -123,6 +123,31 @@ def test_gpu_suite_is_skipped_without_one(tmp_path: Path, capsys: pytest.Capture
     assert not list(tmp_path.iterdir())
 
 
+def test_one_contestant_that_fails_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import json, sys; json.dump({{'n': {round}, 'steps_ms': [1.0, 2.0]}}, open(sys.argv[1], 'w'))"
+    good = {"command": ["python", "-c", code, "{out}/measure.json"]}
+    bad = {"command": ["python", "-c", "print('no room'); raise SystemExit({round} - 1)"]}
+    targets = [{"metric": "n", "of": "good", "over": "bad", "at_least": 1}]
+    suite = Suite("s", "t", 3, {"bad": bad, "good": good}, targets)
+    monkeypatch.setattr(Suite, "load", lambda _: suite)
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.setattr("benchmarks.run.sys.executable", str(tmp_path / "python"))
+    assert main(["s", "--output", str(tmp_path / "result.json")]) == 1
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert list(found["failed"]) == ["bad"]
+    assert "bad ended with 1 in round 2" in found["failed"]["bad"]
+    assert "no room" in found["failed"]["bad"]
+    assert [(entry["round"], entry["contestant"]) for entry in found["rounds"]] == [
+        (1, "bad"), (1, "good"), (2, "good"), (3, "good"),
+    ]  # fmt: skip
+    assert found["rounds"][1]["steps_ms"] == [1.0, 2.0]
+    assert found["summary"]["good"]["n"] == {"median": 2, "min": 1, "max": 3}
+    assert not found["complete"]
+    assert "Failed, and not measured any further: bad." in capsys.readouterr().out
+
+
 def test_a_suite_that_a_gpu_has_no_room_for_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

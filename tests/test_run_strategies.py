@@ -39,6 +39,7 @@ def test_ours(name: str, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
+        ("ddp_spawn", {}, "got 'ddp_spawn'"), ("ddp_fork", {}, "got 'ddp_fork'"), ("xla", {}, "got 'xla'"),
         ("dpp", {}, r"got 'dpp'\. Did you mean 'ddp'\?"), ("fsdp_cpu_offload", {}, "got 'fsdp_cpu_offload'"),
         ("fsdp2", {"master_weights": "split"}, "with --strategy fsdp2, which are spread; got split"),
         ("tp", {"precision": "fp16"}, "bf16 or fp32 with --strategy tp; got fp16"),
@@ -76,5 +77,5 @@ def test_kinds() -> None:
         made = lightning_strategy(config(name, rank_timeout=7.0), World(size, size, 0), in_turns=turns)
         assert isinstance(made, PatientDDP)
         assert made.wait == timedelta(seconds=3.5)
-        assert made._ddp_kwargs == {"find_unused_parameters": turns}
+        assert made._ddp_kwargs == {"find_unused_parameters": turns, "gradient_as_bucket_view": True}
     assert lightning_strategy(config("auto"), World(1, 1, 0), in_turns=False) == "auto"

@@ -10,7 +10,8 @@ from lightning_ft.errors import UsageError
 from lightning_ft.run.world import World, world
 
 LAUNCHERS = (
-    "RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
+    "RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def config(**values: Any) -> TrainingConfig:
         ("[0]", (1, "[0]")), ([0], (1, "0,")), ([1, 2, 5], (3, "1,2,5,")),
     ],
 )  # fmt: skip
-def test_forms_of_devices(devices: Any, expected: tuple[int, Any]) -> None:
+def test_forms_of_devices(devices: Any, expected: tuple[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
     found = world(config(devices=devices))
     assert (found.size, found.devices, found.rank, found.main) == (*expected, 0, True)
 
@@ -46,6 +48,33 @@ def test_devices_that_are_none(devices: Any) -> None:
     with pytest.raises(UsageError) as caught:
         world(config(devices=devices))
     assert str(caught.value) == f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {devices!r}."
+
+
+@pytest.mark.parametrize(
+    ("devices", "there", "said"),
+    [
+        ("0,1", 0, "Expected --devices to name GPUs of this machine, which has no GPU; got 0,1."),
+        ("[0, 2]", 2, "Expected --devices to name GPUs of this machine, which has GPUs 0 to 1; got [0, 2]."),
+        (4, 2, "Expected --devices to be at most 2, the GPUs of this machine; got 4."),
+    ],
+)
+def test_gpus_that_are_not_there(devices: Any, there: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(UsageError) as caught:
+        world(config(devices=devices))
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(("job", "refused"), [("train", True), ("bash", False)])
+def test_tasks_of_slurm_that_would_each_train_the_whole_run(job: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": job}.items():
+        monkeypatch.setenv(name, value)
+    assert world(config(devices=2)).size == 2
+    if refused:
+        with pytest.raises(UsageError, match=r"^Expected as many processes as SLURM has started, 2, got 1: --devices"):
+            world(config(devices=1))
+    else:
+        assert world(config(devices=1)).size == 1
 
 
 def test_torchrun_says_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,8 @@ class Saver(L.Callback):
     @property
     def best_step(self) -> int | None:
         """The step with the best monitored value among the checkpoints that are whole."""
+        if not self.keep_best:
+            return None  # none was kept for its score
         there = {checkpoint.step_of(p) for p in checkpoint.checkpoints(self.folder) if broken(p) is None}
         scored = [step for step in self.scores if step in there]
         return min(scored, key=self._rank) if scored else None
@@ -129,7 +131,7 @@ class Saver(L.Callback):
         self.scores[step] = float(found[name])
         self._stops = bool(trainer.should_stop) and not _time_is_up(trainer)
         stopped = self._stopped(trainer)
-        if stopped or self._due(step, checked=True):
+        if stopped or self._due(step, checked=True) or self._wanted(step):
             self.save(trainer, step)
         if stopped:
             self._interrupt(trainer, step)
@@ -168,6 +170,11 @@ class Saver(L.Callback):
         if step >= self.total_steps:
             return True
         return checked if self.save_every is None else step % self.save_every == 0
+
+    def _wanted(self, step: int) -> bool:
+        """Whether a step is saved for its validation: it is among those to be kept, or the last one."""
+        ranked = sorted(self.scores, key=self._rank)
+        return self.save_every != 0 and (self._stops or step in ranked[: self.keep_best])
 
     def save(self, trainer: L.Trainer, step: int) -> None:
         """Write the checkpoint of `step`, then delete those that are neither newest nor among the best."""

@@ -30,7 +30,8 @@ class PatientDDP(DDPStrategy):
     """
 
     def __init__(self, wait: timedelta, **options: Any) -> None:
-        super().__init__(timeout=max(wait, LEAST), **options)
+        # Views: or every process would hold all gradients twice.
+        super().__init__(timeout=max(wait, LEAST), gradient_as_bucket_view=True, **options)
         self.wait = wait
 
     def setup_environment(self) -> None:

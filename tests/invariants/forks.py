@@ -24,9 +24,11 @@ CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 PLACES = {
     "micro-batch": ("lightning_ft.module", "FineTuner", "_micro_loss"),
     "clip": ("lightning_ft.module", "FineTuner", "configure_gradient_clipping"),
+    "preflight": ("lightning_ft.run.preflight", "Preflight", "_run"),
     "validation": ("lightning_ft.module", "FineTuner", "validation_step"),
     "validated": ("lightning_ft.run.callbacks", "Saver", "on_validation_end"),
     "finish": ("lightning_ft.run.session", "Session", "finish"),
+    "verdict": ("lightning_ft.run.session", "Session", "verdict"),
     "best model": ("lightning_ft.run.checkpoint_io", "", "write_best_model"),
 }
 
