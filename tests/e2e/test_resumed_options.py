@@ -88,6 +88,39 @@ def test_another_model_is_not_taken_for_one_that_was_moved(
     refused(cli("fit", "--resume", RUN, "--model", gpt2), f"got --model {gpt2} (the run: {was})", at_once=False)
 
 
+def test_another_model_under_the_same_path_is_told(cli: Cli, refused: Refused, stopped: dict[str, Any], fitted: Fitted) -> None:
+    """As where the run before this one was trained again."""
+    shutil.copytree(fitted.model, "model")
+    (RUN / "config.yaml").write_text(yaml.safe_dump(stopped | {"model": "model"}))
+    weights = bytearray(Path("model/model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    Path("model/model.safetensors").write_bytes(weights)
+    refused(cli("fit", "--resume", RUN), "Expected the same model as run 'run' had (", "; restore it, or start", at_once=False)
+    Path("model/model.safetensors").write_bytes((fitted.model / "model.safetensors").read_bytes())
+    assert cli("fit", "--resume", RUN).code == 0
+
+
+def test_rows_that_shared_micro_batches_do_so_to_the_end(cli: Cli, refused: Refused) -> None:
+    """As where a check at the start finds on another machine that they cannot: the order of rows would be another one."""
+    record = resumed_record()
+    (RUN / "run.json").write_text(json.dumps(record | {"packed": not record["packed"]}))
+    was = "off" if record["packed"] else "on"
+    refused(cli("fit", "--resume", RUN), "Expected the same packing as run", f"; type --packing {was}, or start", at_once=False)
+
+
+def test_time_that_is_up_leaves_a_run_to_go_on_with(cli: Cli, fitted: Fitted) -> None:
+    words: list[object] = ["fit", fitted.model, "--data", fitted.data, "--output", "long", "--epochs", 900, "--max_steps", 2000]
+    words += ["--batch_size", 4, "--precision", "fp32", "--verdict_rows", 0, "--preflight", "false", "--eval_every", 1000]
+    ended = cli(*words, "--trainer.max_time", "00:00:00:03")
+    assert ended.code == 0, ended.err
+    assert "of 2000: the time is up (max_time)" in ended.err
+    assert json.loads(Path("long/run.json").read_text())["status"] == "interrupted"
+    assert (Path("long") / "final_model").is_dir()
+    again = cli("fit", "--resume", "long", "--trainer.max_time", "00:00:00:03")
+    assert again.code == 0, again.err
+    assert "resume: long from checkpoint-step-" in again.err
+
+
 def test_a_folder_that_is_called_like_a_method_is_none(cli: Cli, refused: Refused) -> None:
     Path("full").mkdir()
     refused(cli("fit", "--resume", RUN, "--method", "full"), "got --method full (the run: lora)", at_once=False)
