@@ -330,6 +330,7 @@ def test_weights_of_the_folder_are_not_read(rows: Path, tmp_path: Path, capsys: 
     whole = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
     (folder / "model.safetensors").write_bytes(b"these are no weights")
     again = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
+    assert by_name(whole)["spectrum"]["trainable"] > 0
     assert {n: r["trainable"] for n, r in by_name(again).items()} == {n: r["trainable"] for n, r in by_name(whole).items()}
 
 
