@@ -109,7 +109,7 @@ def verify_shared(model: nn.Module, prefix: int, vocabulary: int, *, pairs: bool
     Returns:
         The largest relative difference; None where it may not.
     """
-    if not prefix or not packs_documents(model) or _drops(model):
+    if not prefix or not packs_documents(model) or drops(model):
         return None
     device, path = next(model.parameters()).device, head_path(model)
     tokens = min(prefix, _SAMPLE_TOKENS)
@@ -139,7 +139,7 @@ def _begun_alike(prefix: int, vocabulary: int, *, pairs: bool) -> Batch:
     return batch
 
 
-def _drops(model: nn.Module) -> bool:
+def drops(model: nn.Module) -> bool:
     """Whether the model has dropout: each document's beginning would have its own."""
     return any(
         (isinstance(module, nn.Dropout) and module.p > 0) or float(getattr(module, "attention_dropout", 0) or 0) > 0

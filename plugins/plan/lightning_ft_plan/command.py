@@ -84,7 +84,7 @@ def make(request: Request, device: Device, memory: int, goal: Goal, *, execute: 
     from lightning_ft_plan.planning import Planning
 
     config = request.config()
-    if config.resume:
+    if config.resume not in (None, "auto"):  # the latter has something behind it only where such a run was begun
         raise UsageError(f"Expected plan without --resume, which has its plan behind it; got {config.resume}.")
     planning = Planning(request, Target(device, memory, config.precision, config.master_weights), say)
     total = len(planning.methods()) + 1

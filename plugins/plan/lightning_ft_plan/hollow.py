@@ -279,8 +279,10 @@ def _asks_values(func: Any) -> bool:
 
 @functools.cache
 def _keeps_storage(func: Any) -> bool:
-    """Whether an operator is a view, or changes what a tensor is rather than what is in it."""
-    return bool(func.is_view) or func._overloadpacket in (_aten._unsafe_view, _aten.set_, _aten.lift_fresh)
+    """Whether an operator is a view, or changes what a tensor is (`transpose_`) rather than what is in it."""
+    if func.is_view or torch.Tag.inplace_view in func.tags:
+        return True
+    return func._overloadpacket in (_aten._unsafe_view, _aten.set_, _aten.lift_fresh)
 
 
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:

@@ -53,7 +53,7 @@ class Plan:
     """What the times rest on."""
     recommendation: Recommendation
     command: str | None
-    """The run that is recommended, with everything else that the user asked for; None: nothing fits."""
+    """The run that is recommended, with everything else that the user asked for; None: none is."""
     advice: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Planning:
         import peft  # noqa: F401  # a run has imported both by its first step, and so the memory that they take
 
         from lightning_ft_plan.rehearsal import packing, plain_head
-        from lightning_ft_plan.scene import Scene
+        from lightning_ft_plan.scene import Scene, has_dropout
         from lightning_ft_plan.workload import Workload
 
         assert lightning.pytorch.loggers
@@ -94,10 +94,9 @@ class Planning:
         self.config, self.given = config, given
         self.method_given = dict(config.method) if isinstance(config.method, dict) else {}
         self.work: Workload = Workload(config, given, target.device, target.memory, say)
-        size = self.work.world.size if target.device == "cpu" else 1
-        if size > 1:
+        if (size := self.work.world.size) > 1 and target.device == "cpu":
             say(f"memory: {size} processes share it, so each is planned with one part in {size}")
-        self.target = replace(target, memory=target.memory // size)
+        self.target = replace(target, memory=self.work.memory)
         self.process = resident() if target.device == "cpu" else 0
         choices = self.work.choices
         self.chosen: Method = choices.method
@@ -110,9 +109,11 @@ class Planning:
         if config.packing != "off":
             self.scene = replace(self.scene, checks=packing(self.scene, self.work.prepared.longest))
         self.packs = bool(self.scene.checks)
+        self.shares = self.packs and self.work.shares and not has_dropout(self.scene)
+        """Whether packed rows have what all of them begin with only once, unless a method has dropout."""
         self.parameters = 0
         """Numbers of the model, known with the first row."""
-        self._loads: dict[bool, Load] = {}
+        self._loads: dict[tuple[bool, bool], Load] = {}
         self._speeds: dict[bool, Speed | None] = {}
 
     # ---- rows ---------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ class Planning:
         if self.config.gradient_checkpointing and not method.can_checkpoint:
             return replace(row, reason="does not work with recomputed activations; leave --gradient_checkpointing out")
         try:
-            account, load, formats = self._account(method)
+            return self._filled(row, method, *self._account(method))
         except UsageError as error:
             return replace(row, reason=f"not for this model: {str(error).strip().rstrip('.')}")
         except LightningFTError:
@@ -172,7 +173,6 @@ class Planning:
                 else f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             )
             return replace(row, reason=f"not predicted, as {said}; `fit --method {name}` measures it before it trains")
-        return self._filled(row, method, account, load, formats)
 
     def _quantised_row(self, name: str, method: Method, options: Mapping[str, Any]) -> Row:
         formats = self.target.formats(trains_base=method.trains_base)
@@ -182,20 +182,19 @@ class Planning:
             row = replace(row, note=f"needs plugin {QUANTISER}")
         try:
             account, load, _ = self._account(method, stored)
+            return self._filled(row, method, account, load, formats, stored)
         except UsageError as error:
             return replace(row, reason=f"not for a quantised base: {str(error).strip().rstrip('.')}")
         except Exception as error:  # as above
             return replace(row, reason=f"not predicted ({type(error).__name__})")
-        return self._filled(row, method, account, load, formats, stored)
 
     def _account(self, method: Method, stored: Quantization | None = None) -> tuple[Account, Load, Formats]:
         from lightning_ft_plan.rehearsal import account
 
         if self.work.new_tokens:
             method = training(method, list(self.work.new_tokens), "the task adds tokens")
-        load = self._load(packed=self.packs and method.can_pack)
+        load = self._load_of(method)
         formats = self.target.formats(trains_base=method.trains_base)
-        self.scene = replace(self.scene, total_steps=load.steps)
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = account(
@@ -203,10 +202,24 @@ class Planning:
             )
         return found, load, formats
 
-    def _load(self, *, packed: bool) -> Load:
-        if packed not in self._loads:
-            self._loads[packed] = self.work.load(packed=packed)
-        return self._loads[packed]
+    def _load_of(self, method: Method) -> Load:
+        """The steps as they are with a method."""
+        from lightning_ft_plan.scene import has_dropout
+
+        packed = self.packs and method.can_pack
+        shared = packed and self.shares
+        load = self._load(packed=packed, shared=shared)
+        self.scene = replace(self.scene, total_steps=load.steps)
+        with quiet_libraries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if shared and has_dropout(self.scene, method):
+                return self._load(packed=packed, shared=False)
+        return load
+
+    def _load(self, *, packed: bool, shared: bool) -> Load:
+        if (packed, shared) not in self._loads:
+            self._loads[packed, shared] = self.work.load(packed=packed, shared=shared)
+        return self._loads[packed, shared]
 
     def _filled(
         self, row: Row, method: Method, account: Account, load: Load, formats: Formats, stored: Quantization | None = None
@@ -251,7 +264,7 @@ class Planning:
             plain = [entry for entry in entries if entry.cls.default] or entries
             method = plain[0].cls()
             formats = self.target.formats(trains_base=trains_base)
-            load = self._load(packed=self.packs and method.can_pack)
+            load = self._load_of(method)
             device = torch.device("cuda" if self.target.device == "gpu" else "cpu")
             with quiet_libraries(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -262,11 +275,14 @@ class Planning:
 
     def plan(self, rows: list[Row], goal: Goal) -> Plan:
         """The plan over finished rows."""
-        load = self._load(packed=self.packs)
+        load = self._load(packed=self.packs, shared=self.shares)
         values = {name: getattr(self.config, name) for name in self.given if hasattr(self.config, name)}
-        options = {k: v for k, v in self.method_given.items() if k != "name"}
-        objective = self.work.choices.objective
         advised = recommend(_ways(rows), self.target.memory, goal, self.work.trained_rows, self.parameters)
+        name = next((row.method for row in rows if row.name == advised.row), None)
+        method, options = next(
+            ((method, options) for other, method, options in self.methods() if other == name),
+            (self.chosen, {k: v for k, v in self.method_given.items() if k != "name"}),
+        )
         return Plan(
             self.target, self.config.model, tuple(self.config.data), self.parameters, tuple(rows),
             {
@@ -276,17 +292,17 @@ class Planning:
             },
             tuple(dict.fromkeys(speed.said for speed in self._speeds.values() if speed is not None)),
             advised,
-            self._command(advised),
-            tuple(advise(options, self.chosen, values, objective)),
+            None if name is None else self._command(method, advised.flags),
+            tuple(advise(options, method, values, self.work.choices.objective)),
         )  # fmt: skip
 
-    def _command(self, advised: Recommendation) -> str | None:
-        """What to type: the forecast holds for the run with all options that were given, so none may be missing."""
-        if advised.row is None:
-            return None
+    def _command(self, method: Method, flags: tuple[str, ...]) -> str:
+        """What to type: the forecast holds for the run with all options that were given, so none may be missing that it has."""
         own = ["--model", self.config.model, "--data", *self.config.data]
-        rest = words(self.request, without=("model", "data", "method", *(field.name for field in fields(Quantization))))
-        return shlex.join(["lightning-ft", "fit", *own, *rest, *advised.flags])
+        left_out = {"model", "data", "method", *(field.name for field in fields(Quantization))}
+        if not method.trains_base:
+            left_out.add("master_weights")  # its row was forecast without them, and `fit` refuses them
+        return shlex.join(["lightning-ft", "fit", *own, *words(self.request, without=left_out), *flags])
 
 
 def _ways(rows: list[Row]) -> dict[Kind, Row]:

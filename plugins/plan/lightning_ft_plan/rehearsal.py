@@ -129,7 +129,7 @@ def _train(hollow: Hollow, module: FineTuner, formats: Formats, step: Step) -> N
     module.method.before_step(module.model, 0)
     trained = module.trained_parameters()
     for p in trained:
-        p.grad = torch.empty_like(p)
+        p.grad = torch.ones_like(p)  # small ones are computed with, and whatever lies in memory may be no number
     optimizer.step()
     module.zero_grad(set_to_none=True)
     for state in optimizer.state.values():
@@ -139,7 +139,7 @@ def _train(hollow: Hollow, module: FineTuner, formats: Formats, step: Step) -> N
     for half in optimizer.lower.values() if isinstance(optimizer, MasterWeights) else ():
         hollow.assign(half, OPTIMIZER)
     for p in trained if len(step.micro) > 1 else ():
-        p.grad = torch.empty_like(p)
+        p.grad = torch.ones_like(p)
         hollow.assign(p.grad, GRADIENTS)
     for p in trained:
         hook: Any = p.register_post_accumulate_grad_hook

@@ -55,7 +55,7 @@ class Recommendation:
     """What to type, and why."""
 
     row: str | None
-    """The row of the table; None: nothing fits."""
+    """The row of the table; None: nothing fits, or nothing that might be recommended was forecast."""
     flags: tuple[str, ...]
     """The method and how the base is stored, as they are typed."""
     reasons: tuple[str, ...]
@@ -97,6 +97,10 @@ def recommend(rows: Mapping[Kind, Row], memory: int, goal: Goal, trained: int, p
                 reasons.append(_fitting(rows[k], memory, good))
                 reasons += _too_large(rows, [c for c in candidates if KINDS.index(c) > KINDS.index(k)], memory)
                 return Recommendation(rows[k].name, _flags(rows[k], k, rank), (*reasons, *enough(trained, parameters, k)))
+    if not candidates:
+        ways = " or ".join(WORDS[k] for k in reversed(KINDS[: KINDS.index(kind) + 1]))
+        reasons.append(f"of {ways} there is no forecast; name a --method that has one, or that `fit` is to measure")
+        return Recommendation(None, (), tuple(reasons))
     reasons.append(
         "none of them fits: lower --batch_tokens or --max_length, type --gradient_checkpointing true, or take a smaller model"
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_ft.backbone import set_dropout
+from lightning_ft.engine.verify import drops
 from lightning_ft_plan.hollow import OPTIMIZER, PARTS, SMALL, WEIGHTS, Hollow
 
 if TYPE_CHECKING:
@@ -115,7 +117,18 @@ def build(scene: Scene, depth: int, dtype: torch.dtype) -> Any:
         for parameter in model.parameters():
             if parameter.numel() * parameter.itemsize <= SMALL:
                 parameter.fill_(1)
+    if scene.config.dropout is not None:
+        set_dropout(model, scene.config.dropout)
     return model
+
+
+def has_dropout(scene: Scene, method: Method | None = None) -> bool:
+    """Whether the model, with a method on it where one is given, drops anything; then each document has its own beginning."""
+    # An adapter stands beside every layer alike; what trains base weights may want more layers than a shallow model has.
+    depth = scene.depth if method is not None and method.trains_base else scene.period
+    with Hollow():
+        model = build(scene, depth, torch.bfloat16)
+        return drops(model if method is None else method.attach(model, scene.total_steps))
 
 
 def count(scene: Scene, method: Method, depth: int) -> int:

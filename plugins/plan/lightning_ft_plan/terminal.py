@@ -52,7 +52,7 @@ def lines(plan: Plan) -> Iterator[str]:
 
 def _recommended(plan: Plan) -> str:
     if plan.command is None:
-        return "Recommended: nothing fits as it is."
+        return "Recommended: nothing, as it is."
     return f"Recommended: {plan.recommendation.row}; type `{plan.command}`."
 
 

@@ -41,7 +41,7 @@ def measured(row: Row, config: TrainingConfig) -> Row:
     with tempfile.TemporaryDirectory(prefix="lightning-ft-plan-") as folder:
         values |= {
             "method": {"name": row.method, **row.options}, "output": str(Path(folder) / "run"), "name": None, "resume": None,
-            "preflight": True, "verdict_rows": 0,
+            "preflight": True, "verdict_rows": 0, "retention": "none",
         }  # fmt: skip
         found, said = _process(values, Path(folder))
     if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,16 @@ from lightning_ft.data.prefix import common_prefix, common_prompt
 from lightning_ft.data.sources import expand
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import EMBEDDED, locate
+from lightning_ft.monitor import check_measured, told_apart
 from lightning_ft.quantization import full_precision
 from lightning_ft.registry import registry
 from lightning_ft.run.choices import Choices, choose, take_defaults
 from lightning_ft.run.memory import micro_tokens
-from lightning_ft.run.planning import Planner
+from lightning_ft.run.planning import Planner, check_sizes
 from lightning_ft.run.strategies import WHOLE
 from lightning_ft.run.texts import Texts
+from lightning_ft.run.trainer_arguments import check_trainer_names
+from lightning_ft.run.verdict import check_retention
 from lightning_ft.run.vocabulary import extend
 from lightning_ft.run.world import World, world
 
@@ -78,10 +82,14 @@ class Workload:
                 "Expected --strategy auto or ddp, which keep the whole model on each device, as plan counts; got "
                 f"'{config.strategy}'."
             )
-        self.config, self.device, self.memory, self.say = config, device, memory, say
+        self.config, self.device, self.say = config, device, say
         self.world: World = world(config)
+        self.memory = memory // self.world.size if device == "cpu" else memory
+        """Bytes for each process."""
         self.choices: Choices = choose(config, registry())
         take_defaults(config, self.choices.task, given)
+        check_retention(config)
+        check_trainer_names(config.trainer)
         self.location = locate(config.model, revision=config.revision)
         hub: dict[str, Any] = {"revision": self.location.revision, "trust_remote_code": config.trust_remote_code}
         self.model_config = full_precision(load_config(BackboneSpec(model=self.location.base, **hub)), config.model)
@@ -91,8 +99,10 @@ class Workload:
         sizes = self.model_config.get_text_config()
         sizes.vocab_size = max(sizes.vocab_size, *(number + 1 for number in self.new_tokens), 0)
         self.prepared, self.sampled = self._prepare()
-        if not self.trained_rows:
-            raise UsageError("Expected at least one training row, got none; look at the split column and --split.")
+        objective, tables = self.choices.objective, self.prepared.tables
+        check_sizes(config, self.world, tables["train"])
+        sources = () if objective.measures else told_apart(self.prepared.ledger)
+        check_measured(config, objective, sources, validates=len(tables["validation"]) > 0)
 
     def _tokenizer(self) -> str:
         """Where the tokenizer lies; for a folder of nothing but a config, that of the model that is shipped."""
@@ -111,21 +121,22 @@ class Workload:
         size = sum(path.stat().st_size for path in files)
         task = self.choices.task
         shown = task is not None and task.demonstrations and task.demonstration_file is None  # out of all training rows
-        whole = config.mix or config.mix_temperature or config.holdout_tasks or config.stream or shown
-        sampled = size > SAMPLED_FROM and not whole and all(path.suffix in TEXTS for path in files)
-        if sampled:
+        whole = config.mix or config.mix_temperature or config.holdout_tasks or shown
+        sampled = (config.stream or (size > SAMPLED_FROM and not whole)) and all(path.suffix in TEXTS for path in files)
+        if sampled and config.stream is None:
             config = replace(config, stream=SAMPLE, max_steps=config.max_steps or 1)
         pipeline = Pipeline(
             config, registry(), self.texts.encoder, self.choices.task, self.choices.objective.examples, self.say
         )
         prepared = pipeline.prepare()
-        if not sampled or prepared.end is None or not prepared.end.row:
+        if not sampled or prepared.end is None or prepared.end.turn:  # all rows are there
             return prepared, 1.0
         with files[prepared.end.file].open("rb") as file:
             read = sum(map(len, itertools.islice(file, prepared.end.row)))
         read += sum(path.stat().st_size for path in files[: prepared.end.file])
         times = max(1.0, size / read)
-        self.say(f"data: the first {SAMPLE:,} rows stand for about {round(times * SAMPLE):,}")
+        rows = config.stream or SAMPLE
+        self.say(f"data: the first {rows:,} rows stand for about {round(times * rows):,}")
         return prepared, times
 
     @property
@@ -138,8 +149,13 @@ class Workload:
         """Tokens of them."""
         return round(float(self.prepared.tables["train"].lengths.sum()) * self.sampled)
 
-    def load(self, *, packed: bool) -> Load:
-        """The steps of a run whose rows share micro-batches without padding, or with it."""
+    def load(self, *, packed: bool, shared: bool) -> Load:
+        """The steps of a run.
+
+        Args:
+            packed: Whether rows share micro-batches without padding.
+            shared: Whether what all of these begin with is computed only once, where options allow it.
+        """
         kind = "cuda" if self.device == "gpu" else "cpu"
         recomputed = bool(self.config.gradient_checkpointing)
         most = micro_tokens(self.model_config, kind, self.memory, recomputed=recomputed)
@@ -148,10 +164,10 @@ class Workload:
         if self.config.stream is not None:
             planner.config = replace(self.config, stream=None)
         schedule = planner.whole(tables["train"], lambda line: None)
-        data = FineTuneData(tables, schedule, self.texts.tokenizer.pad_token_id or 0)
+        data = FineTuneData(tables, schedule, self.texts.tokenizer.pad_token_id or 0, eval_rows=self.config.eval_batch_size)
         if self.choices.objective.reference:  # what it is makes no difference to sizes and times
             data.references = {split: torch.zeros(len(table), table.texts) for split, table in tables.items()}
-        if packed and self.config.stream is None and self._shares:
+        if packed and shared and self.shares:
             table = tables["train"]
             data.share(common_prefix(table) if table.texts == 1 else 0, prompts=common_prompt(table)[0] > 0)
         looked = data.known_steps(LOOKED_AT)
@@ -166,15 +182,24 @@ class Workload:
         if validation:
             lengths = tables["validation"].padded
             batch = data.validation_batch(max(validation, key=lambda b: int(lengths[list(b)].max()) * len(b)))
-        steps = schedule.total_steps
-        if self.config.max_steps is None:
-            steps = max(1, round(steps * self.sampled))
-        return Load(step, batch, len(shapes), steps, float(np.mean(tokens)) / max(1, sizes[largest]))
+        return Load(step, batch, len(shapes), self._steps(schedule), float(np.mean(tokens)) / max(1, sizes[largest]))
 
-    @property
-    def _shares(self) -> bool:
-        """Whether `fit` would compute only once what all rows begin with, as far as options tell."""
-        return not (self.config.dropout or self.config.neftune_noise_alpha or self.config.compile)
+    def _steps(self, schedule: Schedule) -> int:
+        """Optimiser steps of the run: a stream has as many as it is told, other rows as their epochs have, and no more."""
+        most = self.config.max_steps
+        if self.config.stream is not None:
+            assert most is not None
+            return most
+        found = max(1, round(replace(schedule, max_steps=None).total_steps * self.sampled))
+        return found if most is None else min(found, most)
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether `fit` would compute only once what all rows begin with, if there is anything and the model has no dropout."""
+        if self.config.stream is not None or self.config.neftune_noise_alpha or self.config.compile:
+            return False
+        table = self.prepared.tables["train"]
+        return common_prompt(table)[0] > 0 or (table.texts == 1 and common_prefix(table) > 0)
 
     @staticmethod
     def _sizes(data: FineTuneData, schedule: Schedule, number: int) -> Iterator[int]:

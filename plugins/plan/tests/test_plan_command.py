@@ -28,15 +28,6 @@ LLAMA_8B = {
     "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
     "rope_theta": 500000.0, "tie_word_embeddings": False, "dtype": "bfloat16", "vocab_size": 128256,
 }  # fmt: skip
-ROWS = 60
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    lines = [{"prompt": f"What is {n} + {n}?", "completion": f"{n} + {n} is {2 * n}."} for n in range(ROWS)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
@@ -47,23 +38,6 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str,
 
 def requested(model: Path, rows: Path, **options: Any) -> Request:
     return Request({"model": str(model), "data": [str(rows)], **options}, frozenset())
-
-
-@pytest.fixture
-def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No step is measured: without fast bf16 one takes half a minute."""
-    monkeypatch.setattr(Planning, "_speed", lambda *_, **__: None)
-
-
-@pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Rows for the methods that `usefixtures` is parametrised with alone, as each takes a second."""
-    every = Planning.methods
-
-    def chosen(self: Planning) -> Any:
-        return [row for row in every(self) if row[0] in request.param]
-
-    monkeypatch.setattr(Planning, "methods", chosen)
 
 
 def rows_of(*methods: str) -> pytest.MarkDecorator:
@@ -330,6 +304,7 @@ def test_weights_of_the_folder_are_not_read(rows: Path, tmp_path: Path, capsys: 
     whole = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
     (folder / "model.safetensors").write_bytes(b"these are no weights")
     again = planned(capsys, folder, "--data", rows, "--memory", "24GB", "--device", "gpu")
+    assert by_name(whole)["spectrum"]["trainable"] > 0
     assert {n: r["trainable"] for n, r in by_name(again).items()} == {n: r["trainable"] for n, r in by_name(whole).items()}
 
 
@@ -356,7 +331,7 @@ def test_layers_that_are_recomputed_repeat_with_their_number(
     request = requested(tmp_path / "model", rows, batch_tokens=512, packing="off")
     config = request.config()
     planning = Planning(request, Target("gpu", 8 * 10**9, "auto"), print)
-    load, method = planning.work.load(packed=False), registry().methods[name].cls()
+    load, method = planning.work.load(packed=False, shared=False), registry().methods[name].cls()
 
     def activations(every: bool | int, offload: bool = False) -> float:
         chosen = replace(config, gradient_checkpointing=every, activation_offload=offload)
@@ -385,14 +360,3 @@ def test_offloading_is_planned_for_a_gpu_only(rows: Path, tmp_path: Path) -> Non
     request = requested(folder, rows, gradient_checkpointing=True, activation_offload=True)
     with pytest.raises(UsageError, match=r"^Expected a GPU for --activation_offload, found none: "):
         Planning(request, Target("cpu", 8 * 10**9, "auto"), print)
-
-
-@pytest.mark.parametrize(("given", "shared"), [({}, True), ({"dropout": 0.1}, False), ({"neftune_noise_alpha": 5.0}, False)])
-def test_what_all_rows_begin_with_is_forecast_once(rows: Path, tmp_path: Path, given: dict[str, Any], shared: bool) -> None:
-    """As `fit` computes it."""
-    model = tiny_backbone_folder(tmp_path / "model")
-    planning = Planning(requested(model, rows, batch_tokens=512, **given), Target("cpu", 8 * 10**9, "auto"), print)
-    batch = planning.work.load(packed=True).step.micro[0]
-    assert (batch.shared is not None) == shared
-    if batch.shared is not None:
-        assert len(batch.shared.keep) < 0.8 * batch.input_ids.numel()

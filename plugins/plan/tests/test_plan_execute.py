@@ -119,3 +119,5 @@ def test_a_plain_row_is_measured_on_a_plain_base(name: str, quantize: str | None
     stored = None if quantize is None else Quantization(quantize="int8")
     measured(Row(name, "lora", {}, stored, parts=dict.fromkeys((*PARTS, RUNTIME), 1)), config)
     assert [values["quantize"] for values in seen] == [quantize]
+    # A file of rows to be retained is refused where no verdict is made.
+    assert [(values["verdict_rows"], values["retention"]) for values in seen] == [(0, "none")]

@@ -60,6 +60,13 @@ def test_values_are_answered() -> None:
         assert len(torch.linalg.svdvals(x).tolist()) == 2000, "whatever lies in memory"
 
 
+def test_a_change_of_shape_in_place_is_one() -> None:
+    with Hollow():
+        x = torch.empty(1000, 500)
+        assert x.transpose_(0, 1).shape == x.shape == (500, 1000)
+        assert x.unsqueeze_(0).squeeze_(0).shape == x.shape == (500, 1000)
+
+
 def test_small_known_values_stay_what_they_are() -> None:
     with Hollow():
         positions = torch.arange(10).repeat(2)

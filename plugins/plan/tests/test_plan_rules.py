@@ -118,6 +118,12 @@ def test_nothing_fits() -> None:
     assert "--gradient_checkpointing true" in found.reasons[-1]
 
 
+def test_ways_without_a_forecast_are_not_said_to_be_too_large() -> None:
+    found = recommend({"full": row("full", GB)}, 24 * GB, "one_task", 2_000, 7e9)
+    assert (found.row, found.flags) == (None, ())
+    assert found.reasons[-1].startswith("of LoRA or QLoRA there is no forecast")
+
+
 def test_a_prediction_near_the_limit_is_tight_and_a_measurement_later() -> None:
     assert row("lora", TIGHT * 10 * GB).verdict(10 * GB) == "fits"
     assert row("lora", TIGHT * 10 * GB + 1).verdict(10 * GB) == "tight"
