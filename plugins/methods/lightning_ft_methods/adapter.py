@@ -221,7 +221,7 @@ def adapted_layers(model: nn.Module, names: str | list[str]) -> list[tuple[str, 
     if names == "all-linear":
         head = model.get_output_embeddings()  # type: ignore[operator]  # a PreTrainedModel's
         return [(path, layer) for path, layer in _linears(model) if layer is not head]
-    return [(path, layer) for path, layer in _linears(model) if any(_is_named(path, name) for name in targets(names))]
+    return [(path, layer) for path, layer in _linears(model) if any(is_named(path, name) for name in targets(names))]
 
 
 def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -231,7 +231,7 @@ def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
 
 
-def _is_named(path: str, name: str) -> bool:
+def is_named(path: str, name: str) -> bool:
     """Whether peft takes the module at that path for one of that name."""
     return path == name or path.endswith(f".{name}")
 
@@ -241,7 +241,7 @@ def _check_modules(model: nn.Module, wanted: Iterable[str]) -> None:
     known = {name.rpartition(".")[2] for name, module in model.named_modules() if any(True for _ in module.parameters())}
     paths = {name for name, _ in model.named_modules()}
     for name in wanted:
-        if not any(_is_named(path, name) for path in paths):
+        if not any(is_named(path, name) for path in paths):
             named = ", ".join(sorted(end for end in known if end and not end.isdigit()))
             raise UsageError(f"Expected --method.modules_to_save to name modules of this model ({named}); got {name}.")
 
@@ -252,7 +252,7 @@ def _check_layers(model: nn.Module, wanted: str | list[str] | None) -> None:
         return
     paths = [name for name, _ in model.named_modules()]
     for name in targets(wanted):
-        if not any(_is_named(path, name) for path in paths):
+        if not any(is_named(path, name) for path in paths):
             raise UsageError(
                 f"Expected --method.target_modules to name layers of this model ({', '.join(linear_names(model))}); got {name}."
             )

@@ -16,9 +16,10 @@ from lightning_ft_methods.adapter import (
     check_targets,
     check_whole,
     has_conv1d,
+    is_named,
     targets,
 )
-from lightning_ft_methods.tokens import token_rows
+from lightning_ft_methods.tokens import outer_paths, token_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -123,15 +124,7 @@ class LoRA(Adapter):
         """
         from lightning_ft_methods.fused import fuse
 
-        if self.trainable_tokens is not None:
-            taken = {*(self.modules_to_save or ()), *targets(self.target_modules)} & token_rows(
-                model, self.trainable_tokens
-            ).keys()
-            if taken:
-                raise UsageError(
-                    f"Expected --method.trainable_tokens without '{min(taken)}' in --method.modules_to_save or "
-                    "--method.target_modules, which changes all of its rows; got both."
-                )
+        self._check_rows(model)
         if (self.init == "loftq") != is_quantized(model) and self.init in ("pissa", "olora", "loftq"):
             stored = "a quantised base" if self.init == "loftq" else "a base that is not quantised"
             raise UsageError(
@@ -150,6 +143,25 @@ class LoRA(Adapter):
         adapted = super().attach(model, total_steps)
         fuse(adapted)
         return adapted
+
+    def _check_rows(self, model: nn.Module) -> None:
+        """Refuse rows of tokens beside what changes all rows of the same matrix, by whichever name the user gives it.
+
+        Both the embedding and the head count: they share one matrix, or each has rows of its own.
+        """
+        if self.trainable_tokens is None:
+            return
+        outer = outer_paths(model)
+        adapted = [] if self.target_modules == "all-linear" else targets(self.target_modules)
+        taken = [name for name in adapted if any(is_named(path, name) for path in outer)]
+        # A module that trains whole may also hold the matrix, as `model` does.
+        within = [path[:end] for path in outer for end in range(len(path) + 1) if path[end : end + 1] in ("", ".")]
+        taken += [name for name in self.modules_to_save or () if any(is_named(path, name) for path in within)]
+        if taken:
+            raise UsageError(
+                f"Expected --method.trainable_tokens without '{min(taken)}' in --method.modules_to_save or "
+                "--method.target_modules, which changes all of its rows; got both."
+            )
 
     def start(self, model: nn.Module) -> None:
         """LoftQ's, and upon the adapter beneath, where they are asked for."""
