@@ -67,7 +67,10 @@ class Adapter(Method):
             except ValueError as error:
                 found = re.match(r"Target module (\w+)\(.* is not supported", str(error), re.DOTALL)
                 if found is None:
-                    raise
+                    raise UsageError(
+                        f"Expected options that peft takes for --method {self.name} (with --method.target_modules of linear "
+                        f"layers: {linear}), got ones that it refuses: {' '.join(str(error).split())[:200]}"
+                    ) from error
                 raise UsageError(
                     f"Expected --method.target_modules to name layers that --method {self.name} takes ({linear}); got one that "
                     f"is a {found[1]}."
@@ -244,6 +247,12 @@ def _check_modules(model: nn.Module, wanted: Iterable[str]) -> None:
         if not any(is_named(path, name) for path in paths):
             named = ", ".join(sorted(end for end in known if end and not end.isdigit()))
             raise UsageError(f"Expected --method.modules_to_save to name modules of this model ({named}); got {name}.")
+        found = (module for path, module in model.named_modules() if is_named(path, name))
+        if not all(p.is_floating_point() for module in found for p in module.parameters()):
+            raise UsageError(
+                f"Expected --method.modules_to_save to name modules whose weights can train, got {name}, which --quantize "
+                "stores in few bits; leave one of the two out."
+            )
 
 
 def _check_layers(model: nn.Module, wanted: str | list[str] | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -31,6 +30,9 @@ Bias = Literal["none", "all", "lora_only"]
 Init = Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"]
 TIED = frozenset({"lm_head", "embed_tokens"})
 """Names by which peft knows the output head and the embedding, which may share one matrix."""
+EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
+HEADS = frozenset({"lm_head", "embed_out"})
+"""Names that architectures have for the two, where no model is there yet to be asked."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class LoRA(Adapter):
             raise UsageError("Expected --method.trainable_tokens to name tokens as [<tool>,6143]; got none.")
         check_choice("bias", self.bias, get_args(Bias))
         check_choice("init", self.init, get_args(Init))
+        if self.init == "orthogonal" and self.rank % 2:
+            raise UsageError(f"Expected an even --method.rank for --method.init orthogonal; got {self.rank}.")
 
     @property
     def changes_base(self) -> bool:
@@ -111,8 +115,16 @@ class LoRA(Adapter):
         """The option `beneath`."""
         return self.beneath
 
+    @property
+    def trains_rows(self) -> bool:
+        """Where there are `trainable_tokens`."""
+        return self.trainable_tokens is not None
+
     def training_tokens(self, tokens: Sequence[int]) -> LoRA:
-        """The same with these among `trainable_tokens`."""
+        """The same with these among `trainable_tokens`; itself where embedding and head train whole."""
+        whole = {name.rpartition(".")[2] for name in self.modules_to_save or ()}
+        if self.trainable_tokens is None and whole & EMBEDDINGS and whole & HEADS:
+            return self
         named = self.trainable_tokens or []
         return replace(self, trainable_tokens=[*named, *(token for token in tokens if token not in named)])
 
@@ -187,8 +199,7 @@ class LoRA(Adapter):
         """Peft's `LoraConfig`."""
         from peft import LoraConfig
 
-        config = getattr(model, "config", None)
-        tied = bool(getattr(config, "tie_word_embeddings", False))
+        together = self._whole_together(model)
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
@@ -197,7 +208,7 @@ class LoRA(Adapter):
             target_modules=targets(self.target_modules),
             bias=self.bias,
             # A copy: peft rewrites the lists that it is given.
-            modules_to_save=copy.copy(self.modules_to_save),
+            modules_to_save=None if self.modules_to_save is None else [*self.modules_to_save, *(together or ())],
             trainable_token_indices=None if self.trainable_tokens is None else token_rows(model, self.trainable_tokens),
             # LoftQ's start is ours: peft's own needs a GPU and forgets the scale.
             init_lora_weights=True if self.init in ("default", "loftq") else self.init,  # type: ignore[arg-type]  # the others
@@ -205,5 +216,18 @@ class LoRA(Adapter):
             use_dora=self.use_dora,
             fan_in_fan_out=has_conv1d(model),
             # One matrix in the model stays one in training; peft would train a copy of it and untie the merged model.
-            ensure_weight_tying=tied and any(m.rpartition(".")[2] in TIED for m in self.modules_to_save or ()),
+            ensure_weight_tying=together is not None,
         )
+
+    def _whole_together(self, model: nn.Module) -> list[str] | None:
+        """What peft has to be told besides, so that embedding and head train whole as one matrix; None: they do not.
+
+        It finds the shared matrix by the names in `TIED` alone.
+        """
+        named, outer = self.modules_to_save or (), outer_paths(model)
+        tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+        if not tied or not any(is_named(path, name) for path in outer for name in named):
+            return None
+        if any(name.rpartition(".")[2] in TIED for name in named):
+            return []
+        return [path for path in outer if path.rpartition(".")[2] in TIED][:1]
