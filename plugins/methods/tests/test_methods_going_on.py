@@ -51,6 +51,17 @@ def test_another_function_is_refused(first: LoRA, then: LoRA, said: str, rows: P
     lightning_ft.fit(model=str(run.folder), data=rows, method=first, output=str(tmp_path / "then"), precision="fp32", **OPTIONS)
 
 
+def test_other_layers_are_refused_with_what_to_type(rows: Path, tmp_path: Path) -> None:
+    model, narrow = str(tiny_backbone_folder(tmp_path / "model")), LoRA(target_modules=["v_proj", "q_proj"])
+    options = {**OPTIONS, "data": rows, "precision": "fp32"}
+    run = lightning_ft.fit(model=model, method=narrow, output=str(tmp_path / "first"), **options)
+    for other in (LoRA(), LoRA(target_modules=["q_proj"])):
+        with pytest.raises(UsageError, match=r"other layers than it has; type --method.target_modules \[q_proj,v_proj\]\.$"):
+            lightning_ft.fit(model=str(run.folder), method=other, output=str(tmp_path / "then"), **options)
+    same = LoRA(target_modules=["self_attn.q_proj", "v_proj"])
+    lightning_ft.fit(model=str(run.folder), method=same, output=str(tmp_path / "then"), **options)
+
+
 def test_a_start_that_leaves_the_base_alone_may_differ(rows: Path, tmp_path: Path) -> None:
     model = str(tiny_backbone_folder(tmp_path / "model"))
     options = {**OPTIONS, "data": rows, "precision": "fp32"}
