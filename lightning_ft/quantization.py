@@ -94,7 +94,7 @@ def settle(config: TrainingConfig, before: Quantization | None, method: Method, 
     asked = wanted(config)
     if before is not None:
         # The note names the type of products also where the run left it to the weights'.
-        if asked is not None and asked.compute_dtype is None:
+        if asked is not None and asked.quantize == before.quantize and asked.compute_dtype is None:
             asked = dataclasses.replace(asked, compute_dtype=before.compute_dtype)
         if asked not in (None, before, dataclasses.replace(before, double_quant=False)):
             kept = dataclasses.asdict(before)

@@ -194,8 +194,8 @@ def test_the_same_options_go_on() -> None:
         config = TrainingConfig.from_dict({"model": "m", "data": ["d"], "quantize": "nf4", **options})
         assert settle(config, before, METHOD, goes_on=True) == before
         assert (config.double_quant, config.compute_dtype) == (True, "bf16")
-    for other in ({"compute_dtype": "fp32"}, {"quantize": "fp4"}):
-        config = TrainingConfig.from_dict({"model": "m", "data": ["d"], "quantize": "nf4", "double_quant": True, **other})
+    for other in ({"double_quant": True, "compute_dtype": "fp32"}, {"quantize": "fp4"}, {"quantize": "int8"}):
+        config = TrainingConfig.from_dict({"model": "m", "data": ["d"], "quantize": "nf4", **other})
         with pytest.raises(UsageError, match="got other options"):
             settle(config, before, METHOD, goes_on=True)
 
