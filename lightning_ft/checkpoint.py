@@ -62,7 +62,7 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
     """Put the trained weights of a checkpoint folder back into an attached model, bit for bit.
 
     Raises:
-        UsageError: another adapter lies beneath the one that trains than in the folder.
+        UsageError: another adapter lies beneath the one that trains than in the folder, or it is of other layers.
         ValueError: the folder's parameters are not the method's.
     """
     from safetensors.torch import load_file
@@ -70,7 +70,10 @@ def load_trained(model: nn.Module, method: Method, folder: Path) -> None:
     adapter = folder / "adapter_model.safetensors"
     if adapter.is_file():
         _check_beneath(model, folder)
-        method.load_trainable_state(model, as_placed(load_file(adapter), method.trainable_state(model)))
+        state, mine = load_file(adapter), method.trainable_state(model)
+        if state.keys() != mine.keys():
+            _check_layers(model, folder)
+        method.load_trainable_state(model, as_placed(state, mine))
         return
     from torch.distributed.fsdp import FSDPModule
 
@@ -130,6 +133,22 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain("", item) for key, item in value.items()} or None
     return str(getattr(value, "value", value)) if value is not None and not isinstance(value, (int, float)) else value
+
+
+def _check_layers(model: nn.Module, folder: Path) -> None:
+    """Refuse another adapter whose layers were named otherwise, once it is known that its tensors are others."""
+    configs: Any = getattr(model, "peft_config", None)
+    path = folder / "adapter_config.json"
+    if configs is None or not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8")).get("target_modules")
+    now = getattr(next(iter(configs.values())), "target_modules", None)
+    if before and (isinstance(before, str) or sorted(before) != sorted(now or ())):
+        named = before if isinstance(before, str) else f"[{','.join(sorted(before))}]"
+        raise UsageError(
+            f"Expected the method of adapter '{folder}' to go on training it, got other layers than it has; type "
+            f"--method.target_modules {named}."
+        )
 
 
 def _check_beneath(model: nn.Module, folder: Path) -> None:

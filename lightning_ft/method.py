@@ -55,6 +55,11 @@ class Method(ABC):
         return None
 
     @property
+    def trains_rows(self) -> bool:
+        """Whether rows of tokens train beside a matrix, which then cannot lie in parts (FSDP2)."""
+        return False
+
+    @property
     def leading_positions(self) -> int:
         """Positions of the context that the method takes before every row."""
         return 0

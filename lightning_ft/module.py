@@ -352,14 +352,18 @@ class FineTuner(L.LightningModule):
         decay = self.config.weight_decay
         groups = optim.param_groups(self.model, decay) if own is None else optim.decayed(self.model, own, decay)
         groups = optim.alike(groups)
-        options = {**optim.fused(self.optimizer_class, in_parts=self.shards is not None), **self.optimizer_options}
+        options = dict(self.optimizer_options)
+        if options.get("differentiable"):
+            raise UsageError("Expected --optimizer.differentiable false, as no gradient is taken of updates; got true.")
+        if "foreach" not in options:  # the other way to update all at once
+            options = {**optim.fused(self.optimizer_class, in_parts=self.shards is not None), **options}
 
         def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
             return self.optimizer_class(groups, lr=self.learning_rate, **options)  # type: ignore[call-arg]  # every torch optimiser has lr
 
         try:
             optimizer = MasterWeights(make, groups) if self.config.master_weights == "split" else make(groups)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"Optimiser {self.optimizer_class.__name__} refused its options: {error}.") from error
         c = self.config
         factor = optim.multiplier(

@@ -75,8 +75,8 @@ def alike(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups of matrices, of the matrices of embeddings and output layer, and of vectors.
 
-    The second is marked `embedding: True` for optimisers that treat the matrices between them in another way. Vectors
-    (norms, biases, factors of an adapter) have no weight decay.
+    The second is marked `embedding: True` for optimisers that treat the matrices between them in another way, the third
+    `vectors: True`, as some have the shape of a matrix. Vectors (norms, biases, factors of an adapter) have no weight decay.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = _parted(trained, _outer(model), _factors(model), weight_decay)
@@ -112,9 +112,16 @@ def _outer(model: nn.Module) -> set[int]:
     return outer
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter of that name is a bias: several experts have theirs as the rows of one matrix."""
+    end = name.rpartition(".")[2]
+    return end == "bias" or end.endswith("_bias")
+
+
 def _factors(model: nn.Module) -> set[int]:
     """Ids of the parameters that are vectors in the shape of a matrix."""
-    return {id(p) for name, p in model.named_parameters() if any(part in _FACTORS for part in name.split("."))}
+    named = model.named_parameters()
+    return {id(p) for name, p in named if is_bias(name) or any(part in _FACTORS for part in name.split("."))}
 
 
 def _parted(params: Sequence[nn.Parameter], outer: set[int], factors: set[int], weight_decay: float) -> list[dict[str, Any]]:
@@ -123,7 +130,7 @@ def _parted(params: Sequence[nn.Parameter], outer: set[int], factors: set[int], 
     return [
         {"params": [p for p in matrices if id(p) not in outer], "weight_decay": weight_decay},
         {"params": [p for p in matrices if id(p) in outer], "weight_decay": weight_decay, "embedding": True},
-        {"params": [p for p in params if p.ndim < 2 or id(p) in factors], "weight_decay": 0.0},
+        {"params": [p for p in params if p.ndim < 2 or id(p) in factors], "weight_decay": 0.0, "vectors": True},
     ]
 
 

@@ -88,11 +88,15 @@ def settle(config: TrainingConfig, before: Quantization | None, method: Method, 
         goes_on: Whether the run goes on with an adapter.
 
     Raises:
-        UsageError: the adapter was trained on a base of another format, or the method trains the base itself.
+        UsageError: the adapter was trained on a base of another format, the method trains the base itself, or fp16 is asked of
+            a CPU.
     """
     asked = wanted(config)
     if before is not None:
-        if asked not in (None, before, Quantization(quantize=before.quantize)):
+        # The note names the type of products also where the run left it to the weights'.
+        if asked is not None and asked.quantize == before.quantize and asked.compute_dtype is None:
+            asked = dataclasses.replace(asked, compute_dtype=before.compute_dtype)
+        if asked not in (None, before, dataclasses.replace(before, double_quant=False)):
             kept = dataclasses.asdict(before)
             raise UsageError(
                 f"Expected to go on with the adapter '{config.model}' on the base that it was trained on "
@@ -100,6 +104,8 @@ def settle(config: TrainingConfig, before: Quantization | None, method: Method, 
             )
         asked = before
         config.quantize, config.double_quant, config.compute_dtype = asked.quantize, asked.double_quant, asked.compute_dtype
+    elif asked is not None and asked.compute_dtype == "fp16" and not _has_gpu():
+        raise UsageError("Expected --compute_dtype bf16 or fp32 on a CPU, got fp16, which it does not multiply.")
     elif asked is not None and goes_on:
         raise UsageError(
             f"Expected to go on with the adapter '{config.model}' on the base that it was trained on, of full precision, got "
@@ -111,6 +117,12 @@ def settle(config: TrainingConfig, before: Quantization | None, method: Method, 
             "weights themselves; `lightning-ft plugins list` names the adapters."
         )
     return asked
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def full_precision(config: Any, model: str) -> Any:

@@ -66,6 +66,11 @@ def _check_sharded(name: str, config: TrainingConfig, choices: Choices) -> None:
         raise UsageError(
             f"Method {method.name} needs whole matrices in each process, which --strategy {name} does not keep; type ddp."
         )
+    if method.trains_rows:
+        raise UsageError(
+            f"Expected --strategy auto or ddp for --method {method.name} with rows of tokens, as rows beside a matrix that "
+            f"lies in parts cannot train; got {name}; leave --strategy or --method.trainable_tokens out."
+        )
     if name in CUTS and not method.trains_base:
         raise UsageError(
             f"Method {method.name} stands beside layers, which --strategy {name} cuts in pieces; type --strategy fsdp2."

@@ -67,7 +67,10 @@ class Adapter(Method):
             except ValueError as error:
                 found = re.match(r"Target module (\w+)\(.* is not supported", str(error), re.DOTALL)
                 if found is None:
-                    raise
+                    raise UsageError(
+                        f"Expected options that peft takes for --method {self.name} (with --method.target_modules of linear "
+                        f"layers: {linear}), got ones that it refuses: {' '.join(str(error).split())[:200]}"
+                    ) from error
                 raise UsageError(
                     f"Expected --method.target_modules to name layers that --method {self.name} takes ({linear}); got one that "
                     f"is a {found[1]}."
@@ -221,7 +224,7 @@ def adapted_layers(model: nn.Module, names: str | list[str]) -> list[tuple[str, 
     if names == "all-linear":
         head = model.get_output_embeddings()  # type: ignore[operator]  # a PreTrainedModel's
         return [(path, layer) for path, layer in _linears(model) if layer is not head]
-    return [(path, layer) for path, layer in _linears(model) if any(_is_named(path, name) for name in targets(names))]
+    return [(path, layer) for path, layer in _linears(model) if any(is_named(path, name) for name in targets(names))]
 
 
 def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -231,7 +234,7 @@ def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
 
 
-def _is_named(path: str, name: str) -> bool:
+def is_named(path: str, name: str) -> bool:
     """Whether peft takes the module at that path for one of that name."""
     return path == name or path.endswith(f".{name}")
 
@@ -241,9 +244,15 @@ def _check_modules(model: nn.Module, wanted: Iterable[str]) -> None:
     known = {name.rpartition(".")[2] for name, module in model.named_modules() if any(True for _ in module.parameters())}
     paths = {name for name, _ in model.named_modules()}
     for name in wanted:
-        if not any(_is_named(path, name) for path in paths):
+        if not any(is_named(path, name) for path in paths):
             named = ", ".join(sorted(end for end in known if end and not end.isdigit()))
             raise UsageError(f"Expected --method.modules_to_save to name modules of this model ({named}); got {name}.")
+        found = (module for path, module in model.named_modules() if is_named(path, name))
+        if not all(p.is_floating_point() for module in found for p in module.parameters()):
+            raise UsageError(
+                f"Expected --method.modules_to_save to name modules whose weights can train, got {name}, which --quantize "
+                "stores in few bits; leave one of the two out."
+            )
 
 
 def _check_layers(model: nn.Module, wanted: str | list[str] | None) -> None:
@@ -252,7 +261,7 @@ def _check_layers(model: nn.Module, wanted: str | list[str] | None) -> None:
         return
     paths = [name for name, _ in model.named_modules()]
     for name in targets(wanted):
-        if not any(_is_named(path, name) for path in paths):
+        if not any(is_named(path, name) for path in paths):
             raise UsageError(
                 f"Expected --method.target_modules to name layers of this model ({', '.join(linear_names(model))}); got {name}."
             )

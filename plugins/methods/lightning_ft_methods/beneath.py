@@ -25,9 +25,16 @@ def lay_beneath(model: Any, name: str) -> None:
             f"Expected --method.beneath to be an adapter of '{base.name_or_path}', got '{name}' of '{stored.where.base}'."
         )
     four = bits is not None and bits.quantize != "int8"
-    if (bits is not None) != is_quantized(base) or four != is_quantized(base, bits=4):
-        trained = "one of full precision" if bits is None else f"one of {bits.quantize}"
-        how = "leave --quantize out" if bits is None else f"type --quantize {bits.quantize}"
+    differs = (bits is not None) != is_quantized(base) or four != is_quantized(base, bits=4)
+    if four and not differs and bits is not None:
+        kept = base.config.quantization_config
+        differs = (bits.quantize, bits.double_quant) != (kept.bnb_4bit_quant_type, kept.bnb_4bit_use_double_quant)
+    if differs:
+        kind = "" if bits is None else f"{bits.quantize}{' --double_quant true' if bits.double_quant else ''}"
+        trained = f"one of {kind or 'full precision'}"
+        how = f"type --quantize {kind}" if kind else "leave --quantize out"
+        if four and bits is not None and not bits.double_quant:
+            how += " without --double_quant"
         raise UsageError(f"Expected --method.beneath on the base that it was trained on, {trained}: '{name}'; {how}.")
     with quiet_peft():
         try:

@@ -27,7 +27,8 @@ def start_from_residual(model: nn.Module) -> None:
         B = U sqrt(S / s),    A = sqrt(S / s) V^T,    so that Q + s B A is next to W
 
     This is algorithm 1 of Li et al. 2023 (arXiv:2310.08659) with one iteration (T = 1), so that Q is the plain quantised W
-    and the adapter goes with everybody's copy of it. The paper's W are read from the files of the base model.
+    and the adapter goes with everybody's copy of it. The paper's W are read from the files of the base model. DoRA's m is
+    the norm of the rows of Q + s B A, so that this is what training starts at.
 
     Raises:
         UsageError: the base model's files do not hold the weights under the names that the model has for them.
@@ -57,6 +58,9 @@ def start_from_residual(model: nn.Module) -> None:
                 b.zero_()  # of a rank above the smaller side of W the rest adds nothing, and A as it is lets it learn
                 b[:, : len(root)].copy_(u[:, :rank] * root)
                 a[: len(root)].copy_(root[:, None] * vh[:rank])
+                if adapter in layer.lora_magnitude_vector:
+                    start = kept + layer.scaling[adapter] * b @ a
+                    layer.lora_magnitude_vector[adapter].weight.copy_(start.norm(dim=1))
 
 
 class _Stored:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -16,9 +15,10 @@ from lightning_ft_methods.adapter import (
     check_targets,
     check_whole,
     has_conv1d,
+    is_named,
     targets,
 )
-from lightning_ft_methods.tokens import token_rows
+from lightning_ft_methods.tokens import outer_paths, token_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +30,9 @@ Bias = Literal["none", "all", "lora_only"]
 Init = Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"]
 TIED = frozenset({"lm_head", "embed_tokens"})
 """Names by which peft knows the output head and the embedding, which may share one matrix."""
+EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
+HEADS = frozenset({"lm_head", "embed_out"})
+"""Names that architectures have for the two, where no model is there yet to be asked."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class LoRA(Adapter):
             raise UsageError("Expected --method.trainable_tokens to name tokens as [<tool>,6143]; got none.")
         check_choice("bias", self.bias, get_args(Bias))
         check_choice("init", self.init, get_args(Init))
+        if self.init == "orthogonal" and self.rank % 2:
+            raise UsageError(f"Expected an even --method.rank for --method.init orthogonal; got {self.rank}.")
 
     @property
     def changes_base(self) -> bool:
@@ -110,8 +115,16 @@ class LoRA(Adapter):
         """The option `beneath`."""
         return self.beneath
 
+    @property
+    def trains_rows(self) -> bool:
+        """Where there are `trainable_tokens`."""
+        return self.trainable_tokens is not None
+
     def training_tokens(self, tokens: Sequence[int]) -> LoRA:
-        """The same with these among `trainable_tokens`."""
+        """The same with these among `trainable_tokens`; itself where embedding and head train whole."""
+        whole = {name.rpartition(".")[2] for name in self.modules_to_save or ()}
+        if self.trainable_tokens is None and whole & EMBEDDINGS and whole & HEADS:
+            return self
         named = self.trainable_tokens or []
         return replace(self, trainable_tokens=[*named, *(token for token in tokens if token not in named)])
 
@@ -123,15 +136,7 @@ class LoRA(Adapter):
         """
         from lightning_ft_methods.fused import fuse
 
-        if self.trainable_tokens is not None:
-            taken = {*(self.modules_to_save or ()), *targets(self.target_modules)} & token_rows(
-                model, self.trainable_tokens
-            ).keys()
-            if taken:
-                raise UsageError(
-                    f"Expected --method.trainable_tokens without '{min(taken)}' in --method.modules_to_save or "
-                    "--method.target_modules, which changes all of its rows; got both."
-                )
+        self._check_rows(model)
         if (self.init == "loftq") != is_quantized(model) and self.init in ("pissa", "olora", "loftq"):
             stored = "a quantised base" if self.init == "loftq" else "a base that is not quantised"
             raise UsageError(
@@ -150,6 +155,25 @@ class LoRA(Adapter):
         adapted = super().attach(model, total_steps)
         fuse(adapted)
         return adapted
+
+    def _check_rows(self, model: nn.Module) -> None:
+        """Refuse rows of tokens beside what changes all rows of the same matrix, by whichever name the user gives it.
+
+        Both the embedding and the head count: they share one matrix, or each has rows of its own.
+        """
+        if self.trainable_tokens is None:
+            return
+        outer = outer_paths(model)
+        adapted = [] if self.target_modules == "all-linear" else targets(self.target_modules)
+        taken = [name for name in adapted if any(is_named(path, name) for path in outer)]
+        # A module that trains whole may also hold the matrix, as `model` does.
+        within = [path[:end] for path in outer for end in range(len(path) + 1) if path[end : end + 1] in ("", ".")]
+        taken += [name for name in self.modules_to_save or () if any(is_named(path, name) for path in within)]
+        if taken:
+            raise UsageError(
+                f"Expected --method.trainable_tokens without '{min(taken)}' in --method.modules_to_save or "
+                "--method.target_modules, which changes all of its rows; got both."
+            )
 
     def start(self, model: nn.Module) -> None:
         """LoftQ's, and upon the adapter beneath, where they are asked for."""
@@ -175,8 +199,7 @@ class LoRA(Adapter):
         """Peft's `LoraConfig`."""
         from peft import LoraConfig
 
-        config = getattr(model, "config", None)
-        tied = bool(getattr(config, "tie_word_embeddings", False))
+        together = self._whole_together(model)
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
@@ -185,7 +208,7 @@ class LoRA(Adapter):
             target_modules=targets(self.target_modules),
             bias=self.bias,
             # A copy: peft rewrites the lists that it is given.
-            modules_to_save=copy.copy(self.modules_to_save),
+            modules_to_save=None if self.modules_to_save is None else [*self.modules_to_save, *(together or ())],
             trainable_token_indices=None if self.trainable_tokens is None else token_rows(model, self.trainable_tokens),
             # LoftQ's start is ours: peft's own needs a GPU and forgets the scale.
             init_lora_weights=True if self.init in ("default", "loftq") else self.init,  # type: ignore[arg-type]  # the others
@@ -193,5 +216,18 @@ class LoRA(Adapter):
             use_dora=self.use_dora,
             fan_in_fan_out=has_conv1d(model),
             # One matrix in the model stays one in training; peft would train a copy of it and untie the merged model.
-            ensure_weight_tying=tied and any(m.rpartition(".")[2] in TIED for m in self.modules_to_save or ()),
+            ensure_weight_tying=together is not None,
         )
+
+    def _whole_together(self, model: nn.Module) -> list[str] | None:
+        """What peft has to be told besides, so that embedding and head train whole as one matrix; None: they do not.
+
+        It finds the shared matrix by the names in `TIED` alone.
+        """
+        named, outer = self.modules_to_save or (), outer_paths(model)
+        tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+        if not tied or not any(is_named(path, name) for path in outer for name in named):
+            return None
+        if any(name.rpartition(".")[2] in TIED for name in named):
+            return []
+        return [path for path in outer if path.rpartition(".")[2] in TIED][:1]

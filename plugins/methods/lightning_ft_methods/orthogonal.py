@@ -43,7 +43,7 @@ class OFT(Adapter):
     block_size: int = 32
     """Size of the blocks of R; where it does not divide a layer's inputs, the nearest size that does."""
     terms: int = 5
-    """Terms of Neumann's series in place of the inverse, which is fast and nearly orthogonal; 0: the inverse itself."""
+    """Terms of Neumann's series (at least 2) in place of the inverse, fast and nearly orthogonal; 0: the inverse itself."""
     dropout: float = 0.0
     """Probability with which a block is the identity in training."""
     target_modules: str | list[str] = "all-linear"
@@ -52,6 +52,8 @@ class OFT(Adapter):
     def __post_init__(self) -> None:
         check_whole("block_size", self.block_size, 2)
         check_whole("terms", self.terms, 0)
+        if self.terms == 1:  # I alone, whatever Q is
+            raise UsageError("Expected --method.terms to be 0 or at least 2, as with one term nothing turns; got 1.")
         check_share("dropout", self.dropout)
         check_targets(self.target_modules)
 

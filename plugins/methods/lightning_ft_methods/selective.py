@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lightning_ft.errors import UsageError
 from lightning_ft.method import Method
+from lightning_ft.optim import is_bias
 from lightning_ft_methods.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class BitFit(Method):
             UsageError: it has none.
         """
         model.requires_grad_(False)
-        biases = [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"]
+        biases = [p for name, p in model.named_parameters() if is_bias(name)]
         if not biases:
             kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise UsageError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lightning_ft.errors import UsageError
 from lightning_ft.method import Method
+from lightning_ft.optim import is_bias
 from lightning_ft_methods.freeze import layers_for
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Spectrum(Method):
         kinds: dict[str, list[nn.Parameter]] = {}
         for layer in layers_for(model, self.name):
             for name, parameter in layer.named_parameters():
+                if is_bias(name):
+                    continue
                 if parameter.ndim == 2 or (parameter.ndim == 3 and min(parameter.shape) > 1):  # experts in one
                     kinds.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(parameter)
         for matrices in kinds.values():

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def outer_paths(model: nn.Module) -> list[str]:
+    """Where the model has its input embedding and its output head, which may share one matrix."""
+    plain: Any = model
+    outer = {id(plain.get_input_embeddings()), id(plain.get_output_embeddings())}
+    return [path for path, module in plain.named_modules() if id(module) in outer]
+
+
 def token_rows(model: nn.Module, tokens: Sequence[int | str]) -> dict[str, list[int]]:
     """The rows by the end of the module's name: of the embedding, and of the output head where it has a matrix of its own.
 

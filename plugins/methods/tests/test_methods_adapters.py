@@ -34,6 +34,7 @@ VARIANTS: list[Method] = [
     VeRA(rank=4, target_modules=["q_proj"], d_initial=1.0, projection_seed=3),
     VeRA(rank=4, target_modules=["c_attn"], d_initial=1.0, projection_seed=3),
     OFT(block_size=8, terms=0),
+    OFT(block_size=8, terms=2),
     LoHa(rank=2, alpha=3.0, target_modules=["q_proj"]),
     LoKr(rank=2, factor=4),
     Freeze(train_layers=1),
@@ -214,6 +215,7 @@ def test_layers_from_the_top_and_modules_by_name_train() -> None:
         (lambda: BOFT(dropout=1.0), "Expected --method.dropout to be at least 0 and below 1; got 1.0"),
         (lambda: LoHa(alpha=0.0), "Expected --method.alpha to be above 0; got 0.0"),
         (lambda: LoKr(factor=1), "Expected --method.factor to be -1 or a whole number of at least 2; got 1"),
+        (lambda: OFT(terms=1), "Expected --method.terms to be 0 or at least 2, as with one term nothing turns; got 1."),
         (lambda: Spectrum(share=0.0), "Expected --method.share to be above 0 and at most 1; got 0.0"),
         (lambda: LoKr(target_modules=[]), "Expected --method.target_modules to be all-linear or names"),
         (lambda: Freeze(train_layers=1, freeze_ratio=0.2), "Expected one of --method.freeze_ratio, --method.train_layers"),
@@ -306,3 +308,22 @@ def test_an_adapter_is_trained_on_for_another_number_of_steps(tmp_path: Path) ->
     assert other.record["status"] == "finished"
     with pytest.raises(UsageError, match="but lora_alpha is 24 there and 32 here"):
         lightning_ft.fit(model=str(run.folder), method=AdaLoRA(initial_rank=16), output=str(tmp_path / "three"), **given)
+
+
+def test_biases_of_experts_in_one_matrix_are_biases() -> None:
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    from lightning_ft import optim
+
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 32}
+    config = GptOssConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, pad_token_id=0
+    )
+    model = GptOssForCausalLM(config)
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert "model.layers.0.mlp.experts.gate_up_proj_bias" in biases
+    vectors = next(group for group in optim.param_groups(model, 0.1) if group.get("vectors"))
+    assert {id(model.get_parameter(name)) for name in biases} <= {id(p) for p in vectors["params"]}
+    assert vectors["weight_decay"] == 0
+    assert {name for name, p in BitFit().attach(model, 1).named_parameters() if p.requires_grad} == biases
+    assert not biases & {name for name, p in Spectrum(share=1.0).attach(model, 1).named_parameters() if p.requires_grad}

@@ -14,7 +14,7 @@ import lightning_ft
 from lightning_ft.errors import UsageError
 from lightning_ft.loading import load
 from lightning_ft.testing.methods import logits
-from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_llama
+from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_llama, tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,17 @@ def test_another_function_is_refused(first: LoRA, then: LoRA, said: str, rows: P
     lightning_ft.fit(model=str(run.folder), data=rows, method=first, output=str(tmp_path / "then"), precision="fp32", **OPTIONS)
 
 
+def test_other_layers_are_refused_with_what_to_type(rows: Path, tmp_path: Path) -> None:
+    model, narrow = str(tiny_backbone_folder(tmp_path / "model")), LoRA(target_modules=["v_proj", "q_proj"])
+    options = {**OPTIONS, "data": rows, "precision": "fp32"}
+    run = lightning_ft.fit(model=model, method=narrow, output=str(tmp_path / "first"), **options)
+    for other in (LoRA(), LoRA(target_modules=["q_proj"])):
+        with pytest.raises(UsageError, match=r"other layers than it has; type --method.target_modules \[q_proj,v_proj\]\.$"):
+            lightning_ft.fit(model=str(run.folder), method=other, output=str(tmp_path / "then"), **options)
+    same = LoRA(target_modules=["self_attn.q_proj", "v_proj"])
+    lightning_ft.fit(model=str(run.folder), method=same, output=str(tmp_path / "then"), **options)
+
+
 def test_a_start_that_leaves_the_base_alone_may_differ(rows: Path, tmp_path: Path) -> None:
     model = str(tiny_backbone_folder(tmp_path / "model"))
     options = {**OPTIONS, "data": rows, "precision": "fp32"}
@@ -84,10 +95,22 @@ def test_a_module_to_save_that_does_not_exist_is_refused() -> None:
         LoRA(modules_to_save=["nonsense"]).attach(tiny_llama(), 1)
 
 
-@pytest.mark.parametrize("options", [{"modules_to_save": ["embed_tokens"]}, {"target_modules": ["embed_tokens", "q_proj"]}])
-def test_rows_of_a_matrix_that_trains_whole_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"Expected --method.trainable_tokens without 'embed_tokens'"):
-        LoRA(trainable_tokens=[5], **options).attach(tiny_llama(), 1)
+@pytest.mark.parametrize(
+    ("family", "name", "options"),
+    [
+        ("llama", "embed_tokens", {"modules_to_save": ["embed_tokens"]}),
+        ("llama", "embed_tokens", {"target_modules": ["embed_tokens", "q_proj"]}),
+        ("llama", "model.embed_tokens", {"modules_to_save": ["model.embed_tokens"]}),
+        ("llama", "model.embed_tokens", {"target_modules": ["model.embed_tokens", "q_proj"]}),
+        ("llama", "model", {"modules_to_save": ["model"]}),
+        ("gpt2", "lm_head", {"modules_to_save": ["lm_head"]}),
+        ("gpt2", "lm_head", {"target_modules": ["lm_head", "c_attn"]}),
+        ("gpt2", "transformer.wte", {"target_modules": ["transformer.wte", "c_attn"]}),
+    ],
+)
+def test_rows_of_a_matrix_that_trains_whole_are_refused(family: Family, name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=rf"Expected --method.trainable_tokens without '{name}'"):
+        LoRA(trainable_tokens=[5], **options).attach(tiny_model(family), 1)
 
 
 def test_no_tokens_are_refused() -> None:
@@ -97,8 +120,6 @@ def test_no_tokens_are_refused() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_widened_modules_merge_into_the_types_that_they_had(family: Family) -> None:
-    from lightning_ft.testing.models import tiny_model
-
     method = LoRA(bias="all")
     model: Any = method.attach(nn.Module.to(tiny_model(family), torch.bfloat16), 1)
     assert logits(model).dtype == torch.float32

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import torch
 from lightning_ft_methods.lora import LoRA
+from lightning_ft_methods.vectors import VeRA
 
 from lightning_ft.errors import UsageError
 from lightning_ft.testing.methods import attach, check_method, inputs, logits, plain_loss, train
@@ -24,6 +25,7 @@ VARIANTS = [
     LoRA(bias="lora_only"),
     LoRA(plus_ratio=16.0),
     LoRA(modules_to_save=["lm_head"]),
+    LoRA(modules_to_save=["wte"]),
 ]
 
 
@@ -107,6 +109,20 @@ def test_tied_head_stays_tied_when_trained_whole() -> None:
     assert (logits(merged) - tuned).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("names", [["wte"], ["transformer.wte"], ["wte", "lm_head"]])
+def test_a_tied_embedding_stays_tied_whatever_its_name(names: list[str]) -> None:
+    run = train(LoRA(modules_to_save=names), "gpt2")
+    tuned = logits(run.model)
+    merged = cast("Any", run.method.merge(run.model))
+    assert merged.lm_head.weight is merged.transformer.wte.weight
+    assert (logits(merged) - tuned).abs().max() < 1e-5
+
+
+def test_layers_that_peft_refuses_are_told(tiny_llama: PreTrainedModel) -> None:
+    with pytest.raises(UsageError, match=r"of linear layers: .*q_proj.*, got ones that it refuses: "):
+        VeRA(target_modules=["embed_tokens"]).attach(tiny_llama, 1)
+
+
 def test_options_survive_attach() -> None:
     """peft rewrites the lists that it is given; a frozen dataclass must not change."""
     method = LoRA(modules_to_save=["lm_head"], target_modules=["c_attn", "c_fc"])
@@ -134,6 +150,7 @@ def test_dropout_is_for_training_only() -> None:
             {"init": "zero"},
             "Expected --method.init to be one of default, gaussian, orthogonal, pissa, olora, loftq; got 'zero'.",
         ),
+        ({"init": "orthogonal", "rank": 3}, "Expected an even --method.rank for --method.init orthogonal; got 3."),
         ({"plus_ratio": -1.0}, "Expected --method.plus_ratio to be above 0; got -1.0."),
         ({"target_modules": []}, "Expected --method.target_modules to be all-linear or names as [q_proj,v_proj]; got none."),
     ],

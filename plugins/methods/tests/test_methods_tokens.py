@@ -6,7 +6,11 @@ import pytest
 import torch
 from lightning_ft_methods.lora import LoRA
 
+from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
+from lightning_ft.registry import registry
+from lightning_ft.run.choices import choose
+from lightning_ft.run.strategies import check_strategy
 from lightning_ft.testing import check_method
 from lightning_ft.testing.methods import inputs, plain_loss
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model
@@ -38,6 +42,20 @@ def test_only_the_named_rows_move_and_a_head_of_its_own_has_them_too(family: Fam
         assert rows == SEEN
     tied = merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
     assert tied == (family == "gpt2")
+
+
+def test_whole_matrices_train_the_rows_of_new_tokens() -> None:
+    for names in (["embed_tokens", "lm_head"], ["transformer.wte", "lm_head"]):
+        method = LoRA(modules_to_save=names)
+        assert method.training_tokens([260]) is method
+    assert LoRA(modules_to_save=["norm"]).training_tokens([260]).trainable_tokens == [260]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp2_tp"])
+def test_rows_beside_a_matrix_in_parts_are_refused(strategy: str) -> None:
+    config = TrainingConfig.from_dict({"model": "m", "data": ["d"], "strategy": strategy, "method": LoRA(trainable_tokens=[5])})
+    with pytest.raises(UsageError, match=rf"rows beside a matrix that lies in parts cannot train; got {strategy}"):
+        check_strategy(config, choose(config, registry()))
 
 
 def test_tokens_may_be_named_as_the_tokenizer_writes_them(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def divided(
     """The groups of the matrices inside the network, and the groups of everything else.
 
     Args:
-        params: Parameters or groups of them; embeddings and output layer are in groups with `embedding: True`.
+        params: Parameters or groups of them; embeddings and output layer are in groups with `embedding: True`,
+            and what is a vector in the shape of a matrix in ones with `vectors: True`.
         weight_decay: For groups that do not say their own.
         fits: Which matrices the first are to be; the others are everything else's.
     """
@@ -69,7 +70,8 @@ def divided(
     matrices, others = [], []
     for group in groups:
         own = list(group["params"])
-        inner = [p for p in own if p.ndim == 2 and not group.get("embedding") and fits(p)]
+        other = group.get("embedding") or group.get("vectors")
+        inner = [p for p in own if p.ndim == 2 and not other and fits(p)]
         chosen = {id(p) for p in inner}
         rest = [p for p in own if id(p) not in chosen]
         options = {"weight_decay": weight_decay, **group}

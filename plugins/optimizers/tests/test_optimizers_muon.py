@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from lightning_ft_optimizers.muon import Muon
+from lightning_ft_optimizers.parts import divided
 from torch import Tensor, nn
 
 from lightning_ft import optim
@@ -123,3 +124,12 @@ def test_state_and_schedule_are_those_of_one_optimiser() -> None:
 def test_values_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Muon(optim.param_groups(model_of(), 0.1), **options)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_vector_in_the_shape_of_a_matrix_is_none() -> None:
+    """As (IA)^3's factors and the biases of several experts."""
+    matrix, factors = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.ones(6, 2))
+    model = nn.ParameterDict({"weight": matrix, "experts_bias": factors})
+    inner, rest = divided(optim.param_groups(model, 0.1), 0.1)
+    assert [id(p) for group in inner for p in group["params"]] == [id(matrix)]
+    assert [id(p) for group in rest for p in group["params"]] == [id(factors)]

@@ -84,6 +84,24 @@ def test_a_run_of_the_shipped_model_from_the_command_line(method: str, rows: Pat
     assert "scale: 4.0" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"foreach": True}, None),
+        ({"foreach": True, "fused": True}, "^Optimiser AdamW refused its options: `fused` and `foreach`"),
+        ({"differentiable": True}, r"^Expected --optimizer\.differentiable false"),
+    ],
+)
+def test_other_ways_to_update(options: dict[str, Any], said: str | None, model: Path, rows: Path, tmp_path: Path) -> None:
+    given = {**OPTIONS, "max_steps": 2, "preflight": False, "optimizer": {"name": "AdamW", **options}}
+    if said is None:
+        run = lightning_ft.fit(model=str(model), data=rows, output=str(tmp_path / "run"), **given)
+        assert (run.folder / "final_model").is_dir()
+        return
+    with pytest.raises(UsageError, match=said):
+        lightning_ft.fit(model=str(model), data=rows, output=str(tmp_path / "run"), **given)
+
+
 def test_a_bad_option_is_one_sentence(model: Path, rows: Path, tmp_path: Path) -> None:
     choice = {"name": "galore", "rank": 5000}
     with pytest.raises(UsageError, match=r"^Optimiser GaLore refused its options: expected a rank below .*, got 5000\.$"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_ft.backbone import Backbone, BackboneSpec
     from lightning_ft.quantization import Quantization
 
+log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,11 +26,13 @@ def load_quantized(spec: BackboneSpec, stored: Quantization) -> Backbone:
     """The model of `spec` with its linear layers (all but the output head) quantised, everything else as `spec.dtype` says.
 
     Raises:
-        UsageError: bitsandbytes is missing or too old, the model comes quantised already, or fp16 is asked of a CPU.
+        UsageError: bitsandbytes is missing or too old, or the model comes quantised already.
     """
     device = spec.device or torch.device("cpu")
     if stored.compute_dtype == "fp16" and device.type == "cpu":
-        raise UsageError("Expected --compute_dtype bf16 or fp32 on a CPU, got fp16, which it does not multiply.")
+        # A new run is refused where it asks for this, so it is an adapter from a GPU, which nobody can give another note.
+        log.warning("the adapter was trained with products in fp16, which a CPU does not multiply; computing in fp32")
+        stored = replace(stored, compute_dtype="fp32")
     try:
         import bitsandbytes  # noqa: F401 - to say that it is missing before anything is read
     except ImportError as error:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,9 @@ from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from lightning_ft_quantize.backbone import load_quantized
 
 from lightning_ft.backbone import BackboneSpec, load_causal_lm
+from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
-from lightning_ft.quantization import Quantization, count_parameters
+from lightning_ft.quantization import Quantization, count_parameters, settle
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import inputs, logits, plain_loss
 from lightning_ft.testing.models import FAMILIES, Family, tiny_backbone_folder, tiny_model, tiny_tokenizer
@@ -24,6 +26,7 @@ NF4 = (
     0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 )  # fmt: skip
 """Dettmers et al. 2023, appendix E."""
+METHOD: Any = SimpleNamespace(name="lora", trains_base=False)
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, **stored: Any) -> Any:
@@ -167,9 +170,34 @@ def test_what_does_not_exist_is_refused(options: dict[str, object], said: str) -
         Quantization(**options)  # type: ignore[arg-type]  # wrong on purpose
 
 
-def test_fp16_is_refused_on_a_cpu(tmp_path: Path) -> None:
+def test_an_adapter_from_a_gpu_computes_in_fp32_on_a_cpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its note says fp16, and the user cannot say otherwise."""
+    model = load(tiny_backbone_folder(tmp_path), quantize="nf4", compute_dtype="fp16")
+    assert model.get_submodule("model.layers.0.mlp.up_proj").compute_dtype == torch.float32
+    assert [record.message for record in caplog.records if "computing in fp32" in record.message]
+    assert bool(logits(model).isfinite().all())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU multiplies it")
+def test_fp16_is_refused_on_a_cpu() -> None:
+    config = TrainingConfig(model="m", data=["d"], quantize="nf4", compute_dtype="fp16")
     with pytest.raises(UsageError, match="Expected --compute_dtype bf16 or fp32 on a CPU"):
-        load(tiny_backbone_folder(tmp_path), quantize="nf4", compute_dtype="fp16")
+        settle(config, None, METHOD, goes_on=False)
+    before = Quantization(quantize="nf4", compute_dtype="fp16")
+    assert settle(config, before, METHOD, goes_on=True) == before
+
+
+def test_the_same_options_go_on() -> None:
+    """The note names the type of products also where the run left it to the weights'."""
+    before = Quantization(quantize="nf4", double_quant=True, compute_dtype="bf16")
+    for options in ({"double_quant": True}, {}, {"double_quant": True, "compute_dtype": "bf16"}):
+        config = TrainingConfig.from_dict({"model": "m", "data": ["d"], "quantize": "nf4", **options})
+        assert settle(config, before, METHOD, goes_on=True) == before
+        assert (config.double_quant, config.compute_dtype) == (True, "bf16")
+    for other in ({"double_quant": True, "compute_dtype": "fp32"}, {"quantize": "fp4"}, {"quantize": "int8"}):
+        config = TrainingConfig.from_dict({"model": "m", "data": ["d"], "quantize": "nf4", **other})
+        with pytest.raises(UsageError, match="got other options"):
+            settle(config, before, METHOD, goes_on=True)
 
 
 def test_without_bitsandbytes_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
