@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lightning_ft.errors import UsageError
 from lightning_ft.method import Method
-from lightning_ft.optim import is_bias
 from lightning_ft_methods.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ class BitFit(Method):
         Raises:
             UsageError: it has none.
         """
+        from lightning_ft.optim import is_bias
+
         model.requires_grad_(False)
         biases = [p for name, p in model.named_parameters() if is_bias(name)]
         if not biases:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lightning_ft.errors import UsageError
 from lightning_ft.method import Method
-from lightning_ft.optim import is_bias
 from lightning_ft_methods.freeze import layers_for
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ class Spectrum(Method):
         Raises:
             UsageError: the model has no list of decoder layers with matrices.
         """
+        from lightning_ft.optim import is_bias
+
         model.requires_grad_(False)
         kinds: dict[str, list[nn.Parameter]] = {}
         for layer in layers_for(model, self.name):
