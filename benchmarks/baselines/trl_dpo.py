@@ -1,6 +1,6 @@
 """TRL's DPOTrainer at its best plain setting on a CPU: that of `trl.py`, and pairs of like length together.
 
-The reference is computed before the first step, which took less time than within each. For pairs the trainer takes lengths from
+The reference is computed before the first step, once for each pair. For pairs the trainer takes lengths from
 a column of that name only, and only if it removes no columns. Further options as `NAME=VALUE`.
 """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of a micro-batch where the user does not say; a step of many rows is cut into several, which changes nothing
-but memory. On a CPU half as many were a tenth slower."""
+but memory."""
 LEAST_TOKENS = 256
 """Where a model leaves less room than that, the preflight and the steps themselves halve further."""
 
