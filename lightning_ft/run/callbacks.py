@@ -172,9 +172,9 @@ class Saver(L.Callback):
         return checked if self.save_every is None else step % self.save_every == 0
 
     def _wanted(self, step: int) -> bool:
-        """Whether a step is saved for its validation: it is among those to be kept, or the last one."""
-        ranked = sorted(self.scores, key=self._rank)
-        return self.save_every != 0 and (self._stops or step in ranked[: self.keep_best])
+        """Whether a step is saved for its validation: it is the best so far, where that is kept, or the last one."""
+        best = self.keep_best > 0 and min(self.scores, key=self._rank) == step
+        return self.save_every != 0 and (self._stops or best)
 
     def save(self, trainer: L.Trainer, step: int) -> None:
         """Write the checkpoint of `step`, then delete those that are neither newest nor among the best."""
