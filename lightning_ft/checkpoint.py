@@ -143,8 +143,8 @@ def _check_layers(model: nn.Module, folder: Path) -> None:
         return
     before = json.loads(path.read_text(encoding="utf-8")).get("target_modules")
     now = getattr(next(iter(configs.values())), "target_modules", None)
-    if before and (isinstance(before, str) or sorted(before) != sorted(now or ())):
-        named = before if isinstance(before, str) else f"[{','.join(sorted(before))}]"
+    if isinstance(before, list) and sorted(before) != sorted(now or ()):
+        named = f"[{','.join(sorted(before))}]"
         raise UsageError(
             f"Expected the method of adapter '{folder}' to go on training it, got other layers than it has; type "
             f"--method.target_modules {named}."

@@ -7,12 +7,10 @@ import os
 import signal
 import threading
 import time
-from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_ft.atomic import broken, whole_folder
@@ -21,7 +19,7 @@ from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import RunInterruptedError
 from lightning_ft.monitor import Monitor
 from lightning_ft.run import signals
-from lightning_ft.run.callbacks import Saver
+from lightning_ft.run.callbacks import Saver, TimeLimit
 from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.folder import RunFolder
 from lightning_ft.run.recorder import Recorder
@@ -121,14 +119,22 @@ def test_without_checkpoints_to_choose_among_none_is_best(tmp_path: Path) -> Non
     assert (saver.best_step, kept(tmp_path)) == (None, [4])
 
 
+@pytest.mark.parametrize("validates", [True, False])
 @pytest.mark.parametrize("left", [0.0, 60.0])
-def test_time_that_is_up_is_no_reason_to_train_no_further(tmp_path: Path, left: float) -> None:
-    saver, trainer = saver_of(tmp_path), Writing()
-    timer = Timer(timedelta(seconds=left))
-    timer._start_time[RunningStage.TRAINING] = time.monotonic()
-    trainer.callbacks, trainer.should_stop = [timer], True
-    trainer.validated(saver, 4, val_loss=1.0)
+def test_time_that_is_up_is_no_reason_to_train_no_further(tmp_path: Path, left: float, validates: bool) -> None:
+    """Nor is the last step lost then, whatever the steps between saves; another reason is one."""
+    saver, trainer, limit = saver_of(tmp_path, save_every=3, validates=validates), Writing(), TimeLimit("00:00:00:00")
+    limit._duration = left
+    limit._start_time[RunningStage.TRAINING] = time.monotonic()
+    trainer.callbacks, trainer.should_stop = [limit], left > 0
+    trainer.strategy.broadcast = lambda value: value
+    limit.on_train_batch_end(cast("Any", trainer))
+    trainer.trained(saver, 4)
+    if validates:
+        trainer.validated(saver, 4, val_loss=1.0)
+    assert (kept(tmp_path), trainer.should_stop) == ([4], True)
     assert saver.state_dict()["stops"] == saver.ended(cast("Any", trainer)) == (left > 0)
+    assert limit.state_dict() == {}
 
 
 def test_scores_survive_a_resume(tmp_path: Path) -> None:

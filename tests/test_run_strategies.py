@@ -77,5 +77,5 @@ def test_kinds() -> None:
         made = lightning_strategy(config(name, rank_timeout=7.0), World(size, size, 0), in_turns=turns)
         assert isinstance(made, PatientDDP)
         assert made.wait == timedelta(seconds=3.5)
-        assert made._ddp_kwargs == {"find_unused_parameters": turns, "gradient_as_bucket_view": True}
+        assert made._ddp_kwargs == {"find_unused_parameters": turns}
     assert lightning_strategy(config("auto"), World(1, 1, 0), in_turns=False) == "auto"

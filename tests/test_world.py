@@ -7,10 +7,10 @@ import torch
 
 from lightning_ft.config import TrainingConfig
 from lightning_ft.errors import UsageError
-from lightning_ft.run.world import World, world
+from lightning_ft.run.world import World, check_here, world
 
 LAUNCHERS = (
-    "RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE",
+    "RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_NAME", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE",
     "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
 
@@ -61,20 +61,23 @@ def test_devices_that_are_none(devices: Any) -> None:
 def test_gpus_that_are_not_there(devices: Any, there: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(UsageError) as caught:
-        world(config(devices=devices))
+        check_here(world(config(devices=devices)))
     assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(("job", "refused"), [("train", True), ("bash", False)])
 def test_tasks_of_slurm_that_would_each_train_the_whole_run(job: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": job}.items():
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_NAME": job}.items():
         monkeypatch.setenv(name, value)
-    assert world(config(devices=2)).size == 2
+    check_here(world(config(devices=1)))  # a batch script, which asked for eight
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    check_here(world(config(devices=2)))
     if refused:
-        with pytest.raises(UsageError, match=r"^Expected as many processes as SLURM has started, 2, got 1: --devices"):
-            world(config(devices=1))
+        with pytest.raises(UsageError, match=r"^Expected as many processes as srun has started, 2, got 1: --devices"):
+            check_here(world(config(devices=1)))
     else:
-        assert world(config(devices=1)).size == 1
+        check_here(world(config(devices=1)))
 
 
 def test_torchrun_says_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,13 @@ class Saver(L.Callback):
         return self._run.path
 
     def ended(self, trainer: L.Trainer) -> bool:
-        """Whether a run whose training has ended has nothing left to train; time that was up (`max_time`) leaves something."""
+        """Whether a run whose training has ended has nothing left to train; time that was up leaves something."""
         return self._stops or trainer.global_step >= self.total_steps
+
+    def left(self, trainer: L.Trainer) -> str:
+        """A sentence on what has not `ended`."""
+        step = f"{trainer.global_step} of {self.total_steps}"
+        return f"stopped after step {step}: the time is up; go on with --resume {self.folder}"
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs to know which checkpoints are best, and whether early stopping has ended the run."""
@@ -83,7 +88,6 @@ class Saver(L.Callback):
         """Sorts steps from best to worst; of equals the earlier is better."""
         return *self.monitor.rank(self.scores[step]), step
 
-    # Lightning installs its own handlers when fit begins; ours come after them and give them back.
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for SIGINT and SIGTERM; train no further where early stopping had ended the run that is resumed."""
         trainer.should_stop = trainer.should_stop or self._stops
@@ -107,11 +111,13 @@ class Saver(L.Callback):
         step = trainer.global_step
         if step >= self.total_steps:
             trainer.should_stop = True
+        self._stops = trainer.should_stop and not _time_is_up(trainer)
         if self._validation_due(trainer, step):
             return  # also with a signal: resumed from a checkpoint before it, Lightning would never run this validation
         stopped = self._stopped(trainer)
         # Without validations, as often as they would come: a run that is killed is to lose no more.
-        if stopped or self._due(step, checked=not self._validating(trainer) and self._check_due(trainer, step)):
+        checked = not self._validating(trainer) and self._check_due(trainer, step)
+        if stopped or self._due(step, checked=checked) or (trainer.should_stop and self.save_every != 0):
             self.save(trainer, step)
         if stopped:
             self._interrupt(trainer, step)
@@ -131,7 +137,7 @@ class Saver(L.Callback):
         self.scores[step] = float(found[name])
         self._stops = bool(trainer.should_stop) and not _time_is_up(trainer)
         stopped = self._stopped(trainer)
-        if stopped or self._due(step, checked=True) or self._wanted(step):
+        if stopped or self._due(step, checked=True) or self._wanted(trainer, step):
             self.save(trainer, step)
         if stopped:
             self._interrupt(trainer, step)
@@ -171,10 +177,10 @@ class Saver(L.Callback):
             return True
         return checked if self.save_every is None else step % self.save_every == 0
 
-    def _wanted(self, step: int) -> bool:
+    def _wanted(self, trainer: L.Trainer, step: int) -> bool:
         """Whether a step is saved for its validation: it is the best so far, where that is kept, or the last one."""
         best = self.keep_best > 0 and min(self.scores, key=self._rank) == step
-        return self.save_every != 0 and (self._stops or best)
+        return self.save_every != 0 and (trainer.should_stop or best)
 
     def save(self, trainer: L.Trainer, step: int) -> None:
         """Write the checkpoint of `step`, then delete those that are neither newest nor among the best."""
@@ -236,10 +242,32 @@ class Saver(L.Callback):
 
 
 def _time_is_up(trainer: L.Trainer) -> bool:
-    """Whether Lightning's `max_time` has passed: that says nothing of the model."""
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]  # untyped
-    left = [timer.time_remaining() for timer in timers]
-    return any(seconds is not None and seconds <= 0 for seconds in left)
+    """Whether it is the time alone that ends the run: that says nothing of the model."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning does not type it
+    return any(isinstance(callback, TimeLimit) and callback.passed for callback in callbacks)
+
+
+class TimeLimit(Timer):
+    """Lightning's Timer for `max_time`, of each start anew: a run that goes on has as much time again.
+
+    Args:
+        duration: As Lightning takes it.
+    """
+
+    def __init__(self, duration: Any) -> None:
+        super().__init__(duration, verbose=False)
+        self.passed = False
+        """Whether it has ended the run, on all ranks alike."""
+
+    def _check_time_remaining(self, trainer: L.Trainer) -> None:
+        before, trainer.should_stop = trainer.should_stop, False
+        super()._check_time_remaining(trainer)
+        self.passed = trainer.should_stop
+        trainer.should_stop = before or self.passed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
 
 class Patience(EarlyStopping):

@@ -30,8 +30,7 @@ class PatientDDP(DDPStrategy):
     """
 
     def __init__(self, wait: timedelta, **options: Any) -> None:
-        # Views: or every process would hold all gradients twice.
-        super().__init__(timeout=max(wait, LEAST), gradient_as_bucket_view=True, **options)
+        super().__init__(timeout=max(wait, LEAST), **options)
         self.wait = wait
 
     def setup_environment(self) -> None:

@@ -41,7 +41,7 @@ from lightning_ft.run.trainer_arguments import check_trainer_names
 from lightning_ft.run.verdict import check_retention, held_out
 from lightning_ft.run.vocabulary import extend
 from lightning_ft.run.ways import check_ways, take_ways
-from lightning_ft.run.world import World, world
+from lightning_ft.run.world import World, check_here, world
 from lightning_ft.signs import lines_of, signs
 from lightning_ft.vocabulary import grow
 
@@ -88,6 +88,7 @@ class Session:
         self.registry: Registry = registry()
         named, config.strategy = config.strategy, RENAMED.get(config.strategy, config.strategy)
         self.world: World = world(config)
+        check_here(self.world)
         self.say = say if self.world.main else lambda line: None
         if named != config.strategy:
             self.say(f"strategy: {config.strategy}, which has taken the place of {named}")
@@ -247,7 +248,6 @@ class Session:
         return check.ok
 
     def _facts(self, *, packed: bool) -> Facts:
-        """What a run that goes on must have in common with what it was."""
         return Facts(self.prepared.identity, self.total_steps, self.config.strategy, packed, fingerprint(self.location))
 
     def _open_folder(self, *, packed: bool) -> None:
@@ -293,6 +293,7 @@ class Session:
 
     def fit(self) -> None:
         """Train from the beginning or from the checkpoint; leaves run.json with how it ended."""
+        from lightning_ft.run.training import end_children
         from lightning_ft.shortage import memory_advice
 
         started = time.perf_counter()
@@ -305,6 +306,8 @@ class Session:
             if not self.sharded:
                 self.module.to(self.world.device)  # Lightning takes it off the GPU; the verdict needs it there
         except BaseException as error:
+            if isinstance(error, RunInterruptedError):
+                end_children(self.trainer, error.signum)
             if self.world.main:
                 status = "interrupted" if isinstance(error, (RunInterruptedError, KeyboardInterrupt)) else "failed"
                 with contextlib.suppress(OSError):  # on a full disk it is the first error that has to be told
@@ -319,7 +322,7 @@ class Session:
         if self.data.stream is not None:
             self.data.stream.settle(self.trainer.global_step)
         if not self.ended:
-            self.say(f"stopped after step {self.trainer.global_step} of {self.total_steps}: the time is up (max_time)")
+            self.say(self.saver.left(self.trainer))
         if self.world.main:
             self.folder.update(train_seconds=round(time.perf_counter() - started, 3), steps=self.trainer.global_step)
 
@@ -351,9 +354,7 @@ class Session:
     @cached_property
     def tuned(self) -> Any:
         """The trained model, whole in this process; one that lay in several is read from `final_model`."""
-        if not self.sharded:
-            return self.module.model
-        return self.load(str(self.folder.path / layout.FINAL)).model
+        return self.load(str(self.folder.path / layout.FINAL)).model if self.sharded else self.module.model
 
     def load(self, name: str, *, from_scratch: bool = False) -> Loaded:
         """Another model, in the number format and the place of this run's, in evaluation mode."""

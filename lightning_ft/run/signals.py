@@ -7,6 +7,7 @@ with exit code 1. While steps run, `callbacks.Saver` has handlers of its own, wh
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from lightning_ft.errors import RunInterruptedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ()))
+"""SLURM sends the last of them some time before it ends a job, where `--signal=USR1@90` says so."""
 _EMBEDDED = 0
 """Stands among the numbers of signals for `deliver`; no signal has it."""
 _delivered: dict[int, Callable[[int, Any], None] | None] = {_EMBEDDED: None}

@@ -9,7 +9,7 @@ import torch
 
 from lightning_ft.errors import TrainingError
 from lightning_ft.run.quiet import quiet_libraries
-from lightning_ft.run.world import world
+from lightning_ft.run.world import check_here, world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,14 +32,13 @@ class Team:
     def of(cls, config: TrainingConfig) -> Team:
         """As `devices` or a launcher (torchrun, SLURM) says; with several, all of them are started and connected."""
         found = world(config)
+        check_here(found)
         if found.size == 1:
             return cls()
         from lightning.fabric import Fabric
 
         with quiet_libraries():
-            fabric = Fabric(
-                accelerator="auto", devices=found.devices, num_nodes=int(config.trainer.get("num_nodes", 1)), strategy="ddp"
-            )
+            fabric = Fabric(accelerator="auto", devices=found.devices, num_nodes=found.size // found.on_machine, strategy="ddp")
             fabric.launch()
         return cls(fabric.global_rank, fabric.world_size, str(fabric.device))
 

@@ -9,10 +9,12 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_ft.engine.verify import verify_head
+from lightning_ft.errors import UsageError
 from lightning_ft.monitor import Monitor, better_of
-from lightning_ft.run.callbacks import Patience, Saver
+from lightning_ft.run.callbacks import Patience, Saver, TimeLimit
 from lightning_ft.run.card import ModelWriter
 from lightning_ft.run.checkpoint_io import FolderCheckpoint
 from lightning_ft.run.preflight import Preflight
@@ -95,13 +97,36 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
         "plugins": [FolderCheckpoint(session.writer, behind=config.save_behind)], "default_root_dir": str(path),
     }  # fmt: skip
     extra = trainer_arguments(config.trainer) if config.trainer else {}
-    # The Saver is the last, so that what the others do in a step is in its checkpoint.
-    callbacks += [*(extra.pop("callbacks", None) or []), session.saver]
+    callbacks += extra.pop("callbacks", None) or []
+    if (limit := extra.pop("max_time", None)) is not None:
+        callbacks.append(time_limit(limit))
+    callbacks.append(session.saver)  # the last, so that what the others do in a step is in its checkpoint
     options["plugins"] += [*([session.cluster] if session.cluster else []), *(extra.pop("plugins", None) or [])]
     with quiet_libraries():
         trainer = L.Trainer(callbacks=callbacks, **(options | extra))
     leave_signals_to_us(trainer)
     return trainer
+
+
+def end_children(trainer: L.Trainer, number: int) -> None:
+    """Hand a signal on to the processes that Lightning has started; whoever else starts processes does that himself."""
+    launcher = trainer.strategy.launcher
+    if hasattr(launcher, "kill"):
+        launcher.kill(number)
+
+
+def time_limit(duration: Any) -> TimeLimit:
+    """The callback for `max_time`.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    try:
+        return TimeLimit(duration)
+    except MisconfigurationException as error:
+        raise UsageError(
+            f"Expected --trainer.max_time as DD:HH:MM:SS, as 00:08:00:00 for eight hours; got {duration}."
+        ) from error
 
 
 def leave_signals_to_us(trainer: L.Trainer) -> None:

@@ -90,7 +90,7 @@ def training(method: Method, ids: Sequence[int], why: str, strategy: str = "auto
             f"Expected a method that trains the rows of new tokens, as {why}; got {method.name}, which leaves "
             f"them as they are; type --method {' or '.join(able)}."
         )
-    if strategy in SHARDED and not found.trains_base:
+    if strategy in SHARDED and found.trains_rows:
         raise UsageError(
             f"Expected --strategy auto or ddp for --method {found.name}, as {why}, and rows beside a matrix that lies in "
             f"parts cannot train; got {strategy}; leave --strategy out."

@@ -92,19 +92,23 @@ def world(config: TrainingConfig) -> World:
         local = devices = int(devices)
     if local < 1:
         raise UsageError(f"Expected --devices to be a number of processes, GPUs as 0,1, or auto; got {config.devices!r}.")
-    _check_gpus(devices, torch.cuda.device_count())
     rank = _rank(local)
     size = local * int(nodes)
-    _check_slurm(size)
     return World(size, devices, rank, rank % local, _together(config, size, local))
 
 
-def _check_gpus(devices: int | str, there: int) -> None:
-    """Refuse GPUs that are not there.
+def check_here(found: World) -> None:
+    """Refuse what this machine or its launcher cannot make of these processes, before any of them begins.
 
     Raises:
-        UsageError: they are named, or there are fewer than are asked for.
+        UsageError: GPUs that are not there, or other processes than SLURM has started.
     """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        _check_gpus(found.devices, torch.cuda.device_count())
+        _check_slurm(found.size)
+
+
+def _check_gpus(devices: int | str, there: int) -> None:
     if isinstance(devices, str):
         named = sorted(int(part) for part in devices.strip("[]").split(",") if part.strip())
         if named[-1] >= there:
@@ -115,16 +119,12 @@ def _check_gpus(devices: int | str, there: int) -> None:
 
 
 def _check_slurm(size: int) -> None:
-    """Refuse another number of processes than SLURM has started: each would train the whole run, in one folder.
-
-    Raises:
-        UsageError: it is another one.
-    """
-    tasks = os.environ.get("SLURM_NTASKS", "")
+    """Of another number of processes than `srun` has started each would train the whole run, in one folder."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")  # a batch script, which is one process, has the job's SLURM_NTASKS
     by_slurm = next((name for name in RANKS if name in os.environ), None) == "SLURM_PROCID"
     if by_slurm and tasks.isdigit() and os.environ.get("SLURM_JOB_NAME") not in SHELLS and int(tasks) != size:
         raise UsageError(
-            f"Expected as many processes as SLURM has started, {tasks}, got {size}: --devices (of each machine) times "
+            f"Expected as many processes as srun has started, {tasks}, got {size}: --devices (of each machine) times "
             "--trainer.num_nodes; type both, or give srun --ntasks-per-node and --nodes to fit."
         )
 

@@ -103,22 +103,30 @@ def test_another_model_under_the_same_path_is_told(cli: Cli, refused: Refused, s
 def test_rows_that_shared_micro_batches_do_so_to_the_end(cli: Cli, refused: Refused) -> None:
     """As where a check at the start finds on another machine that they cannot: the order of rows would be another one."""
     record = resumed_record()
-    (RUN / "run.json").write_text(json.dumps(record | {"packed": not record["packed"]}))
-    was = "off" if record["packed"] else "on"
-    refused(cli("fit", "--resume", RUN), "Expected the same packing as run", f"; type --packing {was}, or start", at_once=False)
+    assert record["packed"]
+    (RUN / "run.json").write_text(json.dumps(record | {"packed": False}))
+    refused(cli("fit", "--resume", RUN), "Expected the same packing as run", "; type --packing off, or start", at_once=False)
+    refused(cli("fit", "--resume", RUN, "--packing", "on"), "got --packing on (the run: auto)", at_once=False)
+    assert cli("fit", "--resume", RUN, "--packing", "off").code == 0
 
 
-def test_time_that_is_up_leaves_a_run_to_go_on_with(cli: Cli, fitted: Fitted) -> None:
-    words: list[object] = ["fit", fitted.model, "--data", fitted.data, "--output", "long", "--epochs", 900, "--max_steps", 2000]
-    words += ["--batch_size", 4, "--precision", "fp32", "--verdict_rows", 0, "--preflight", "false", "--eval_every", 1000]
-    ended = cli(*words, "--trainer.max_time", "00:00:00:03")
-    assert ended.code == 0, ended.err
-    assert "of 2000: the time is up (max_time)" in ended.err
-    assert json.loads(Path("long/run.json").read_text())["status"] == "interrupted"
+def test_time_that_is_up_leaves_a_run_to_go_on_with(cli: Cli, refused: Refused, fitted: Fitted) -> None:
+    words: list[object] = ["fit", fitted.model, "--data", fitted.data, "--output", "long", "--epochs", 5000]
+    words += ["--max_steps", 5000, "--batch_size", 4, "--precision", "fp32", "--verdict_rows", 0, "--preflight", "false"]
+    words += ["--eval_every", 4000, "--save_every", 4000]
+    refused(cli(*words, "--trainer.max_time", "3s"), "Expected --trainer.max_time as DD:HH:MM:SS", at_once=False)
+    shutil.rmtree("long")
+    steps = []
+    for more in (words, ["fit", "--resume", "long"]):
+        ended = cli(*more, "--trainer.max_time", "00:00:00:02")
+        assert ended.code == 0, ended.err
+        record = json.loads(Path("long/run.json").read_text())
+        assert f"stopped after step {record['steps']} of 5000: the time is up; go on with --resume long" in ended.err
+        assert record["status"] == "interrupted"
+        assert [path.name for path in checkpoints(Path("long"))][-1:] == [f"checkpoint-step-{record['steps']}"]
+        steps.append(record["steps"])
+    assert 0 < steps[0] < steps[1]
     assert (Path("long") / "final_model").is_dir()
-    again = cli("fit", "--resume", "long", "--trainer.max_time", "00:00:00:03")
-    assert again.code == 0, again.err
-    assert "resume: long from checkpoint-step-" in again.err
 
 
 def test_a_folder_that_is_called_like_a_method_is_none(cli: Cli, refused: Refused) -> None:
