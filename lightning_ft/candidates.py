@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from lightning_ft.engine.head import takes_selection
 from lightning_ft.generation import batches_by_length
 from lightning_ft.types import IGNORE_INDEX
 
@@ -61,7 +62,8 @@ def _begun(model: Any, ids: Sequence[int]) -> tuple[Any, Tensor] | None:
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return None
     device = next(model.parameters()).device
-    out = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=True, logits_to_keep=1)
+    last: dict[str, int] = {"logits_to_keep": 1} if takes_selection(model) else {}
+    out = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=True, **last)
     cache = getattr(out, "past_key_values", None)
     if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None

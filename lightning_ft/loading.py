@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -192,13 +193,14 @@ def with_adapter(model: Any, folder: Path) -> Any:
 
     if (folder / "tokenizer_config.json").is_file():
         _make_room(model, load_tokenizer(str(folder), trust_remote_code=has_own_code(model)))
-    with quiet_peft():
+    with quiet_peft(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be new, and do nothing
         try:
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
             if (folder / BENEATH / ADAPTER).is_file():
                 adapted.load_adapter(str(folder / BENEATH), adapter_name=BENEATH)
                 adapted.base_model.set_adapter([BENEATH, adapted.active_adapter])
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
             raise UsageError(
                 f"Expected an adapter of '{model.name_or_path}' in '{folder}', got: {' '.join(str(error).split())[:200]}; "
                 "name a whole one with --model."

@@ -111,6 +111,7 @@ def _verdict_part(verdict: Verdict | str) -> str:
             c.difference, c.low, c.high, c.word if c.better is not None else "none", not c.higher_is_better,
         )
         for c in verdict.comparisons
+        if c.higher_is_better is not None  # the chart has a better and a worse side
     ]  # fmt: skip
     head = ("metric", "base", "tuned", "difference", f"{level} interval", "tuned is")
     numbers = table(head, rows, numbers=range(1, 5), caption=caption)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import yaml
 
 from lightning_ft.config import TrainingConfig
@@ -74,3 +75,23 @@ def test_an_adapter_names_the_commit_of_a_hubs_base(tmp_path: Path) -> None:
         base.config._commit_hash = commit
         write(tmp_path / name, get_peft_model(base, LoraConfig(task_type="CAUSAL_LM")))
         assert json.loads((tmp_path / name / "adapter_config.json").read_text())["revision"] == commit
+
+
+@pytest.mark.parametrize(("closer", "stops"), [("<|im_end|>", 2), ("", 1)])
+def test_a_saved_model_ends_its_answers_where_its_template_does(tmp_path: Path, closer: str, stops: int) -> None:
+    """Without our code: a base's own end of text is seldom what closes a turn."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer: Any = tiny_tokenizer()
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}" + (closer or tokenizer.eos_token) + "{% endfor %}"
+    if closer:
+        tokenizer.add_special_tokens({"additional_special_tokens": [closer]})
+    tokenizer.chat_template = source + "{% if add_generation_prompt %}assistant: {% endif %}"
+    template, model = Template.resolve("chat", tokenizer), tiny_llama()
+    model.resize_token_embeddings(len(tokenizer))
+    (tmp_path / "a").mkdir()
+    ModelWriter(lambda: model, tokenizer, template, TrainingConfig(model="m", data=["x"]), {})(tmp_path / "a")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "a").generation_config.eos_token_id
+    expected = template.stop_tokens(tokenizer)
+    assert len(expected) == stops
+    assert (found if isinstance(found, list) else [found]) == list(expected)

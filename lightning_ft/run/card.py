@@ -15,7 +15,7 @@ from lightning_ft.loading import ADAPTER, BENEATH
 from lightning_ft.quantization import loads_by_peft_alone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -67,6 +67,8 @@ class ModelWriter:
         _in_order(folder, getattr(base_model(model).config, "_commit_hash", None))
         self.template.install(self.tokenizer)
         self.tokenizer.save_pretrained(str(folder))
+        if not (folder / ADAPTER).is_file():
+            note_stops(folder, self.template.stop_tokens(self.tokenizer))
         if self.quantization is not None:
             self.quantization.write(folder)
         stored = getattr(getattr(model, "config", None), "quantization_config", None)
@@ -147,6 +149,22 @@ class ModelWriter:
             f"| | |\n|---|---|\n{lines}\n\nThe chat template it was trained with is in the tokenizer's files.\n\n"
             f"{said}```python\n{code}```\n"
         )
+
+
+def note_stops(folder: Path, stops: Sequence[int]) -> None:
+    """Let a saved model end its answers where its template does, for whoever generates from the folder alone.
+
+    Written past transformers, which would check every other value of the base's anew, and refuse some.
+
+    Args:
+        folder: Of a whole model.
+        stops: Ids of the tokens, as `Template.stop_tokens` has them; none: as the base ends.
+    """
+    path = folder / "generation_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if stops:
+        values["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _in_order(folder: Path, commit: str | None) -> None:

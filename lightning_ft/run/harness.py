@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +66,16 @@ def evaluate_tasks(
     return found, folder
 
 
+def _is_whole(number: float) -> bool:
+    return math.isfinite(number) and number == int(number) > 0
+
+
 def _check(tasks: Sequence[str], num_fewshot: int | None, limit: float | None, max_length: int | None, precision: str) -> None:
     """Raise UsageError unless the options are what they have to be."""
     checks = {
         "harness": (bool(tasks) and all(tasks), "at least one task", list(tasks)),
         "num_fewshot": (num_fewshot is None or num_fewshot >= 0, "at least 0", num_fewshot),
-        "limit": (limit is None or 0 < limit < 1 or limit == int(limit) > 0, "a whole number, or a share below 1", limit),
+        "limit": (limit is None or 0 < limit < 1 or _is_whole(limit), "a whole number, or a share below 1", limit),
         "max_length": (max_length is None or max_length >= 2, "at least 2", max_length),
         "precision": (precision in DTYPES, f"one of {', '.join(DTYPES)}", precision),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,7 +134,11 @@ def test_adapters_that_are_damaged(refused: Refused, cli: Cli, fitted: Fitted, m
     config.write_text("{")
     refused(generate(), "adapter/adapter_config.json:1: expected JSON")
     config.write_text(json.dumps(values))
-    Path("adapter/adapter_model.safetensors").write_bytes(b"short")
+    weights = Path("adapter/adapter_model.safetensors")
+    other = {name.replace(".layers.", ".blocks."): tensor for name, tensor in load_file(weights).items()}
+    save_file(other, weights)
+    refused(generate(), "in 'adapter', got: Found missing adapter keys", at_once=False)
+    weights.write_bytes(b"short")
     refused(generate(), "in 'adapter'")
 
 

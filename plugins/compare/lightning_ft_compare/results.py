@@ -145,8 +145,12 @@ class Judged:
     @property
     def word(self) -> str:
         """`better` or `worse` where the interval leaves one half out, `no difference shown`, or `not comparable`."""
+        from lightning_ft.bootstrap import MIN_ROWS
+
         if not self.rows:
             return "not comparable"
+        if self.rows < MIN_ROWS:
+            return "no difference shown"
         return "better" if self.low > 0.5 else "worse" if self.high < 0.5 else "no difference shown"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning_ft.backbone import has_own_code, quiet_peft
 from lightning_ft.cli.parser import add_model, command, given_once
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,11 +87,13 @@ def merge(
 
     Raises:
         UsageError: the model is no adapter, its method cannot be merged, `base` does not apply, or the folder is taken.
+        CheckFailedError: what the merged model computes are no numbers.
     """
     import torch
 
     from lightning_ft.atomic import whole_folder
     from lightning_ft.loading import load, locate
+    from lightning_ft.run.card import note_stops
 
     where = locate(model)
     target = Path(output)
@@ -101,10 +104,16 @@ def merge(
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
     merged = _merged(before, where, base or "dequantized", named[dtype])
     distance = _distance(merged, ids, trained)
+    if not math.isfinite(distance.mean):
+        raise CheckFailedError(
+            f"Expected logits that are numbers, got NaN or infinity from the model merged in {dtype or 'its own type'}; "
+            "nothing was written; type --dtype bf16 or fp32."
+        )
     with whole_folder(target) as folder:
         merged.save_pretrained(str(folder))
         before.template.install(before.tokenizer)
         before.tokenizer.save_pretrained(str(folder))
+        note_stops(folder, before.stop_tokens)
         card = f"# {where.base} with the adapter {model} merged into it\n\n{distance.sentence()}.\n"
         (folder / "README.md").write_text(card, encoding="utf-8")
     return distance

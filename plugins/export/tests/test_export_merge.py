@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_ft_export.merge import merge
+from lightning_ft_export.merge import Distance, merge
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import lightning_ft
 from lightning_ft.cli import main
-from lightning_ft.errors import UsageError
+from lightning_ft.errors import CheckFailedError, UsageError
 from lightning_ft.loading import load
 from lightning_ft.registry import registry
 from lightning_ft.testing.methods import logits
@@ -164,6 +164,14 @@ def test_what_cannot_be_merged_is_refused(runs: Any, tmp_path: Path, capsys: pyt
         assert main(["merge", *words]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_that_computes_no_numbers_is_not_written(runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Distance(float("nan"), 0.0, 1.0, 0.0)
+    monkeypatch.setattr("lightning_ft_export.merge._distance", lambda *_: none)
+    with pytest.raises(CheckFailedError, match="NaN or infinity from the model merged in fp16; nothing was written; type"):
+        merge(runs("llama", "lora"), tmp_path / "merged", dtype="fp16")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_from_the_command_line(runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,10 @@ def run(
         raise UsageError(
             "Expected a tokenizer with a chat template for --apply_chat_template, got one without; leave the flag out."
         )
+    from lightning_ft.engine.model import base_model
+
+    if apply_chat_template:  # answers end where the template ends them, which need not be the end of text
+        base_model(loaded.model).generation_config.eos_token_id = list(loaded.stop_tokens)
     from lightning_ft_harness.language_model import LanguageModel
 
     with quiet():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def check(own: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UsageError(f"Expected --{name} to be at least {least}; got {value}.")
     cpus = own.cpus_per_worker
-    if cpus is not None and not (0 < cpus < 1 or (cpus >= 1 and cpus == int(cpus))):
+    if cpus is not None and not (0 < cpus < 1 or (math.isfinite(cpus) and cpus >= 1 and cpus == int(cpus))):
         raise UsageError(f"Expected --cpus_per_worker to be a whole number or a part of 1, as 0.5; got {cpus:g}.")
 
 

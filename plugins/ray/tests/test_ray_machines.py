@@ -124,6 +124,7 @@ def test_machines_have_to_see_the_same(scratch: Scratch, tmp_path: Path) -> None
         (["--num-workers", "0"], "Expected --num_workers to be at least 1; got 0."),
         (["--num_workers", "two"], "Expected --num_workers to be a whole number; got 'two'."),
         (["--tries", "0"], "Expected --tries to be at least 1; got 0."),
+        (["--cpus_per_worker", "inf"], "Expected --cpus_per_worker to be a whole number or a part of 1, as 0.5; got inf."),
         (["--cpus_per_worker", "1.5"], "Expected --cpus_per_worker to be a whole number or a part of 1, as 0.5; got 1.5."),
         (["--use_gpu", "yes"], "Expected --use_gpu to be one of true, false; got 'yes'."),
         (["--num_workers", "2", "--devices", "2"], "Expected either --num_workers or --devices, got 2 and 2."),
