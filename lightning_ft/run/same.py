@@ -121,7 +121,7 @@ def _may_change(name: str, run: Path, now: Mapping[str, Any]) -> bool:
         where = Path(now["output"]) if name == "output" and now["output"] else run.parent / str(now["name"])
         return now["resume"] == "auto" or now[name] is None or where.resolve() == run.resolve()
     if name == "packing":  # what it came to then, typed where a check would decide otherwise now
-        return now[name] == ("on" if record_of(run).get("packed") else "off")
+        return str(now[name]) == ("on" if record_of(run).get("packed") else "off")
     kind, _, argument = name.partition(".")
     return argument in OF_THE_TRAINER if kind == "trainer" else kind in MAY_CHANGE
 

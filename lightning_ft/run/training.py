@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_ft.engine.verify import verify_head
 from lightning_ft.errors import UsageError
@@ -110,7 +110,7 @@ def make_trainer(session: Session, precision: str) -> L.Trainer:
 
 def end_children(trainer: L.Trainer, number: int) -> None:
     """Hand a signal on to the processes that Lightning has started; whoever else starts processes does that himself."""
-    launcher = trainer.strategy.launcher
+    launcher: Any = trainer.strategy.launcher
     if hasattr(launcher, "kill"):
         launcher.kill(number)
 
