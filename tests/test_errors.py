@@ -25,7 +25,7 @@ def test_exit_codes() -> None:
     codes = {cls.__name__: cls.exit_code for cls in classes}
     assert codes == {
         "LightningFTError": 1, "UsageError": 2, "DataError": 2, "PluginError": 2, "NotMergeableError": 2, "TrainingError": 1,
-        "LostRankError": 1, "CheckFailedError": 3, "RunInterruptedError": 1,
+        "LostRankError": 1, "CheckFailedError": 3, "RunInterruptedError": 1, "NoMemoryError": 1,
     }  # fmt: skip
     assert issubclass(errors.UsageError, ValueError)
     assert errors.RunInterruptedError("stopped", 15).signum == 15

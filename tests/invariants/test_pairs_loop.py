@@ -179,8 +179,8 @@ def test_what_the_reference_was_is_kept_for_a_run_that_goes_on(
     lightning_ft.fit(model=str(plain_backbone), data=str(pairs), output=str(whole), **given)
 
     class Stop(L.Callback):
-        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            if trainer.global_step == 4:
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 5:  # the step before was validated and saved
                 raise KeyboardInterrupt
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
