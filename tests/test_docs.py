@@ -228,6 +228,7 @@ def test_every_flag_that_is_mentioned_exists() -> None:
         mentioned = {flag for flag in mentioned if not flag.startswith("--columns.")}  # any name
         assert mentioned - {"--strict"} <= known, page.name
     scripts = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    known |= {"--no-deps", "--no-index", "--no-build-isolation"}  # of pip
     for flag in set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", BENCHMARKS.read_text(encoding="utf-8"))):
         assert f'"{flag}"' in scripts or flag in known, flag
 
