@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 
-WAIT = 30.0
+WAIT = 10.0
 """Seconds that a process gets to end by itself."""
 
 

@@ -115,7 +115,7 @@ def address(place: Path) -> Iterator[str]:
         try:
             yield process.stdout.readline().strip()
         finally:
-            end(process)
+            end(process, wait=60.0)  # it ends all that it has started
 
 
 @pytest.fixture(scope="module")
