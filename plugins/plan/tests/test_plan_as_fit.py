@@ -11,61 +11,14 @@ from lightning_ft_plan.command import make
 from lightning_ft_plan.machine import Target
 from lightning_ft_plan.planning import Planning
 from lightning_ft_plan.scene import has_dropout
+from lightning_ft_plan.testing import by_name, only, planned, requested, rows_of, sixty_rows, untimed  # noqa: F401  # fixtures
 
 from lightning_ft.cli import main
-from lightning_ft.cli.resolve import Request
 from lightning_ft.registry import registry
 from lightning_ft.testing.models import tiny_backbone_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-ROWS = 60
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    lines = [{"prompt": f"What is {n} + {n}?", "completion": f"{n} + {n} is {2 * n}."} for n in range(ROWS)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No step is measured: without fast bf16 one takes half a minute."""
-    monkeypatch.setattr(Planning, "_speed", lambda *_, **__: None)
-
-
-@pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Rows for the methods that `usefixtures` is parametrised with alone, as each takes a second."""
-    every = Planning.methods
-
-    def chosen(self: Planning) -> Any:
-        return [row for row in every(self) if row[0] in request.param]
-
-    monkeypatch.setattr(Planning, "methods", chosen)
-
-
-def planned(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
-    assert main(["plan", *map(str, words), "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
-
-
-def rows_of(*methods: str) -> pytest.MarkDecorator:
-    """Only these methods are planned."""
-    return pytest.mark.parametrize("only", [methods], indirect=True, ids=["few"])
-
-
-def by_name(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in plan["methods"]}
-
-
-def requested(model: Path, rows: Path, **options: Any) -> Request:
-    return Request({"model": str(model), "data": [str(rows)], **options}, frozenset())
 
 
 def planning_of(model: Path, data: Path, **options: Any) -> Planning:
